@@ -1,0 +1,28 @@
+"""A target: the engine and the hardware limits that a variant is compiled for and measured on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
+
+
+class Target(BaseModel):
+    """A row of ``recipes/targets/``.
+
+    ``isa`` names the instruction set that INT8 graphs are lowered for: x86 with VNNI takes unsigned 8-bit
+    activations, x86 without it needs saturation-safe ranges, ARM and TensorRT take signed ones. ``auto`` reads the
+    host's flags.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = ""
+    engine: EngineName
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(default=2, ge=1, le=1024, description="intra-op threads of each component's engine")
+    isa: Literal["auto", "x86-vnni", "x86", "arm", "cuda"] = "auto"
+    memory_mb: int | None = Field(default=None, ge=1, description="RAM of the device, in MiB")

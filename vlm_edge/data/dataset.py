@@ -1,0 +1,40 @@
+"""What a data set is to the rest of the package: samples, a task kind and a digest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["calibration", "train", "test"]
+TaskKind = Literal["vqa", "classification"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image, or one image with its class.
+
+    ``answers`` holds every annotator's answer (VQA), or the class label (classification). ``slices`` names the groups
+    that the report breaks the score down by (``color``, ``yes/no`` ...).
+    """
+
+    id: str
+    image: Path
+    text: str
+    answers: tuple[str, ...]
+    slices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split of a data set, in a fixed order. ``digest`` covers the manifest, the split and the source's content."""
+
+    name: str
+    kind: TaskKind
+    split: Split
+    samples: tuple[Sample, ...]
+    digest: str
+    labels: tuple[str, ...] = ()
+    """Candidate classes (classification) in the order of the model's answer; empty for VQA."""
+    prompts: tuple[str, ...] = ()
+    """Prompt templates with ``{}`` for the label (classification)."""

@@ -1,0 +1,137 @@
+"""The pipeline manifest: everything but the weights that the runtime needs, as data (``manifest.json``).
+
+A GRAPHS artifact and an ENGINE artifact hold the same manifest; ``engine`` is filled in by the compile stage.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlm_edge.errors import VlmEdgeError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT: Literal[1] = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Frozen):
+    """One input or output of a component. A string in ``shape`` is the name of a dynamic dimension."""
+
+    dtype: Literal["float32", "float16", "int64", "int32", "bool", "uint8", "int8"]
+    shape: tuple[int | str, ...]
+
+
+class Component(_Frozen):
+    """One graph: its file (relative to the manifest) and its tensors, in order."""
+
+    file: str
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+class ImageProcessing(_Frozen):
+    """RGB image -> ``pixel_values`` (batch, 3, height, width) float32, as transformers' PIL image processors do.
+
+    Order: resize (PIL filter number in ``resample``), centre crop, rescale by ``rescale_factor``, (x - mean) / std.
+    With ``shortest_edge`` the shorter side is resized to it keeping the aspect; else ``height`` x ``width`` exactly.
+    ``height`` and ``width`` are always the final size.
+    """
+
+    height: int
+    width: int
+    shortest_edge: int | None = None
+    resample: int = 3
+    center_crop: bool = False
+    rescale_factor: float = 1 / 255
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class TextProcessing(_Frozen):
+    """Text -> ``input_ids`` and ``attention_mask`` (batch, tokens) int64, through ``tokenizer.json`` (tokenizers).
+
+    ``pad_to``: always pad to this many tokens (fixed shapes are faster), or None to pad to the longest of a batch.
+    """
+
+    tokenizer: str = "tokenizer.json"
+    pad_token_id: int
+    max_length: int
+    pad_to: int | None = None
+
+
+class Generation(_Frozen):
+    """Greedy decoding of the ``decoder`` component.
+
+    The decoder is one graph for prefill and step: ``input_ids`` (batch, new), ``past_key_values.{layer}.key|value``
+    (batch, heads, past, head_dim) with past = 0 at the first call, and the cross-attention's cache
+    ``cross_key_values.{layer}.key|value`` that ``text_encoder`` puts out; it gives ``logits`` (batch, new, vocab) and
+    ``present.{layer}.key|value``.
+    """
+
+    start_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    max_new_tokens: int = Field(ge=1)
+
+
+class EngineInfo(_Frozen):
+    """What the compile stage chose for the target; ``options`` are the engine's own (session options, plan flags)."""
+
+    name: Literal["onnxruntime", "openvino", "tensorrt"]
+    version: str
+    threads: int
+    options: dict[str, str | int | float | bool] = {}
+
+
+class PipelineManifest(_Frozen):
+    """``manifest.json``. ``pipeline`` names the class in ``vlm_edge.runtime`` that composes the components."""
+
+    format: Literal[1] = FORMAT
+    family: str
+    pipeline: Literal["vqa", "dual_encoder"]
+    components: dict[str, Component]
+    image: ImageProcessing
+    text: TextProcessing
+    generation: Generation | None = None
+    logit_scale: float | None = None
+    precision: dict[str, str] = {}
+    engine: EngineInfo | None = None
+
+
+def read_manifest(folder: Path) -> PipelineManifest:
+    """Read ``folder/manifest.json``.
+
+    Raises:
+        VlmEdgeError: it is missing, not JSON, of another format, or names a component file that is not there.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise VlmEdgeError(
+            f"{folder}: no {MANIFEST_NAME}, so this is no exported model",
+            "give the folder that `vlm-edge export` or `vlm-edge compile` wrote",
+        )
+    try:
+        manifest = PipelineManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise VlmEdgeError(
+            f"{path}: {place}: {first['msg']}", "write it again with this version's `vlm-edge export`"
+        ) from error
+    for name, component in manifest.components.items():
+        if not (folder / component.file).is_file():
+            raise VlmEdgeError(f"{path}: components.{name}: no file {component.file}", "export or compile it again")
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: PipelineManifest) -> None:
+    """Write ``folder/manifest.json`` with stable key order."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=False)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
