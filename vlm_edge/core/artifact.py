@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -35,19 +36,38 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_folder(folder: Path) -> str:
+# A model card or a training log says something about a checkpoint, and is no part of it.
+NOT_CONTENT = frozenset({".md", ".jsonl", ".gitattributes"})
+
+
+def digest_folder(folder: Path, ignore: frozenset[str] = frozenset()) -> str:
     """Hex sha256 over every file's relative POSIX path and content digest, in sorted order.
+
+    Args:
+        folder: the folder; its own name is no part of the digest.
+        ignore: suffixes of files that are left out.
 
     Raises:
         VlmEdgeError: the folder is missing or holds no file.
     """
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in _content(folder, ignore))
     if not files:
         raise VlmEdgeError(f"{folder}: no such folder, or it holds no file")
     total = hashlib.sha256()
     for name, path in files:
         total.update(f"{digest_file(path)}  {name}\n".encode())
     return total.hexdigest()
+
+
+def _content(folder: Path, ignore: frozenset[str]) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.suffix not in ignore and path.name not in ignore:
+            yield path
+
+
+def checkpoint_artifact(folder: Path) -> Artifact:
+    """A checkpoint folder as an artifact; its model card and logs don't count."""
+    return Artifact(ArtifactKind.CHECKPOINT, digest_folder(folder, NOT_CONTENT), folder)
 
 
 def folder_size_bytes(folder: Path) -> int:

@@ -1,0 +1,337 @@
+"""A recipe: what to compress, for which target, within which budgets, and the ladder of stages to try.
+
+:func:`read_recipe` checks the whole file before anything runs and reports every fault at once, each with its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vlm_edge.core.budget import Budgets
+from vlm_edge.core.names import near
+from vlm_edge.core.stage import Level, StageConfig, StageSpec, TaskSpec
+from vlm_edge.core.target import Target
+from vlm_edge.errors import RecipeError, VlmEdgeError
+
+
+class OnMiss(StrEnum):
+    """What a missed budget after a stage does: go on, end the run there, or leave the stage out and go on."""
+
+    CONTINUE = "continue"
+    STOP = "stop"
+    DROP = "drop"
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+RunMode = Literal["all", "until-met"]
+_KEYS = ("name", "model", "task", "target", "budgets", "stages", "run", "seed")
+_REQUIRED = ("name", "model", "task", "target", "stages")
+_STAGE_KEYS = ("budgets", "waive", "on_miss")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One line of ``stages:``. ``name`` is the variant that the ladder reaches with it, unique in the recipe."""
+
+    name: str
+    stage: str
+    level: Level
+    config: StageConfig
+    budgets: Budgets
+    on_miss: OnMiss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. ``path`` is the file it came from; ``budgets`` of each entry are already resolved."""
+
+    path: Path
+    name: str
+    model: str
+    task: TaskSpec
+    target: Target
+    budgets: Budgets
+    stages: tuple[StageEntry, ...]
+    run: RunMode
+    seed: int
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that was decided, defaults included, as JSON."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "task": {"kind": self.task.kind, "data": self.task.data.name},
+            "target": self.target.model_dump(mode="json"),
+            "budgets": self.budgets.model_dump(mode="json", exclude_none=True),
+            "stages": [
+                {
+                    "name": entry.name,
+                    "stage": entry.stage,
+                    "config": entry.config.model_dump(mode="json"),
+                    "budgets": entry.budgets.model_dump(mode="json", exclude_none=True),
+                    "on_miss": entry.on_miss.value,
+                }
+                for entry in self.stages
+            ],
+            "run": self.run,
+            "seed": self.seed,
+        }
+
+
+class _Faults:
+    """Collects faults with their places."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.found: list[str] = []
+
+    def add(self, place: str, message: str) -> None:
+        self.found.append(f"{self.file}: {place}: {message}" if place else f"{self.file}: {message}")
+
+    def validate(self, model: type[_Model], value: Any, place: str) -> _Model | None:
+        """``value`` as ``model``, or None with every fault noted."""
+        try:
+            return model.model_validate({} if value is None else value)
+        except ValidationError as error:
+            for fault in error.errors():
+                path = ".".join(str(part) for part in fault["loc"])
+                where = f"{place}.{path}" if path else place
+                self.add(where, _explain(fault, model))
+            return None
+
+
+def _explain(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """Pydantic's fault in the words of a recipe's reader."""
+    if fault["type"] == "extra_forbidden":
+        owner: Any = model
+        for part in fault["loc"][:-1]:
+            owner = _field_model(owner, part)
+        known = list(getattr(owner, "model_fields", {}))
+        return f"unknown key; {near(str(fault['loc'][-1]), known)}"
+    if fault["type"] == "missing":
+        return "missing"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+
+
+def _field_model(owner: Any, part: Any) -> Any:
+    """The model of one field of ``owner``, through Optional, or None."""
+    field = getattr(owner, "model_fields", {}).get(part)
+    if field is None:
+        return None
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def read_recipe(path: Path, stages: Mapping[str, StageSpec], *, shipped: Path | None = None) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the YAML file. Relative paths in it are looked up beside it, beside its parent folder, and in the working
+            folder.
+        stages: the table of stages.
+        shipped: folder with the ``recipes/`` and ``calibration/`` that come with the package.
+
+    Raises:
+        VlmEdgeError: the file is missing or unreadable.
+        RecipeError: it has faults; all of them are listed.
+    """
+    raw = _load_yaml(path)
+    faults = _Faults(path.name)
+    if not isinstance(raw, dict):
+        raise RecipeError([f"{path.name}: a recipe is a mapping with the keys {', '.join(_KEYS)}"])
+    for key in raw:
+        if key not in _KEYS:
+            faults.add(str(key), f"unknown key; {near(str(key), _KEYS)}")
+    for key in _REQUIRED:
+        if raw.get(key) in (None, "", [], {}):
+            faults.add(key, "missing")
+    roots = [path.parent, path.parent.parent, Path.cwd(), *([shipped] if shipped else [])]
+    name = _check_name(raw.get("name"), faults)
+    model = _check_model(raw.get("model"), roots, faults)
+    task = _check_task(raw.get("task"), roots, faults)
+    target = _check_target(raw.get("target"), roots, faults)
+    budgets = faults.validate(Budgets, raw.get("budgets"), "budgets") or Budgets()
+    entries = _check_stages(raw.get("stages"), stages, budgets, faults)
+    run = raw.get("run", "all")
+    if run not in get_args(RunMode):
+        faults.add("run", f"{run!r} is neither 'all' nor 'until-met'")
+    seed = raw.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        faults.add("seed", f"a whole number from 0 to 2**32 - 1 (got {seed!r})")
+    if faults.found or task is None or target is None:
+        raise RecipeError(faults.found, f"mend it, then run `vlm-edge check {path}`; docs/recipe.md lists every key")
+    return Recipe(path, name, model, task, target, budgets, tuple(entries), run, seed)
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError as error:
+        raise VlmEdgeError(f"{path}: no such recipe", "write one with `vlm-edge init`") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise VlmEdgeError(f"{path}: can't be read: {error}", "a recipe is a YAML text file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise RecipeError([f"{path.name}{place}: not YAML: {problem}"]) from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses a key written twice (YAML 1.2, section 3.2.1.3)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} is written twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _check_name(name: Any, faults: _Faults) -> str:
+    if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
+        faults.add("name", f"{name!r} can't name a folder: letters, digits, '.', '_' and '-'")
+    return str(name)
+
+
+def _check_model(model: Any, roots: list[Path], faults: _Faults) -> str:
+    """A zoo name or Hub id as it is; a path that exists beside the recipe, made absolute."""
+    if model is not None and not isinstance(model, str):
+        faults.add("model", f"a zoo name, a folder or a Hub id (got {model!r})")
+    if not isinstance(model, str) or model.startswith("zoo:"):
+        return str(model)
+    found = _look_up(model, roots)
+    return str(found) if found is not None and found.is_dir() else model
+
+
+def _look_up(reference: str, roots: list[Path]) -> Path | None:
+    """The first of ``roots`` under which the path exists, resolved; None when there is none."""
+    return next(((root / reference).resolve() for root in roots if (root / reference).exists()), None)
+
+
+def _check_task(value: Any, roots: list[Path], faults: _Faults) -> TaskSpec | None:
+    if value is None:
+        return None
+    task = faults.validate(TaskSpec, value, "task")
+    if task is None:
+        return None
+    found = _look_up(str(task.data), roots)
+    if found is None or not found.is_file():
+        faults.add("task.data", f"no file {task.data}")
+        return None
+    return task.model_copy(update={"data": found})
+
+
+def _check_target(value: Any, roots: list[Path], faults: _Faults) -> Target | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return faults.validate(Target, value, "target")
+    if not isinstance(value, str):
+        faults.add("target", f"a name of recipes/targets/, a file, or a mapping (got {value!r})")
+        return None
+    try:
+        return read_target(value, roots)
+    except RecipeError as error:
+        faults.found.extend(error.faults)
+    except VlmEdgeError as error:
+        faults.add("target", error.message)
+    return None
+
+
+def read_target(name: str, roots: list[Path]) -> Target:
+    """A target by name (``targets/NAME.yaml`` or ``recipes/targets/NAME.yaml`` under one of ``roots``) or by file."""
+    folders = [root / sub for root in roots for sub in ("targets", "recipes/targets")]
+    candidates = [folder / f"{name}.yaml" for folder in folders]
+    if name.endswith((".yaml", ".yml")):
+        candidates = [root / name for root in roots]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        known = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+        raise VlmEdgeError(f"unknown target {name!r}; {near(name, known)}", "recipes/targets/ lists the targets")
+    faults = _Faults(f"targets/{file.name}")
+    target = faults.validate(Target, _load_yaml(file), "")
+    if target is None:
+        raise RecipeError(faults.found)
+    return target
+
+
+def _check_stages(value: Any, table: Mapping[str, StageSpec], budgets: Budgets, faults: _Faults) -> list[StageEntry]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        faults.add("stages", "a list, one stage a line, such as `- quantize: {}`")
+        return []
+    entries: list[StageEntry] = []
+    for index, item in enumerate(value):
+        place = f"stages[{index}]"
+        if isinstance(item, str):
+            item = {item: {}}
+        if not isinstance(item, dict) or len(item) != 1:
+            faults.add(place, f"one stage with its settings, such as `- quantize: {{}}` (got {item!r})")
+            continue
+        ((stage, settings),) = item.items()
+        if stage not in table:
+            faults.add(place, f"unknown stage {stage!r}; {near(str(stage), table)}")
+            continue
+        entry = _check_entry(table[stage], settings, f"{place}.{stage}", budgets, faults)
+        if entry is not None:
+            entries.append(_unique(entry, entries))
+    _check_order(entries, faults)
+    return entries
+
+
+def _check_entry(spec: StageSpec, settings: Any, place: str, budgets: Budgets, faults: _Faults) -> StageEntry | None:
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        faults.add(place, f"a mapping of settings (got {settings!r})")
+        return None
+    own = faults.validate(Budgets, settings.get("budgets"), f"{place}.budgets")
+    on_miss = settings.get("on_miss", OnMiss.CONTINUE.value)
+    if on_miss not in list(OnMiss):
+        faults.add(f"{place}.on_miss", f"unknown {on_miss!r}; {near(str(on_miss), [miss.value for miss in OnMiss])}")
+        own = None
+    waived = settings.get("waive", [])
+    if not isinstance(waived, list) or any(group not in Budgets.model_fields for group in waived):
+        faults.add(f"{place}.waive", f"a list of {', '.join(Budgets.model_fields)} (got {waived!r})")
+        own = None
+    rest = {key: setting for key, setting in settings.items() if key not in _STAGE_KEYS}
+    config = faults.validate(spec.config, rest, place)
+    if own is None or config is None:
+        return None
+    kept = budgets.overridden(own).model_copy(update=dict.fromkeys(waived))
+    return StageEntry(spec.name, spec.name, spec.level, config, kept, OnMiss(on_miss))
+
+
+def _unique(entry: StageEntry, before: list[StageEntry]) -> StageEntry:
+    """The entry with a variant name of its own: the stage's, or with a number from the second on."""
+    count = sum(other.stage == entry.stage for other in before)
+    name = entry.stage if count == 0 else f"{entry.stage}-{count + 1}"
+    return StageEntry(name, entry.stage, entry.level, entry.config, entry.budgets, entry.on_miss)
+
+
+def _check_order(entries: list[StageEntry], faults: _Faults) -> None:
+    """Export lowers a checkpoint once, and nothing lowers further after compile."""
+    for stage in ("export", "compile"):
+        if sum(entry.stage == stage for entry in entries) > 1:
+            faults.add("stages", f"{stage} is listed twice; a variant is lowered by one {stage}")
+    graph = [entry.stage for entry in entries if entry.level is Level.GRAPH]
+    if "export" in graph[1:]:
+        faults.add("stages", f"export comes after {graph[0]}, which works on exported graphs: list export first")
+    if "compile" in graph[:-1]:
+        faults.add("stages", f"{graph[graph.index('compile') + 1]} comes after compile: list compile last")

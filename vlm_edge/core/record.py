@@ -1,0 +1,88 @@
+"""The run record, ``runs/NAME/run.json``: every variant with its artifacts, measurements and verdicts.
+
+The format is described in docs/run-record.md; ``format`` is raised when a reader of the old one would misread it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm_edge.core.budget import Judgement, Verdict
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.errors import VlmEdgeError
+
+RECORD_NAME = "run.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageRun(_Record):
+    """One stage on the way to a variant. ``implied`` marks one that the recipe doesn't list at this point."""
+
+    stage: str
+    config: dict[str, Any]
+    key: str
+    digest: str
+    kind: str
+    cached: bool
+    implied: bool
+    wall_s: float
+    facts: dict[str, Any] = {}
+
+
+class VariantRecord(_Record):
+    """One point on the ladder; the first is the FP32 baseline.
+
+    ``artifacts`` maps the artifact kind to a digest; ``skipped`` lists samples left out of the accuracy, with why;
+    ``dropped`` marks a variant whose last stage was left out of what follows (``on_miss: drop``).
+    """
+
+    name: str
+    stages: list[str]
+    runs: list[StageRun]
+    artifacts: dict[str, str]
+    measurements: list[Measurement]
+    verdicts: list[Judgement]
+    verdict: Verdict
+    unmeasured: str | None = None
+    skipped: list[dict[str, str]] = []
+    dropped: bool = False
+
+
+class RunRecord(_Record):
+    """What one run of a recipe gave. ``best`` names the fastest variant that met every budget, or is null."""
+
+    format: Literal[1] = 1
+    name: str
+    verdict: Verdict
+    decided_by: str
+    best: str | None
+    variants: list[VariantRecord]
+    recipe: dict[str, Any]
+    host: dict[str, Any]
+    versions: dict[str, str]
+    seed: int
+    started: str
+    wall_s: float
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a run record from a file, or from a run's folder.
+
+    Raises:
+        VlmEdgeError: no such file, or it is not a run record of this format.
+    """
+    file = path / RECORD_NAME if path.is_dir() else path
+    try:
+        return RunRecord.model_validate_json(file.read_bytes())
+    except FileNotFoundError as error:
+        raise VlmEdgeError(f"{file}: no run record", "give a run's folder, such as runs/quickstart") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise VlmEdgeError(f"{file}: {place}: {first['msg']}", "run the recipe again with this version") from error
