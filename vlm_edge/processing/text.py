@@ -1,0 +1,64 @@
+"""Text to token ids and back, through ``tokenizer.json``, without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import TextProcessing
+
+Ids = NDArray[np.int64]
+
+
+class TextEncoder:
+    """Encodes as the model's transformers tokenizer does: special tokens added, cut at ``max_length``, padded right.
+
+    Args:
+        folder: where ``spec.tokenizer`` lies.
+        spec: padding and length; texts longer than ``pad_to`` are cut there too.
+
+    Raises:
+        VlmEdgeError: the tokenizer file is missing or no ``tokenizer.json``.
+    """
+
+    def __init__(self, folder: Path, spec: TextProcessing) -> None:
+        self.spec = spec
+        self._tokenizer = _read_tokenizer(folder / spec.tokenizer)
+        self._tokenizer.no_padding()
+        length = spec.max_length if spec.pad_to is None else min(spec.max_length, spec.pad_to)
+        self._tokenizer.enable_truncation(length)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+        """Texts -> ``input_ids`` and ``attention_mask``, each (texts, tokens) int64; the mask is 0 at padding."""
+        if len(texts) == 1:
+            rows = [self._tokenizer.encode(texts[0]).ids]
+        else:
+            rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        lengths = [len(row) for row in rows]
+        tokens = self.spec.pad_to or max(lengths, default=0)
+        padding = self.spec.pad_token_id
+        input_ids = np.array([row + [padding] * (tokens - len(row)) for row in rows], np.int64)
+        attention_mask = np.arange(tokens) < np.array(lengths, np.int64).reshape(-1, 1)
+        return input_ids.reshape(len(rows), tokens), attention_mask.astype(np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids -> text, special tokens left out, no space at either end."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    if not path.is_file():
+        raise VlmEdgeError(f"{path}: no such tokenizer file", "export the model again, or copy the whole folder")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise VlmEdgeError(f"{path}: not JSON: {error}", "export the model again, or copy the whole folder") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise VlmEdgeError(f"{path}: JSON without a tokenizer's `model`", "give a tokenizer.json of `tokenizers`")
+    return Tokenizer.from_file(str(path))
