@@ -1,0 +1,80 @@
+"""The easy-VQA data set (Victor Zhou, MIT): 64x64 images of one coloured shape, with questions.
+
+``{part}/questions.json`` is a list of [question, answer, image number]; the images are ``{part}/images/{number}.png``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from vlm_edge.data.dataset import Sample
+from vlm_edge.data.manifest import DatasetManifest
+from vlm_edge.errors import VlmEdgeError
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+
+
+def read_easy_vqa(manifest: DatasetManifest, folder: Path) -> list[Sample]:
+    """Every question of a part (``kind: vqa``), or every image whose class the answers tell (``classification``)."""
+    questions = _questions(folder)
+    if manifest.kind == "classification":
+        return _classes(manifest, folder, questions)
+    return [
+        _sample(folder, number, index, question, answer)
+        for number, asked in questions.items()
+        for index, (question, answer) in enumerate(asked)
+    ]
+
+
+def implied_attributes(questions: list[tuple[str, str]]) -> tuple[str | None, str | None]:
+    """(colour, shape) of the one shape in an image, as far as its questions and answers tell them.
+
+    An answer that is a colour or a shape tells it, and so does the colour or shape that "what is the ... shape?" names;
+    "is there a red shape?" tells red when the answer is yes, "is there not a red shape?" when it is no.
+    """
+    told: set[str] = set()
+    for question, answer in questions:
+        words = question.rstrip("?").split()
+        named = {word for word in words if word in SHAPES or word in COLORS}
+        if answer not in ("yes", "no"):
+            told |= named | {answer}
+        elif (answer == "yes") != ("not" in words or "no" in words):
+            told |= named
+    return _only(told.intersection(COLORS)), _only(told.intersection(SHAPES))
+
+
+def _only(told: set[str]) -> str | None:
+    return next(iter(told)) if len(told) == 1 else None
+
+
+def _questions(folder: Path) -> dict[int, list[tuple[str, str]]]:
+    """(question, answer) of every image, both in the order of the file."""
+    path = folder / "questions.json"
+    try:
+        rows = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise VlmEdgeError(f"{path}: cannot read easy-VQA's questions: {error}", "reinstall easy-vqa") from error
+    grouped: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for question, answer, number in rows:
+        grouped[number].append((question, answer))
+    return dict(grouped)
+
+
+def _sample(folder: Path, number: int, index: int, question: str, answer: str) -> Sample:
+    kind = "yes/no" if answer in ("yes", "no") else "color" if answer in COLORS else "shape"
+    image = folder / "images" / f"{number}.png"
+    return Sample(f"{folder.name}/{number}#{index}", image, question, (answer,), (kind,))
+
+
+def _classes(manifest: DatasetManifest, folder: Path, questions: dict[int, list[tuple[str, str]]]) -> list[Sample]:
+    samples = []
+    for number, asked in questions.items():
+        color, shape = implied_attributes(asked)
+        label = f"{color} {shape}"
+        if color is not None and shape is not None and label in manifest.labels:
+            image = folder / "images" / f"{number}.png"
+            samples.append(Sample(f"{folder.name}/{number}", image, "", (label,), (shape,)))
+    return samples
