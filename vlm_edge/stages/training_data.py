@@ -24,6 +24,7 @@ from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Sample, Split
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family, TrainingBatch
+from vlm_edge.numerics.losses import IGNORED
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import ImageProcessing
 
@@ -81,8 +82,8 @@ class TrainingSet:
     """Images and the questions about them.
 
     ``questions`` holds all questions, tokenized and padded to one length, with ``image_index`` pointing into
-    ``images`` and no pixels; ``rows`` lists each image's rows of it. ``pixels`` holds uint8 (3, height, width) rows:
-    resized and cropped, not yet normalised, which is exact because the resize of an 8-bit image gives 8 bits.
+    ``images`` and no pixels; ``rows`` lists each image's rows of it. ``pixels`` holds uint8 (height, width, 3)
+    rows, resized and cropped but not normalised: a quarter of the size, and exact, since the resize gives 8 bits.
     """
 
     images: tuple[Path, ...]
@@ -100,10 +101,7 @@ class TrainingSet:
 
     def pixel_values(self, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """(len(images), 3, height, width) float32, normalised as the model wants it."""
-        spec = self.image_processing
-        raw = torch.from_numpy(self.pixels[images]).float()
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (spec.mean, spec.std))
-        return (raw * spec.rescale_factor - mean) / std
+        return torch.from_numpy(preprocess(list(self.pixels[images]), self.image_processing))
 
     def batch(
         self,
@@ -118,10 +116,10 @@ class TrainingSet:
         ``pixels=False`` leaves ``pixel_values`` (0, 3, height, width), for trainings on cached image features.
         """
         chosen, index = [], []
+        generator = rng if rng is not None else np.random.default_rng(0)
         for position, image in enumerate(images):
             rows = self.rows[int(image)]
             if questions_per_image is not None and len(rows) > questions_per_image:
-                generator = rng if rng is not None else np.random.default_rng(0)
                 rows = np.sort(generator.choice(rows, questions_per_image, replace=False))
             chosen.append(rows)
             index.append(np.full(len(rows), position, dtype=np.int64))
@@ -131,18 +129,25 @@ class TrainingSet:
 
 
 def _select(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
-    """The questions ``rows``, without the columns that are padding in all of them."""
-    mask = batch.attention_mask[rows]
-    used = mask.any(dim=0).nonzero().flatten()
-    columns = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(None)
-    selected = replace(batch, input_ids=batch.input_ids[rows][:, columns], attention_mask=mask[:, columns])
-    if batch.labels is not None and batch.decoder_input_ids is not None:
-        labels = batch.labels[rows]
-        wanted = (labels != -100).any(dim=0).nonzero().flatten()
-        last = int(wanted[-1]) + 1 if len(wanted) else labels.shape[1]
-        decoder = batch.decoder_input_ids[rows][:, :last]
-        selected = replace(selected, labels=labels[:, :last], decoder_input_ids=decoder)
-    return selected
+    """The questions ``rows``; columns that are padding in all of them are cut off. Candidates' prompts stay whole."""
+    if batch.decoder_input_ids is None or batch.labels is None:
+        return replace(batch, labels=None if batch.labels is None else batch.labels[rows])
+    mask, labels = batch.attention_mask[rows], batch.labels[rows]
+    tokens = _used(mask == 1)
+    answers = slice(0, _used(labels != IGNORED).stop)
+    return replace(
+        batch,
+        input_ids=batch.input_ids[rows][:, tokens],
+        attention_mask=mask[:, tokens],
+        decoder_input_ids=batch.decoder_input_ids[rows][:, answers],
+        labels=labels[:, answers],
+    )
+
+
+def _used(mask: Tensor) -> slice:
+    """The columns from the first to the last that hold a true value."""
+    columns = mask.any(dim=0).nonzero().flatten()
+    return slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, mask.shape[1])
 
 
 def load_training_set(
@@ -165,7 +170,7 @@ def load_training_set(
     dataset = load_dataset(task.data, split, limit=limit)
     spec = family.image_processing(checkpoint)
     paths = tuple(dict.fromkeys(sample.image for sample in dataset.samples))
-    pixels, bad = _cache_pixels(paths, spec, work.scratch / f"pixels-{dataset.digest[:16]}-{split}", work)
+    pixels, bad = _cache_pixels(paths, spec, work.scratch / f"pixels-{dataset.digest[:16]}", work)
     if bad:
         work.facts["skipped_images"] = bad
     if len(bad) > MAX_BAD_FRACTION * len(paths):
@@ -180,7 +185,9 @@ def load_training_set(
         raise VlmEdgeError(f"{task.data}: the {split} split of {dataset.name} is empty")
     index = np.array([rows[sample.image] for sample in samples], dtype=np.int64)
     empty = torch.zeros((0, 3, spec.height, spec.width))
-    questions = family.collate(samples, empty, torch.from_numpy(index), checkpoint)
+    questions = family.collate(
+        samples, empty, torch.from_numpy(index), checkpoint, labels=dataset.labels, prompts=dataset.prompts
+    )
     counts = np.bincount(index, minlength=len(paths))
     by_image = np.split(np.argsort(index, kind="stable"), np.cumsum(counts)[:-1])
     return TrainingSet(paths, pixels, spec, questions, tuple(by_image), samples)
@@ -195,11 +202,11 @@ def _cache_pixels(
     bad: dict[str, str] = json.loads(record.read_bytes()) if record.is_file() else {}
 
     def compute(rows: range) -> NDArray[Any]:
-        pixels = np.zeros((len(rows), 3, spec.height, spec.width), dtype=np.uint8)
+        pixels = np.zeros((len(rows), spec.height, spec.width, 3), dtype=np.uint8)
         known = len(bad)
         for position, row in enumerate(rows):
             try:
-                pixels[position] = np.rint(preprocess([read_image(paths[row])], raw)[0])
+                pixels[position] = preprocess([read_image(paths[row])], raw)[0].transpose(1, 2, 0)
             except VlmEdgeError as error:
                 bad[str(paths[row])] = str(error)
         if len(bad) > known:
