@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -132,7 +132,14 @@ def _field_model(owner: Any, part: Any) -> Any:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
-def read_recipe(path: Path, stages: Mapping[str, StageSpec], *, shipped: Path | None = None) -> Recipe:
+def read_recipe(
+    path: Path,
+    stages: Mapping[str, StageSpec],
+    *,
+    shipped: Path | None = None,
+    check_model: Callable[[str], object] | None = None,
+    check_task: Callable[[TaskSpec], object] | None = None,
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -140,6 +147,8 @@ def read_recipe(path: Path, stages: Mapping[str, StageSpec], *, shipped: Path | 
             folder.
         stages: the table of stages.
         shipped: folder with the ``recipes/`` and ``calibration/`` that come with the package.
+        check_model: raises VlmEdgeError for a model that can't be used.
+        check_task: raises VlmEdgeError for a task whose data manifest can't be used.
 
     Raises:
         VlmEdgeError: the file is missing or unreadable.
@@ -159,6 +168,10 @@ def read_recipe(path: Path, stages: Mapping[str, StageSpec], *, shipped: Path | 
     name = _check_name(raw.get("name"), faults)
     model = _check_model(raw.get("model"), roots, faults)
     task = _check_task(raw.get("task"), roots, faults)
+    if raw.get("model") and check_model is not None:
+        _try(check_model, model, "model", faults)
+    if task is not None and check_task is not None:
+        _try(check_task, task, "task.data", faults)
     target = _check_target(raw.get("target"), roots, faults)
     budgets = faults.validate(Budgets, raw.get("budgets"), "budgets") or Budgets()
     entries = _check_stages(raw.get("stages"), stages, budgets, faults)
@@ -201,6 +214,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _try(check: Callable[[Any], object], value: Any, place: str, faults: _Faults) -> None:
+    """Note what ``check`` has against ``value``."""
+    try:
+        check(value)
+    except RecipeError as error:
+        faults.found.extend(error.faults)
+    except VlmEdgeError as error:
+        faults.add(place, f"{error.message} ({error.hint})" if error.hint else error.message)
 
 
 def _check_name(name: Any, faults: _Faults) -> str:

@@ -70,6 +70,12 @@ class RunRecord(_Record):
     started: str
     wall_s: float
 
+    def digests(self) -> set[str]:
+        """Every artifact that a variant consists of or was made from."""
+        return {digest for variant in self.variants for digest in variant.artifacts.values()} | {
+            run.digest for variant in self.variants for run in variant.runs
+        }
+
 
 def read_record(path: Path) -> RunRecord:
     """Read a run record from a file, or from a run's folder.

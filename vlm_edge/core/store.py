@@ -107,7 +107,7 @@ class Store:
         if record is None:
             return None
         folder = self.objects / record.digest
-        if not folder.is_dir() or digest_folder(folder) != record.digest:
+        if not _intact(folder, record.digest):
             (self.keys / f"{key}.json").unlink(missing_ok=True)
             if folder.is_dir():
                 _remove(folder)
@@ -136,7 +136,7 @@ class Store:
             if path.is_file():
                 _sync(path)
                 path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-        if folder.exists() and digest_folder(folder) == digest:
+        if _intact(folder, digest):
             _remove(out)
         else:
             if folder.exists():
@@ -195,7 +195,7 @@ class Store:
                 _remove(path)
             for path in measurements:
                 path.unlink(missing_ok=True)
-        names = tuple(tuple(path.name for path in paths) for paths in (artifacts, measurements, scratch))
+        names = tuple(tuple(path.stem for path in paths) for paths in (artifacts, measurements, scratch))
         return Garbage(names[0], names[1], names[2], size)
 
     def _read_record(self, path: Path) -> StageRecord | None:
@@ -217,6 +217,14 @@ class Store:
             except BlockingIOError:
                 return True
             return False
+
+
+def _intact(folder: Path, digest: str) -> bool:
+    """Whether the folder is there and holds what its digest says."""
+    try:
+        return digest_folder(folder) == digest
+    except VlmEdgeError:  # missing, or emptied
+        return False
 
 
 def _sync(path: Path) -> None:

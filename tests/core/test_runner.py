@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_toolbox import Evaluators, toy_toolbox, write_recipe
+
+from vlm_edge.core.budget import Verdict
+from vlm_edge.core.recipe import read_recipe
+from vlm_edge.core.record import RunRecord, read_record
+from vlm_edge.core.runner import Runner
+from vlm_edge.core.stage import SilentProgress
+from vlm_edge.core.store import Store
+from vlm_edge.errors import VlmEdgeError
+
+
+class Bench:
+    """A folder with a model, a recipe and a store; ``run`` runs the recipe with changes and logs what ran."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "model"
+        self.model.mkdir()
+        (self.model / "model.txt").write_text("dense\n")
+        self.evaluators_missing: str | None = None
+        self.drop: set[str] = set()
+        self.log: list[str] = []
+
+    def runner(self, **changes: Any) -> Runner:
+        toolbox, self.log = toy_toolbox(self.model)
+        assert isinstance(toolbox.evaluators, Evaluators)
+        toolbox.evaluators.missing, toolbox.evaluators.drop = self.evaluators_missing, self.drop
+        recipe = read_recipe(write_recipe(self.folder, **changes), toolbox.stages)
+        return Runner(recipe, toolbox, Store(self.folder / "store"), SilentProgress())
+
+    def run(self, **changes: Any) -> RunRecord:
+        return self.runner(**changes).run(self.folder / "runs")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def model_of(bench: Bench, record: RunRecord, variant: str) -> list[str]:
+    artifacts = next(v for v in record.variants if v.name == variant).artifacts
+    return (bench.folder / "store" / "objects" / artifacts["engine"] / "model.txt").read_text().split()
+
+
+def test_a_model_level_stage_is_lowered_again_by_every_graph_stage_so_far(bench: Bench) -> None:
+    record = bench.run()
+    assert [v.name for v in record.variants] == ["baseline", "quantize", "prune", "compile"]
+    assert model_of(bench, record, "baseline") == ["dense", "export(1)", "compile(1)"]
+    assert model_of(bench, record, "prune") == ["dense", "prune(0.5)", "export(1)", "quantize(1)", "compile(1)"]
+    assert record.verdict is Verdict.PASS
+    assert record.best == "compile"
+    assert (bench.folder / "runs" / "toy" / "bundle" / "model.txt").read_text().split()[-1] == "compile(1)"
+    assert read_record(bench.folder / "runs" / "toy") == record
+
+
+def test_the_second_run_does_nothing_and_gives_the_same(bench: Bench) -> None:
+    first = bench.run()
+    second = bench.run()
+    assert bench.log == []
+    assert [v.artifacts for v in second.variants] == [v.artifacts for v in first.variants]
+    assert [v.measurements for v in second.variants] == [v.measurements for v in first.variants]
+    assert all(run.cached for v in second.variants for run in v.runs)
+
+
+def test_a_changed_budget_recomputes_nothing(bench: Bench) -> None:
+    bench.run()
+    record = bench.run(budgets={"latency": {"p90_speedup": 100000}})
+    assert bench.log == []
+    assert record.verdict is Verdict.FAIL
+    (verdict,) = record.variants[-1].verdicts
+    assert (verdict.budget, verdict.metric, verdict.bound) == (
+        "latency.p90_speedup",
+        "latency_p90_speedup",
+        ">= 100000",
+    )
+    assert verdict.measured is not None
+
+
+def test_a_changed_stage_recomputes_what_follows_from_it_alone(bench: Bench) -> None:
+    bench.run()
+    bench.run(stages=[{"export": {}}, {"quantize": {}}, {"prune": {"strength": 0.25}}, {"compile": {}}])
+    assert [entry for entry in bench.log if entry in ("export", "quantize", "prune")] == ["prune", "export", "quantize"]
+
+
+def test_until_met_stops_at_the_first_variant_that_meets_every_budget(bench: Bench) -> None:
+    record = bench.run(run="until-met", budgets={"latency": {"p90_speedup": 1.5}})
+    assert [v.name for v in record.variants] == ["baseline", "quantize"]
+    assert record.decided_by == "quantize"
+
+
+def test_on_miss_stop_ends_the_run_and_drop_leaves_the_stage_out(bench: Bench) -> None:
+    tight = {"accuracy": {"max_drop_pt": 0.01}}
+    stopped = bench.run(stages=[{"quantize": {"budgets": tight, "on_miss": "stop"}}, {"prune": {}}])
+    assert (stopped.decided_by, stopped.verdict) == ("quantize", Verdict.FAIL)
+    dropped = bench.run(
+        stages=[{"quantize": {"budgets": tight, "on_miss": "drop"}}, {"prune": {}}],
+        budgets={"accuracy": {"max_drop_pt": 1.0}},
+    )
+    assert [v.dropped for v in dropped.variants] == [False, True, False]
+    assert model_of(bench, dropped, "prune") == ["dense", "prune(1)", "export(1)", "compile(1)"]
+    assert dropped.verdict is Verdict.PASS
+
+
+def test_an_engine_that_this_host_lacks_is_not_measured(bench: Bench) -> None:
+    bench.evaluators_missing = "TensorRT: no libnvinfer"
+    record = bench.run()
+    assert record.verdict is Verdict.NOT_MEASURED
+    assert record.variants[-1].unmeasured == "TensorRT: no libnvinfer"
+    assert record.best is None
+    assert all(verdict.verdict is Verdict.NOT_MEASURED for verdict in record.variants[-1].verdicts)
+
+
+def test_a_metric_that_the_evaluation_left_out_is_an_error_not_a_verdict(bench: Bench) -> None:
+    bench.drop = {"accuracy_drop_pt"}
+    with pytest.raises(VlmEdgeError, match="quantize: the evaluation gave no accuracy_drop_pt"):
+        bench.run()
+    assert not (bench.folder / "runs" / "toy" / "run.json").exists()
+
+
+def test_an_interrupted_run_hides_the_record_of_the_run_before_it(bench: Bench) -> None:
+    bench.run()
+    bench.drop = {"latency_p90_speedup"}
+    with pytest.raises(VlmEdgeError):
+        bench.run(stages=[{"prune": {"strength": 3}}])
+    folder = bench.folder / "runs" / "toy"
+    assert not (folder / "run.json").exists()
+    assert json.loads((folder / "run.previous.json").read_text())["verdict"] == "pass"
+
+
+def test_the_plan_says_what_the_store_has(bench: Bench) -> None:
+    assert not any(row.cached for row in bench.runner().planned())
+    assert bench.log == []
+    bench.run()
+    rows = bench.runner().planned()
+    assert all(row.cached for row in rows)
+    assert [(row.variant, row.stage, row.implied) for row in rows[:4]] == [
+        ("baseline", "export", False),
+        ("baseline", "compile", True),
+        ("quantize", "export", False),
+        ("quantize", "quantize", False),
+    ]
+
+
+@pytest.mark.parametrize("stage", ["export", "quantize", "prune", "compile"])
+def test_a_run_killed_in_any_stage_goes_on_to_the_same_artifacts(bench: Bench, tmp_path: Path, stage: str) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    expected = Bench(other).run()
+    write_recipe(bench.folder)
+    script = (
+        "import sys; from pathlib import Path; import toy_toolbox as t\n"
+        "from vlm_edge.core.recipe import read_recipe; from vlm_edge.core.runner import Runner\n"
+        "from vlm_edge.core.stage import SilentProgress; from vlm_edge.core.store import Store\n"
+        f"f = Path({str(bench.folder)!r}); box, _ = t.toy_toolbox(f / 'model')\n"
+        "Runner(read_recipe(f / 'toy.yaml', box.stages), box, Store(f / 'store'), SilentProgress()).run(f / 'runs')\n"
+    )
+    environment = {**os.environ, "KILL_IN": stage, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    store = Store(bench.folder / "store")
+    assert all(store.find(record.key) is not None for record in store.records())
+    assert not (bench.folder / "runs" / "toy" / "run.json").exists()
+    record = bench.run()
+    assert [v.artifacts for v in record.variants] == [v.artifacts for v in expected.variants]
+    assert [v.verdicts for v in record.variants] == [v.verdicts for v in expected.variants]

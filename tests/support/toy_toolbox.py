@@ -1,0 +1,116 @@
+"""A toy toolbox: stages that write text files and evaluators that read numbers out of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.core.artifact import ArtifactKind
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.runner import Toolbox
+from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
+from vlm_edge.core.target import Target
+
+
+class Config(StageConfig):
+    strength: float = 1.0
+    optimize: str = "full"
+
+
+def _stage(name: str, level: Level, output: ArtifactKind, log: list[str]) -> StageSpec:
+    def run(config: Config, inputs: StageInputs, work: StageWork) -> None:
+        log.append(name)
+        text = (inputs.source.path / "model.txt").read_text()
+        (work.out / "model.txt").write_text(f"{text}{name}({config.strength:g})\n")
+        work.facts["steps"] = len(text.splitlines())
+        if os.environ.get("KILL_IN") == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return StageSpec(name, 1, level, Config, output, run, packages=("numpy",))
+
+
+class Evaluators:
+    """Accuracy falls by a tenth of a point and speed doubles with every stage beyond export and compile."""
+
+    version = "toy-1"
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.missing: str | None = None
+        self.drop: set[str] = set()
+
+    def unmeasurable(self, target: Target) -> str | None:
+        return self.missing
+
+    def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
+        self.log.append("accuracy")
+        return {"stages": len((engine / "model.txt").read_text().splitlines()) - 3, "skipped": []}
+
+    def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
+        drop = 0.1 * (candidate["stages"] - baseline["stages"])
+        return self._kept([_measurement("accuracy_drop_pt", drop, 0.05), _measurement("accuracy", 0.99 - drop, 0.001)])
+
+    def latency(
+        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, progress: Progress
+    ) -> list[Measurement]:
+        self.log.append("latency")
+        extra = len((candidate / "model.txt").read_text().splitlines()) - 3
+        return self._kept(
+            [_measurement("latency_p90_ms", 10 / 2**extra, 0), _measurement("latency_p90_speedup", 2**extra, 0.1)]
+        )
+
+    def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
+        return self._kept([_measurement("size_ratio", 0.5, 0)])
+
+    def _kept(self, measurements: list[Measurement]) -> list[Measurement]:
+        return [m for m in measurements if m.metric not in self.drop]
+
+
+def _measurement(metric: str, value: float, half: float) -> Measurement:
+    return Measurement(metric=metric, low=value - half, value=value, high=value + half, n=100, unit="")
+
+
+def toy_toolbox(model: Path) -> tuple[Toolbox, list[str]]:
+    """The toolbox, and the log of what ran."""
+    log: list[str] = []
+    stages = {
+        name: _stage(name, level, output, log)
+        for name, level, output in (
+            ("export", Level.GRAPH, ArtifactKind.GRAPHS),
+            ("quantize", Level.GRAPH, ArtifactKind.GRAPHS),
+            ("prune", Level.MODEL, ArtifactKind.CHECKPOINT),
+            ("compile", Level.GRAPH, ArtifactKind.ENGINE),
+        )
+    }
+    return (
+        Toolbox(
+            stages=stages,
+            evaluators=Evaluators(log),
+            resolve_model=lambda _: model,
+            data_digest=lambda _: "data",
+            host_fingerprint=lambda: "host",
+            host_record=lambda: {"cpu": "toy"},
+        ),
+        log,
+    )
+
+
+RECIPE = {
+    "name": "toy",
+    "model": "zoo:toy",
+    "task": {"kind": "vqa", "data": "data.yaml"},
+    "target": {"name": "toy", "engine": "onnxruntime"},
+    "budgets": {"accuracy": {"max_drop_pt": 1.0}, "latency": {"p90_speedup": 3.0}},
+    "stages": [{"export": {}}, {"quantize": {}}, {"prune": {"strength": 0.5}}, {"compile": {}}],
+}
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """RECIPE with changes, as a file with its data manifest beside it (JSON is YAML)."""
+    (folder / "data.yaml").write_text("{}\n")
+    path = folder / "toy.yaml"
+    path.write_text(json.dumps({**RECIPE, **changes}))
+    return path

@@ -1,0 +1,345 @@
+"""The runner: recipe -> plan -> store -> measurements -> verdicts -> run record.
+
+Resuming is running again: finished stage runs and measurements are found in the store.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
+from vlm_edge.core.budget import Judgement, Verdict, bounds_of, judge, overall
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.plan import BASELINE, Step, VariantPlan, plan_variants
+from vlm_edge.core.recipe import OnMiss, Recipe
+from vlm_edge.core.record import RECORD_NAME, RunRecord, StageRun, VariantRecord
+from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork, TaskSpec
+from vlm_edge.core.store import Store, key_of, write_json_atomically
+from vlm_edge.core.target import Target
+from vlm_edge.errors import VlmEdgeError
+
+
+class Evaluators(Protocol):
+    """How variants are measured. ``version`` is part of every cached measurement's key."""
+
+    version: str
+
+    def unmeasurable(self, target: Target) -> str | None:
+        """Why this host can't run the target's engine, or None."""
+
+    def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
+        """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""
+
+    def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
+        """Accuracy of the candidate, and its paired drop against the baseline."""
+
+    def latency(
+        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, progress: Progress
+    ) -> list[Measurement]:
+        """End-to-end latency of the candidate and its speed-up, alternating with the baseline."""
+
+    def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
+        """Size on disk and parameters of the candidate."""
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """Everything that core needs from the layers above it, handed in by :mod:`vlm_edge.api`."""
+
+    stages: Mapping[str, StageSpec]
+    evaluators: Evaluators
+    resolve_model: Callable[[str], Path]
+    data_digest: Callable[[TaskSpec], str]
+    host_fingerprint: Callable[[], str]
+    host_record: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One stage run of the plan. ``key`` is None while an earlier stage run has yet to give its input."""
+
+    variant: str
+    stage: str
+    implied: bool
+    key: str | None
+    cached: bool
+
+
+class Runner:
+    """Runs one recipe against one store."""
+
+    def __init__(self, recipe: Recipe, toolbox: Toolbox, store: Store, progress: Progress) -> None:
+        self.recipe = recipe
+        self.toolbox = toolbox
+        self.store = store
+        self.progress = progress
+        self.teacher = checkpoint_artifact(toolbox.resolve_model(recipe.model))
+        self.data = toolbox.data_digest(recipe.task)
+        self.host = toolbox.host_fingerprint()
+
+    # -- stages -------------------------------------------------------------------------------------------------
+
+    def identity(self, step: Step, source: Artifact) -> dict[str, Any]:
+        """Everything that decides a stage run's output, as JSON."""
+        spec = self.toolbox.stages[step.stage]
+        inputs = {"source": source.digest}
+        if "teacher" in spec.reads:
+            inputs["teacher"] = self.teacher.digest
+        if "task" in spec.reads:
+            inputs["task"] = f"{self.recipe.task.kind}:{self.data}"
+        identity: dict[str, Any] = {
+            "stage": spec.name,
+            "version": spec.version,
+            "config": step.config.model_dump(mode="json"),
+            "inputs": inputs,
+            "packages": {name: package_version(name) for name in spec.packages},
+            "seed": self.recipe.seed,
+        }
+        if "target" in spec.reads:
+            identity["target"] = self.recipe.target.model_dump(mode="json", exclude={"name", "description"})
+        if spec.host_bound:
+            identity["host"] = self.host
+        return identity
+
+    def realise(self, step: Step, source: Artifact) -> tuple[Artifact, StageRun]:
+        """The stage run's artifact: found in the store, or made now."""
+        spec = self.toolbox.stages[step.stage]
+        identity = self.identity(step, source)
+        key = key_of(identity)
+        found = self.store.find(key)
+        cached = found is not None
+        if found is None:
+            with self.store.begin(key) as (out, state):
+                found = self.store.find(key)  # another process may have made it while this one waited for the lock
+                if found is None:
+                    facts: dict[str, Any] = {}
+                    work = StageWork(out, state, self.recipe.seed, self.progress, facts)
+                    inputs = StageInputs(
+                        source,
+                        self.teacher if "teacher" in spec.reads else None,
+                        self.recipe.task if "task" in spec.reads else None,
+                        self.recipe.target if "target" in spec.reads else None,
+                    )
+                    started = time.monotonic()
+                    spec.run(step.config, inputs, work)
+                    found = self.store.seal(key, spec.output, identity, facts, time.monotonic() - started)
+        artifact, record = found
+        run = StageRun(
+            stage=step.stage,
+            config=step.config.model_dump(mode="json"),
+            key=key,
+            digest=artifact.digest,
+            kind=artifact.kind.value,
+            cached=cached,
+            implied=step.implied,
+            wall_s=record.wall_s,
+            facts=record.facts,
+        )
+        return artifact, run
+
+    def planned(self) -> list[PlannedRun]:
+        """Every stage run of the plan, and whether the store has it."""
+        rows = []
+        for variant in plan_variants(self.recipe, self.toolbox.stages):
+            source: Artifact | None = self.teacher
+            for step in variant.steps:
+                key = key_of(self.identity(step, source)) if source is not None else None
+                found = self.store.find(key) if key is not None else None
+                rows.append(PlannedRun(variant.name, step.stage, step.implied, key, found is not None))
+                source = found[0] if found is not None else None
+        return rows
+
+    # -- measurements -------------------------------------------------------------------------------------------
+
+    def _cached(self, identity: dict[str, Any], measure: Callable[[], Any], artifacts: Sequence[Artifact]) -> Any:
+        """A measurement from the store, or taken now and kept there."""
+        identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluators": self._version}
+        key = key_of(identity)
+        kept = self.store.measurement(key)
+        if kept is None:
+            kept = {"artifacts": identity["artifacts"], "identity": identity, "value": measure()}
+            self.store.keep_measurement(key, kept)
+        return kept["value"]
+
+    @property
+    def _version(self) -> str:
+        return self.toolbox.evaluators.version
+
+    def _outcomes(self, engine: Artifact) -> dict[str, Any]:
+        evaluators, task = self.toolbox.evaluators, self.recipe.task
+        identity = {"measure": "accuracy", "task": f"{task.kind}:{self.data}"}
+        outcomes: dict[str, Any] = self._cached(
+            identity, lambda: evaluators.accuracy(engine.path, task, self.progress), [engine]
+        )
+        return outcomes
+
+    def measure(self, baseline: Artifact, engine: Artifact) -> tuple[list[Measurement], list[dict[str, str]]]:
+        """Every measurement of one variant against the baseline, and the samples that accuracy left out."""
+        evaluators, recipe, pair = self.toolbox.evaluators, self.recipe, [baseline, engine]
+
+        def compare() -> dict[str, Any]:
+            candidate = self._outcomes(engine)
+            found = evaluators.compare(self._outcomes(baseline), candidate, recipe.seed)
+            return {"measurements": _dump(found), "skipped": candidate.get("skipped", [])}
+
+        def latency() -> list[dict[str, Any]]:
+            return _dump(evaluators.latency(baseline.path, engine.path, recipe.task, recipe.target, self.progress))
+
+        task = f"{recipe.task.kind}:{self.data}"
+        compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
+        threads = {"threads": recipe.target.threads, "device": recipe.target.device}
+        timed = self._cached({"measure": "latency", "task": task, "host": self.host, **threads}, latency, pair)
+        sized = self._cached(
+            {"measure": "footprint"}, lambda: _dump(evaluators.footprint(baseline.path, engine.path)), pair
+        )
+        measurements = [Measurement.model_validate(row) for row in [*compared["measurements"], *timed, *sized]]
+        return measurements, compared["skipped"]
+
+    # -- variants -----------------------------------------------------------------------------------------------
+
+    def variant(self, plan: VariantPlan, baseline: Artifact | None, dropped: bool = False) -> VariantRecord:
+        """Make, measure and judge one variant. ``baseline`` is None for the baseline itself."""
+        runs: list[StageRun] = []
+        artifact = self.teacher
+        unmeasured = None
+        for step in plan.steps:
+            if step.stage == "compile":
+                unmeasured = self.toolbox.evaluators.unmeasurable(self.recipe.target)
+                if unmeasured is not None:
+                    break
+            artifact, run = self.realise(step, artifact)
+            runs.append(run)
+        measurements: list[Measurement] = []
+        skipped: list[dict[str, str]] = []
+        if unmeasured is None:
+            measurements, skipped = self.measure(baseline or artifact, artifact)
+        budgets = plan.entry.budgets if plan.entry is not None else self.recipe.budgets
+        verdicts = [judge(bound, measurements, unmeasurable=unmeasured) for bound in bounds_of(budgets)]
+        if unmeasured is None and baseline is not None:
+            _require_measured(plan.name, verdicts)
+        return VariantRecord(
+            name=plan.name,
+            stages=[step.stage for step in plan.steps if not step.implied or plan.entry is None],
+            runs=runs,
+            artifacts={ArtifactKind.CHECKPOINT.value: self.teacher.digest, **{run.kind: run.digest for run in runs}},
+            measurements=measurements,
+            verdicts=verdicts,
+            verdict=overall(verdicts),
+            unmeasured=unmeasured,
+            skipped=skipped,
+            dropped=dropped,
+        )
+
+    def ladder(self) -> list[VariantRecord]:
+        """Every variant in order, until the recipe's ``run`` mode or an ``on_miss: stop`` ends it."""
+        variants: list[VariantRecord] = []
+        dropped: set[str] = set()
+        baseline: Artifact | None = None
+        total = len(plan_variants(self.recipe, self.toolbox.stages))
+        for index in range(total):
+            plan = plan_variants(self.recipe, self.toolbox.stages, without=frozenset(dropped))[index]
+            record = self.variant(plan, baseline)
+            if plan.entry is None:
+                baseline = self._engine(record)
+                variants.append(record)
+                continue
+            missed = record.verdict is not Verdict.PASS
+            if missed and plan.entry.on_miss is OnMiss.DROP:
+                dropped.add(plan.name)
+                record = record.model_copy(update={"dropped": True})
+            variants.append(record)
+            if missed and plan.entry.on_miss is OnMiss.STOP:
+                break
+            if not missed and self.recipe.run == "until-met":
+                break
+        return variants
+
+    def _engine(self, record: VariantRecord) -> Artifact | None:
+        digest = record.artifacts.get(ArtifactKind.ENGINE.value)
+        return Artifact(ArtifactKind.ENGINE, digest, self.store.objects / digest) if digest else None
+
+    def run(self, runs: Path) -> RunRecord:
+        """Run the ladder and write ``runs/NAME/run.json`` and, when the last variant has an engine, ``bundle/``."""
+        folder = runs / self.recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RECORD_NAME).exists():  # an interrupted run must not be read as the run before it
+            (folder / RECORD_NAME).replace(folder / "run.previous.json")
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+        variants = self.ladder()
+        decided = [variant for variant in variants if not variant.dropped][-1]
+        record = RunRecord(
+            name=self.recipe.name,
+            verdict=decided.verdict,
+            decided_by=decided.name,
+            best=best_of(variants),
+            variants=variants,
+            recipe=self.recipe.resolved(),
+            host=self.toolbox.host_record(),
+            versions=self._versions(),
+            seed=self.recipe.seed,
+            started=started,
+            wall_s=round(time.monotonic() - clock, 3),
+        )
+        engine = self._engine(next((v for v in variants if v.name == record.best), decided))
+        if engine is not None:
+            replace_folder(engine.path, folder / "bundle")
+        write_json_atomically(folder / RECORD_NAME, record.model_dump(mode="json"))
+        return record
+
+    def _versions(self) -> dict[str, str]:
+        names = {name for spec in self.toolbox.stages.values() for name in spec.packages} | {"vlm-edge", "numpy"}
+        return {"python": platform.python_version(), **{name: package_version(name) for name in sorted(names)}}
+
+
+def best_of(variants: Sequence[VariantRecord]) -> str | None:
+    """The variant with the highest p90 speed-up among those that met every budget; None when there is none."""
+    met = [v for v in reversed(variants) if v.verdict is Verdict.PASS and v.name != BASELINE and v.unmeasured is None]
+
+    def speedup(variant: VariantRecord) -> float:
+        return next((m.value for m in variant.measurements if m.metric == "latency_p90_speedup"), 0.0)
+
+    return max(met, key=speedup).name if met else None
+
+
+def package_version(name: str) -> str:
+    """The installed version of a distribution, or ``absent``."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def replace_folder(source: Path, destination: Path) -> None:
+    """Copy ``source`` to ``destination``, which is replaced whole."""
+    beside = destination.with_name(f".{destination.name}.new")
+    for leftover in (beside, destination.with_name(f".{destination.name}.old")):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    shutil.copytree(source, beside, copy_function=shutil.copyfile)
+    if destination.exists():
+        destination.rename(destination.with_name(f".{destination.name}.old"))
+    beside.rename(destination)
+    shutil.rmtree(destination.with_name(f".{destination.name}.old"), ignore_errors=True)
+
+
+def _dump(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    return [measurement.model_dump(mode="json") for measurement in measurements]
+
+
+def _require_measured(variant: str, verdicts: Sequence[Judgement]) -> None:
+    """A budget whose metric the evaluators should have given and did not is an error, never a verdict."""
+    missing = [verdict for verdict in verdicts if verdict.measured is None]
+    if missing:
+        names = ", ".join(f"{verdict.metric} (for {verdict.budget})" for verdict in missing)
+        raise VlmEdgeError(
+            f"{variant}: the evaluation gave no {names}",
+            "take the budget out of the recipe, or raise the number of samples or the latency time that it needs",
+        )
