@@ -33,13 +33,15 @@ HISTORY_POINTS = 20
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What a loss is computed on: ``batch`` on the training's device, ``images`` its rows in the training set.
+    """What a loss is computed on: ``batch`` on the training's device, ``images`` and ``questions`` its rows in the
+    training set.
 
     ``rng`` belongs to this step alone: augmentation that draws from it is the same after a kill.
     """
 
     batch: TrainingBatch
     images: NDArray[np.int64]
+    questions: NDArray[np.int64]
     rng: np.random.Generator
 
 
@@ -120,11 +122,33 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+def parameter_groups(module: nn.Module, weight_decay: float, rate_scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decay, biases and norms don't; ``rate_scale`` is that of the longest matching prefix of
+    the parameter's name in ``rate_scales``, else 1. Frozen parameters are in none."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            prefixes = [prefix for prefix in rate_scales if name.startswith(prefix)]
+            scale = rate_scales[max(prefixes, key=len)] if prefixes else 1.0
+            groups.setdefault((scale, weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "rate_scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
 class Training:
     """One run of :func:`train`: the module, the optimizer, the position, and what was lost so far."""
 
     def __init__(
-        self, module: nn.Module, data: TrainingSet, loss: LossTerms, config: TrainingConfig, seed: int, pixels: bool
+        self,
+        module: nn.Module,
+        data: TrainingSet,
+        loss: LossTerms,
+        config: TrainingConfig,
+        seed: int,
+        pixels: bool,
+        rate_scales: Mapping[str, float],
     ) -> None:
         self.module, self.data, self.loss, self.config = module, data, loss, config
         self.seed, self.pixels = seed, pixels
@@ -140,14 +164,8 @@ class Training:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise VlmEdgeError("nothing to train: every parameter is frozen")
-        matrices = [parameter for parameter in self.parameters if parameter.ndim >= 2]
-        vectors = [parameter for parameter in self.parameters if parameter.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=config.learning_rate, betas=(0.9, 0.98)
+            parameter_groups(module, config.weight_decay, rate_scales), lr=config.learning_rate, betas=(0.9, 0.98)
         )
         self.average = WeightAverage(self.parameters, config.ema_decay) if config.ema_decay else None
 
@@ -157,9 +175,9 @@ class Training:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
         images = order[position * self.per_batch : (position + 1) * self.per_batch]
         rng = np.random.default_rng([self.seed, epoch, position + 1])
-        limit = self.config.questions_per_image
-        batch = self.data.batch(images, questions_per_image=limit, rng=rng, pixels=self.pixels)
-        return Minibatch(batch.to(self.device), images, rng)
+        chosen = self.data.choose(images, questions_per_image=self.config.questions_per_image, rng=rng)
+        batch = self.data.batch(images, chosen=chosen, pixels=self.pixels)
+        return Minibatch(batch.to(self.device), images, np.concatenate(chosen), rng)
 
     def advance(self) -> float:
         """One step; returns its loss.
@@ -169,7 +187,7 @@ class Training:
         """
         factor = learning_rate_factor(self.step, self.steps, self.config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = self.config.learning_rate * factor * group["rate_scale"]
         with autocast(self.device, self.config.precision):
             terms = self.loss(self.minibatch())
         total = torch.stack([term.float() for term in terms.values()]).sum()
@@ -250,9 +268,12 @@ def train(
     *,
     label: str = "training",
     pixels: bool = True,
+    rate_scales: Mapping[str, float] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Train ``module``'s parameters that require a gradient, in place; on return it is in evaluation mode on the CPU.
+
+    ``rate_scales`` maps prefixes of parameter names to factors on the learning rate (1 where there is none).
 
     State goes to ``work.scratch/<label>.pt``; a later call with the same arguments continues from it and, on the same
     host without CUDA, ends with the same bits as a run that was never interrupted.
@@ -266,7 +287,7 @@ def train(
     with torch.random.fork_rng(devices=devices), flushed_denormals():
         torch.manual_seed(work.seed)
         module.to(training_device())
-        training = Training(module, data, loss, config, work.seed, pixels)
+        training = Training(module, data, loss, config, work.seed, pixels, rate_scales or {})
         _resume(training, path)
         training.set_modes()
         with work.progress.bar(label, training.steps) as bar:

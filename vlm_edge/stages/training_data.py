@@ -103,28 +103,43 @@ class TrainingSet:
         """(len(images), 3, height, width) float32, normalised as the model wants it."""
         return torch.from_numpy(preprocess(list(self.pixels[images]), self.image_processing))
 
+    def choose(
+        self,
+        images: Sequence[int] | NDArray[np.int64],
+        *,
+        questions_per_image: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> list[NDArray[np.int64]]:
+        """For each of ``images`` its rows of ``questions``: all, or a random choice of so many."""
+        chosen = []
+        generator = rng if rng is not None else np.random.default_rng(0)
+        for image in images:
+            rows = self.rows[int(image)]
+            if questions_per_image is not None and len(rows) > questions_per_image:
+                rows = np.sort(generator.choice(rows, questions_per_image, replace=False))
+            chosen.append(rows)
+        return chosen
+
     def batch(
         self,
         images: Sequence[int] | NDArray[np.int64],
         *,
         questions_per_image: int | None = None,
         rng: np.random.Generator | None = None,
+        chosen: Sequence[NDArray[np.int64]] | None = None,
         pixels: bool = True,
     ) -> TrainingBatch:
-        """The questions of ``images``, all or a random choice; padding that no question needs is cut off.
+        """The questions of ``images``, all or a random choice, or those that :meth:`choose` gave before; padding that
+        no question needs is cut off.
 
         ``pixels=False`` leaves ``pixel_values`` (0, 3, height, width), for trainings on cached image features.
         """
-        chosen, index = [], []
-        generator = rng if rng is not None else np.random.default_rng(0)
-        for position, image in enumerate(images):
-            rows = self.rows[int(image)]
-            if questions_per_image is not None and len(rows) > questions_per_image:
-                rows = np.sort(generator.choice(rows, questions_per_image, replace=False))
-            chosen.append(rows)
-            index.append(np.full(len(rows), position, dtype=np.int64))
-        batch = _select(self.questions, torch.from_numpy(np.concatenate(chosen)))
-        batch = replace(batch, image_index=torch.from_numpy(np.concatenate(index)))
+        rows = chosen
+        if rows is None:
+            rows = self.choose(images, questions_per_image=questions_per_image, rng=rng)
+        index = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        batch = _select(self.questions, torch.from_numpy(np.concatenate(list(rows))))
+        batch = replace(batch, image_index=torch.from_numpy(index))
         return replace(batch, pixel_values=self.pixel_values(images)) if pixels else batch
 
 
