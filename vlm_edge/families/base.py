@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,8 +65,10 @@ class TrainingBatch:
     """Questions about images, as tensors. Several questions may share an image.
 
     pixel_values (images, 3, height, width) float32; image_index (questions,) int64, the row of pixel_values that each
-    question asks about; input_ids and attention_mask (questions, tokens) int64; decoder_input_ids and labels
-    (questions, answer_tokens) int64 with -100 where no loss is taken.
+    question asks about; input_ids and attention_mask (questions, tokens) int64. VQA: decoder_input_ids and labels
+    (questions, answer_tokens) int64, aligned: ``task_logits[:, t]`` predicts ``labels[:, t]``, nothing is shifted;
+    -100 where no loss is taken. Dual encoders: input_ids are the candidates' prompts (labels, tokens), and labels
+    (questions,) the row of the right one.
     """
 
     pixel_values: Tensor
@@ -77,8 +79,17 @@ class TrainingBatch:
     labels: Tensor | None = None
 
     def to(self, device: torch.device) -> TrainingBatch:
-        moved = {name: None if value is None else value.to(device) for name, value in vars(self).items()}
-        return replace(self, **moved)
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return TrainingBatch(
+            pixel_values=self.pixel_values.to(device),
+            image_index=self.image_index.to(device),
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            decoder_input_ids=moved(self.decoder_input_ids),
+            labels=moved(self.labels),
+        )
 
 
 class Family(Protocol):
@@ -106,7 +117,7 @@ class Family(Protocol):
         ...
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        """Every attention module outside the vision tower and inside it, with its role."""
+        """Every attention module whose query, key and value are Linears of their own, in the model's order."""
         ...
 
     vision_tower_path: str
@@ -117,14 +128,26 @@ class Family(Protocol):
         ...
 
     def collate(
-        self, samples: Sequence[Sample], pixel_values: Tensor, image_index: Tensor, checkpoint: Path
+        self,
+        samples: Sequence[Sample],
+        pixel_values: Tensor,
+        image_index: Tensor,
+        checkpoint: Path,
+        *,
+        labels: Sequence[str] = (),
+        prompts: Sequence[str] = (),
     ) -> TrainingBatch:
-        """Tokenize questions and answers for training; padding and labels as the architecture wants them."""
+        """Tokenize questions and answers for training; padding and labels as the architecture wants them.
+
+        ``labels`` and ``prompts`` are the data set's (dual encoders only). Without labels the candidates are the
+        batch's own classes; only the first prompt is used.
+        """
         ...
 
     def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """Logits that the task's answer is read from, teacher-forced.
 
-        VQA: (questions, answer_tokens, vocab). ``image_features`` is :meth:`encode_image`'s output, one row an image.
+        VQA: (questions, answer_tokens, vocab). Dual encoders: (questions, labels), the scaled similarities.
+        ``image_features`` is :meth:`encode_image`'s output, one row an image.
         """
         ...

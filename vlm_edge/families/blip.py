@@ -1,0 +1,144 @@
+"""BLIP for visual question answering: Li et al. 2022, arXiv:2201.12086, as transformers' BlipForQuestionAnswering.
+
+The vision tower's self-attention computes query, key and value in one fused Linear (``qkv``), so it is no
+:class:`AttentionSite`; the text encoder's and the decoder's self- and cross-attention are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BlipConfig, BlipForQuestionAnswering
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.blip.modeling_blip_text import BlipTextAttention
+
+from vlm_edge.data.dataset import Sample
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, TrainingBatch
+from vlm_edge.families.blip_components import decoder_export, text_encoder_export, vision_encoder_export
+from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
+from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
+
+MAX_NEW_TOKENS = 19
+"""transformers generates up to a length of 20, the start token included, unless generation_config.json says else."""
+IGNORE_INDEX = -100
+
+
+class BlipVqa:
+    """BlipForQuestionAnswering. ``generate`` there lets the decoder look at a question's padding when questions of
+    different lengths share a batch; here padding is masked, which is the same for every question asked alone."""
+
+    name = "blip-vqa"
+    architectures: tuple[str, ...] = ("BlipForQuestionAnswering",)
+    pipeline = "vqa"
+    task_kinds: tuple[str, ...] = ("vqa",)
+    vision_tower_path = "vision_model"
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        model: nn.Module = BlipForQuestionAnswering(BlipConfig.from_dict(dict(config)))
+        return model
+
+    def image_processing(self, checkpoint: Path) -> ImageProcessing:
+        return read_image_processing(checkpoint, BlipImageProcessorPil)
+
+    def text_processing(self, checkpoint: Path) -> TextProcessing:
+        return read_text_processing(checkpoint, self._text_config(checkpoint)["max_position_embeddings"])
+
+    def generation(self, checkpoint: Path) -> Generation | None:
+        """Start, stop and padding tokens as ``generate`` takes them from the text config: bos, sep and pad."""
+        text = self._text_config(checkpoint)
+        settings = checkpoint / "generation_config.json"
+        asked = json.loads(settings.read_bytes()).get("max_new_tokens") if settings.is_file() else None
+        return Generation(
+            start_token_id=text["bos_token_id"],
+            eos_token_id=text["sep_token_id"],
+            pad_token_id=text["pad_token_id"],
+            max_new_tokens=asked or MAX_NEW_TOKENS,
+        )
+
+    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+        vision = vision_encoder_export(model, image)
+        with torch.no_grad():
+            features = vision.module(*vision.example.values())[0]
+        return {
+            "vision_encoder": vision,
+            "text_encoder": text_encoder_export(model, image_tokens=features.shape[1], image_hidden=features.shape[2]),
+            "decoder": decoder_export(model),
+        }
+
+    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+        """Self- and cross-attention of the text encoder and the decoder; the fused vision tower has none."""
+        return [
+            AttentionSite(
+                path=f"{path}.self",
+                role=AttentionRole.CROSS if path.endswith("crossattention") else AttentionRole.SELF,
+                component="decoder" if path.startswith("text_decoder.") else "text_encoder",
+                num_heads=module.self.num_attention_heads,
+                head_dim=module.self.attention_head_size,
+                q=f"{path}.self.query",
+                k=f"{path}.self.key",
+                v=f"{path}.self.value",
+                out=f"{path}.output.dense",
+                num_heads_attr="num_attention_heads",
+                all_head_size_attr="all_head_size",
+            )
+            for path, module in model.named_modules()
+            if isinstance(module, BlipTextAttention)
+        ]
+
+    def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+        features: Tensor = model.get_submodule(self.vision_tower_path)(pixel_values=pixel_values).last_hidden_state
+        return features
+
+    def collate(
+        self,
+        samples: Sequence[Sample],
+        pixel_values: Tensor,
+        image_index: Tensor,
+        checkpoint: Path,
+        *,
+        labels: Sequence[str] = (),
+        prompts: Sequence[str] = (),
+    ) -> TrainingBatch:
+        """Questions, and each sample's most given answer: the decoder reads [DEC] a b and learns a b [SEP]."""
+        spec, generation = self.text_processing(checkpoint), self.generation(checkpoint)
+        assert generation is not None
+        input_ids, attention_mask = encode_texts(checkpoint, spec, [sample.text for sample in samples])
+        answers = [Counter(sample.answers).most_common(1)[0][0] for sample in samples]
+        answer_ids, answer_mask = encode_texts(checkpoint, spec, answers, special_tokens=False)
+        count, length = answer_ids.shape
+        decoder_input_ids = torch.full((count, length + 1), generation.pad_token_id)
+        decoder_input_ids[:, 0] = generation.start_token_id
+        decoder_input_ids[:, 1:] = answer_ids
+        targets = torch.full((count, length + 1), IGNORE_INDEX)
+        targets[:, :-1][answer_mask == 1] = answer_ids[answer_mask == 1]
+        targets[torch.arange(count), answer_mask.sum(1)] = generation.eos_token_id
+        return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, decoder_input_ids, targets)
+
+    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+        """Teacher-forced answer logits (questions, answer_tokens, vocab), as ``forward`` computes them."""
+        blip: Any = model
+        question = blip.text_encoder(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            encoder_hidden_states=image_features[batch.image_index],
+        ).last_hidden_state
+        logits: Tensor = blip.text_decoder(
+            input_ids=batch.decoder_input_ids,
+            encoder_hidden_states=question,
+            encoder_attention_mask=batch.attention_mask,
+            use_cache=False,
+        ).logits
+        return logits
+
+    @staticmethod
+    def _text_config(checkpoint: Path) -> dict[str, Any]:
+        """``text_config`` with its defaults filled in."""
+        config = BlipConfig.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+        values: dict[str, Any] = config.text_config.to_dict()
+        return values

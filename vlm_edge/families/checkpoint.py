@@ -1,0 +1,150 @@
+"""Loading and saving a checkpoint: a Hugging Face folder, and ``surgery.json`` where its shapes were changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.base import Family
+from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
+from vlm_edge.families.table import family_for
+from vlm_edge.families.weights import WEIGHTS_NAME, is_weights_file, load_weights, read_weights, tied_aliases
+
+CONFIG_NAME = "config.json"
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A model in float32 and eval mode, the family that knows it, and the surgery that gave it its shapes."""
+
+    model: nn.Module
+    family: Family
+    folder: Path
+    surgery: tuple[dict[str, Any], ...] = ()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """One JSON object from a file.
+
+    Raises:
+        VlmEdgeError: the file holds no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise VlmEdgeError(f"{path}: not valid JSON: {error}", "copy the file from its source again") from error
+    if not isinstance(value, dict):
+        raise VlmEdgeError(f"{path}: must hold a JSON object, got {type(value).__name__}", "copy it from its source")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder.
+
+    Raises:
+        VlmEdgeError: the folder or the file is missing, or the file is no JSON object.
+    """
+    if not folder.is_dir():
+        state = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise VlmEdgeError(
+            f"{folder}: {state}", "give a Hugging Face model folder: config.json, *.safetensors, tokenizer"
+        )
+    if not (folder / CONFIG_NAME).is_file():
+        raise VlmEdgeError(
+            f"{folder}: no {CONFIG_NAME}, so this is no Hugging Face model folder",
+            "give the folder that save_pretrained wrote",
+        )
+    return read_json_object(folder / CONFIG_NAME)
+
+
+def find_family(folder: Path, config: Mapping[str, Any]) -> Family:
+    """The family of the first of config.json's ``architectures``.
+
+    Raises:
+        VlmEdgeError: there is none, or no family knows it.
+    """
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise VlmEdgeError(
+            f"{folder / CONFIG_NAME}: architectures: must list the model's class, got {architectures!r}",
+            'add it, as in "architectures": ["BlipForQuestionAnswering"]',
+        )
+    try:
+        return family_for(architectures[0])
+    except VlmEdgeError as error:
+        raise VlmEdgeError(f"{folder / CONFIG_NAME}: {error.message}", error.hint) from error
+
+
+def build_model(folder: Path, family: Family, config: Mapping[str, Any]) -> nn.Module:
+    """The model of ``config.json`` with weights not loaded; torch's random state is left as it was.
+
+    Raises:
+        VlmEdgeError: transformers refuses the config's values.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype", "quantization_config")}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return family.build(values).float()
+        except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise VlmEdgeError(
+                f"{folder / CONFIG_NAME}: no {family.architectures[0]} can be built from it: {reason}",
+                "compare it with the config.json of a model of this architecture",
+            ) from error
+
+
+def load_checkpoint(folder: Path) -> LoadedCheckpoint:
+    """Load a Hugging Face folder strictly: float32, eval mode, no pickle, no code from the folder.
+
+    ``surgery.json`` is replayed on the freshly built model before the weights are loaded.
+
+    Raises:
+        VlmEdgeError: anything in the folder is missing, broken, unknown, or does not fit; the message names the file.
+    """
+    config = read_config(folder)
+    family = find_family(folder, config)
+    state = read_weights(folder)
+    model = build_model(folder, family, config)
+    surgery = read_surgery(folder)
+    with torch.random.fork_rng(devices=[]):
+        apply_surgery(model, family, surgery, folder / SURGERY_NAME)
+    load_weights(model, state, folder)
+    return LoadedCheckpoint(model=model.float().eval(), family=family, folder=folder, surgery=surgery)
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, loaded: LoadedCheckpoint, surgery: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write ``model`` as a complete checkpoint folder; the same model gives the same bytes.
+
+    Everything but the weights comes from ``loaded``'s folder: config, generation config, tokenizer, processor, model
+    card. ``surgery`` lists the operations done since ``loaded``; they are appended to its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(loaded.folder.iterdir()):
+        if path.is_file() and not is_weights_file(path.name) and path.name not in (CONFIG_NAME, SURGERY_NAME):
+            shutil.copyfile(path, folder / path.name)
+    config = read_config(loaded.folder) | {"dtype": "float32"}
+    config.pop("torch_dtype", None)
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    operations = [*loaded.surgery, *(dict(operation) for operation in surgery)]
+    if operations:
+        (folder / SURGERY_NAME).write_text(json.dumps(operations, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    aliases = tied_aliases(model)
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+        if name not in aliases
+    }
+    save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})

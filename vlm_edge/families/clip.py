@@ -1,0 +1,169 @@
+"""CLIP, the dual encoder: Radford et al. 2021, arXiv:2103.00020, as transformers' CLIPModel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import CLIPConfig, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.clip.modeling_clip import CLIPAttention
+
+from vlm_edge.data.dataset import Sample
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, TrainingBatch
+from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
+from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
+
+BATCH, TOKENS = 2, 7
+"""Sizes of the example inputs."""
+LEGACY_EOS = 2
+"""Configs before transformers 4.31 say eos_token_id = 2, and mean the largest id in the text."""
+
+
+class VisionEncoder(nn.Module):
+    """pixel_values (images, 3, height, width) -> image_embeds (images, dim), L2-normalised."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = model.vision_model
+        self.projection = model.visual_projection
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        pooled = self.tower(pixel_values=pixel_values).pooler_output
+        return (normalize(self.projection(pooled), dim=-1),)
+
+
+class TextEncoder(nn.Module):
+    """input_ids, attention_mask (texts, tokens) -> text_embeds (texts, dim), L2-normalised: the state of the first
+    end token, as CLIPTextModel pools it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = model.text_model
+        self.projection = model.text_projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        texts, tokens = input_ids.shape
+        mask = additive_mask(visible_past(tokens, 0) * visible_tokens(attention_mask))
+        hidden = self.tower.embeddings(input_ids=input_ids)
+        hidden = self.tower.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        hidden = self.tower.final_layer_norm(hidden)
+        ends = input_ids if self.tower.eos_token_id == LEGACY_EOS else (input_ids == self.tower.eos_token_id)
+        pooled = hidden[torch.arange(texts), ends.to(torch.int32).argmax(dim=-1)]
+        return (normalize(self.projection(pooled), dim=-1),)
+
+
+class Clip:
+    """CLIPModel, with attention spelled out (``eager``): the exporter then writes the pattern that engines fuse."""
+
+    name = "clip"
+    architectures: tuple[str, ...] = ("CLIPModel",)
+    pipeline = "dual_encoder"
+    task_kinds: tuple[str, ...] = ("classification",)
+    vision_tower_path = "vision_model"
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        model: nn.Module = CLIPModel(CLIPConfig.from_dict(dict(config), attn_implementation="eager"))
+        return model
+
+    def image_processing(self, checkpoint: Path) -> ImageProcessing:
+        return read_image_processing(checkpoint, CLIPImageProcessorPil)
+
+    def text_processing(self, checkpoint: Path) -> TextProcessing:
+        config = CLIPConfig.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+        return read_text_processing(checkpoint, config.text_config.max_position_embeddings)
+
+    def generation(self, checkpoint: Path) -> Generation | None:
+        return None
+
+    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+        clip: Any = model
+        generator = torch.Generator().manual_seed(0)
+        dim = clip.projection_dim
+        vocabulary = clip.text_model.embeddings.token_embedding.num_embeddings
+        input_ids = torch.randint(0, vocabulary, (BATCH, TOKENS), generator=generator)
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[-1, -2:] = 0
+        tokens = {0: "texts", 1: "tokens"}
+        return {
+            "vision_encoder": ComponentExport(
+                module=VisionEncoder(clip).eval(),
+                example={"pixel_values": torch.randn((BATCH, 3, image.height, image.width), generator=generator)},
+                dynamic={"pixel_values": {0: "images"}},
+                output_shapes={"image_embeds": ("images", dim)},
+            ),
+            "text_encoder": ComponentExport(
+                module=TextEncoder(clip).eval(),
+                example={"input_ids": input_ids, "attention_mask": attention_mask},
+                dynamic={"input_ids": tokens, "attention_mask": tokens},
+                output_shapes={"text_embeds": ("texts", dim)},
+            ),
+        }
+
+    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+        """Self-attention of both towers (of the text tower alone once the vision tower is replaced)."""
+        return [
+            AttentionSite(
+                path=path,
+                role=AttentionRole.SELF,
+                component="text_encoder" if path.startswith("text_model.") else "vision_encoder",
+                num_heads=module.num_heads,
+                head_dim=module.head_dim,
+                q=f"{path}.q_proj",
+                k=f"{path}.k_proj",
+                v=f"{path}.v_proj",
+                out=f"{path}.out_proj",
+                num_heads_attr="num_heads",
+            )
+            for path, module in model.named_modules()
+            if isinstance(module, CLIPAttention)
+        ]
+
+    def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+        """image_embeds (images, dim), L2-normalised."""
+        clip: Any = model
+        pooled = clip.vision_model(pixel_values=pixel_values).pooler_output
+        return normalize(clip.visual_projection(pooled), dim=-1)
+
+    def collate(
+        self,
+        samples: Sequence[Sample],
+        pixel_values: Tensor,
+        image_index: Tensor,
+        checkpoint: Path,
+        *,
+        labels: Sequence[str] = (),
+        prompts: Sequence[str] = (),
+    ) -> TrainingBatch:
+        """One prompt a label, and for each sample the row of its label.
+
+        Raises:
+            VlmEdgeError: a sample's class is none of ``labels``.
+        """
+        classes = list(labels) or sorted({sample.answers[0] for sample in samples})
+        template = prompts[0] if prompts else "{}"
+        unknown = sorted({sample.answers[0] for sample in samples} - set(classes))
+        if unknown:
+            raise VlmEdgeError(
+                f"classes that are no label of the data set: {', '.join(unknown)}; labels: {', '.join(classes)}",
+                "list every class under labels in the data set's manifest",
+            )
+        texts = [template.replace("{}", name) for name in classes]
+        input_ids, attention_mask = encode_texts(checkpoint, self.text_processing(checkpoint), texts)
+        targets = torch.tensor([classes.index(sample.answers[0]) for sample in samples])
+        return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, labels=targets)
+
+    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+        """exp(logit_scale) times the cosine similarities (questions, labels)."""
+        clip: Any = model
+        pooled = clip.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+        text_embeds = normalize(clip.text_projection(pooled), dim=-1)
+        logits: Tensor = image_features[batch.image_index] @ text_embeds.T * clip.logit_scale.exp()
+        return logits

@@ -1,0 +1,87 @@
+"""Where a model comes from: the zoo, a folder, or the Hugging Face Hub. Importing this is cheap."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.zoo import ZOO
+
+ZOO_PREFIX = "zoo:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*")
+
+
+def resolve_model(ref: str) -> Path:
+    """The checkpoint folder that ``ref`` means: ``zoo:NAME``, a folder, or a Hub id ``owner/name`` (or ``@revision``).
+
+    A Hub model is downloaded into the Hub's own cache (or taken from it), without pickled weights.
+
+    Raises:
+        VlmEdgeError: there is no such zoo model, folder or repository, or it can't be had now.
+    """
+    if ref.startswith(ZOO_PREFIX):
+        return _zoo_folder(ref.removeprefix(ZOO_PREFIX))
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise VlmEdgeError(f"model: {ref}: is a file, not a folder", "give the folder that holds config.json")
+    if _looks_like_path(ref):
+        raise VlmEdgeError(
+            f"model: {ref}: no such folder", "give a folder, zoo:NAME (see `vlm-edge zoo`), or a Hub id as owner/name"
+        )
+    return _hub_folder(ref)
+
+
+def _zoo_folder(name: str) -> Path:
+    entry = ZOO.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
+        meant = f"did you mean {', '.join(ZOO_PREFIX + match for match in near)}?" if near else ""
+        raise VlmEdgeError(
+            f"model: {ZOO_PREFIX}{name}: no such zoo model; {meant or 'known: ' + ', '.join(ZOO)}",
+            "`vlm-edge zoo` lists them",
+        )
+    if not entry.folder.is_dir():
+        raise VlmEdgeError(f"model: {ZOO_PREFIX}{name}: {entry.folder} is not there", "install vlm-edge again")
+    return entry.folder
+
+
+def _looks_like_path(ref: str) -> bool:
+    """Whether ``ref`` can only be meant as a folder: it is no ``owner/name``, or starts or ends like a path."""
+    return not _HUB_ID.fullmatch(ref)
+
+
+def _hub_folder(ref: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repository, _, revision = ref.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
+    except GatedRepoError as error:
+        raise VlmEdgeError(
+            f"model: {ref}: this Hub repository is gated", "accept its terms on its page, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise VlmEdgeError(f"model: {ref}: the Hub has no revision {revision!r} of it", "check the revision") from error
+    except RepositoryNotFoundError as error:
+        raise VlmEdgeError(
+            f"model: {ref}: no such folder, and no such repository on the Hugging Face Hub",
+            "check the name; a private repository needs `hf auth login`",
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise VlmEdgeError(
+            f"model: {ref}: no such folder, and the Hugging Face Hub can't be reached and has it not in its cache",
+            f"download it where there is a network: `hf download {repository}`, and give that folder; "
+            "HF_HUB_OFFLINE=1 keeps the Hub from being asked",
+        ) from error

@@ -1,0 +1,43 @@
+"""The table of families, and the look-up by the architecture that config.json names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.base import Family
+from vlm_edge.families.blip import BlipVqa
+from vlm_edge.families.clip import Clip
+
+
+def _by_name(families: Iterable[Family]) -> dict[str, Family]:
+    """Index by name; a second entry of one name or one architecture is an error."""
+    named: dict[str, Family] = {}
+    architectures: set[str] = set()
+    for family in families:
+        if family.name in named or architectures & set(family.architectures):
+            raise ValueError(f"family {family.name!r} or one of its architectures is registered twice")
+        named[family.name] = family
+        architectures |= set(family.architectures)
+    return named
+
+
+FAMILIES: dict[str, Family] = _by_name((BlipVqa(), Clip()))
+
+
+def family_for(architecture: str) -> Family:
+    """The family that loads ``architecture``, a class name from config.json.
+
+    Raises:
+        VlmEdgeError: no family does; the message lists near matches.
+    """
+    known = {name: family for family in FAMILIES.values() for name in family.architectures}
+    if architecture in known:
+        return known[architecture]
+    near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+    meant = f"did you mean {', '.join(near)}?" if near else f"known architectures: {', '.join(sorted(known))}"
+    raise VlmEdgeError(
+        f"unknown architecture {architecture!r}; {meant}",
+        "to add one, see docs/writing-a-family.md: one file in vlm_edge/families and one row in its table",
+    )
