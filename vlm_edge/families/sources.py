@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.zoo import ZOO
+from vlm_edge.names import near
 
 ZOO_PREFIX = "zoo:"
+ZOO_MODELS = Path(__file__).parents[1] / "zoo" / "models"
+"""Where the shipped checkpoints lie, a folder each; ``vlm_edge.zoo`` describes them."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "README.md", "LICENSE*")
 
@@ -37,17 +38,12 @@ def resolve_model(ref: str) -> Path:
 
 
 def _zoo_folder(name: str) -> Path:
-    entry = ZOO.get(name)
-    if entry is None:
-        near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
-        meant = f"did you mean {', '.join(ZOO_PREFIX + match for match in near)}?" if near else ""
+    shipped = {path.parent.name: path.parent for path in ZOO_MODELS.glob("*/config.json")}
+    if name not in shipped:
         raise VlmEdgeError(
-            f"model: {ZOO_PREFIX}{name}: no such zoo model; {meant or 'known: ' + ', '.join(ZOO)}",
-            "`vlm-edge zoo` lists them",
+            f"model: {ZOO_PREFIX}{name}: no such zoo model; {near(name, shipped)}", "`vlm-edge zoo` lists them"
         )
-    if not entry.folder.is_dir():
-        raise VlmEdgeError(f"model: {ZOO_PREFIX}{name}: {entry.folder} is not there", "install vlm-edge again")
-    return entry.folder
+    return shipped[name]
 
 
 def _looks_like_path(ref: str) -> bool:

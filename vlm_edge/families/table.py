@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
 from vlm_edge.families.clip import Clip
+from vlm_edge.names import near
 
 
 def _by_name(families: Iterable[Family]) -> dict[str, Family]:
@@ -35,9 +35,7 @@ def family_for(architecture: str) -> Family:
     known = {name: family for family in FAMILIES.values() for name in family.architectures}
     if architecture in known:
         return known[architecture]
-    near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
-    meant = f"did you mean {', '.join(near)}?" if near else f"known architectures: {', '.join(sorted(known))}"
     raise VlmEdgeError(
-        f"unknown architecture {architecture!r}; {meant}",
+        f"unknown architecture {architecture!r}; {near(architecture, known)}",
         "to add one, see docs/writing-a-family.md: one file in vlm_edge/families and one row in its table",
     )
