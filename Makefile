@@ -1,0 +1,58 @@
+# make demo       run the quickstart recipe in a fresh .venv
+# make test       the tests (minutes);  make test-slow  the ones that take longer
+# make lint       ruff, ruff format, mypy
+# make bench      what the tool itself costs
+# make clean      remove .venv and the caches, but no results: they are in .vlm-edge/ and runs/
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_WORKERS ?= 2
+
+# What pip says, cut down to the large downloads; its errors come through whole.
+INSTALL = @echo "installing vlm-edge[$(1)] into $(VENV) (about 1 GB the first time)" >&2; \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]' \
+	| sed -unE 's/^ +(Downloading|Using cached) ([^ ]+) \(([0-9.]+ [MG]B)\).*/  \2 (\3)/p; s/^Installing collected.*/  unpacking/p'
+
+.PHONY: help demo test test-slow lint bench clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11" >&2; echo "hint: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(call INSTALL,demo)
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(call INSTALL,test)
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/vlm-edge run recipes/quickstart.yaml
+
+test: $(VENV)/.test
+	$(BIN)/pytest -n $(PYTEST_WORKERS)
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/cli_startup.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

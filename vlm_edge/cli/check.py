@@ -1,0 +1,36 @@
+"""``vlm-edge check``: every fault of a recipe at once, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
+from vlm_edge.errors import RecipeError
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@json_option
+@pass_settings
+def check(settings: Settings, recipe: Path, as_json: bool) -> None:
+    """Check RECIPE without running it: its keys, model, data and target.
+
+    Every fault is listed with its place, and the exit code is 2. With --json the resolved recipe is printed, or the
+    list of faults.
+    """
+    from vlm_edge.api import check_recipe
+
+    try:
+        with settings.working():
+            checked = check_recipe(recipe)
+    except RecipeError as error:
+        if as_json:
+            print_json({"faults": error.faults, "recipe": None})
+        raise
+    if as_json:
+        print_json({"faults": [], "recipe": checked.resolved()})
+        return
+    names = ", ".join(entry.name for entry in checked.stages)
+    click.echo(f"{recipe}: no faults; {checked.model} for {checked.target.name}: {names}")

@@ -1,0 +1,122 @@
+"""``vlm-edge ls``: the runs, and what the store holds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.core.artifact import folder_size_bytes
+from vlm_edge.core.record import RECORD_NAME, RunRecord, read_record
+from vlm_edge.core.store import Store
+from vlm_edge.errors import VlmEdgeError
+
+
+@click.command()
+@json_option
+@pass_settings
+def ls(settings: Settings, as_json: bool) -> None:
+    """List the runs, and the artifacts in the store with their size, age and the runs that refer to them."""
+    records, unreadable = read_records(settings.runs)
+    runs = [_run_row(record) for record in records]
+    artifacts = _artifact_rows(settings.store, records)
+    size = sum(row["size_bytes"] for row in artifacts)
+    for fault in unreadable:
+        settings.remark(f"warning: {fault}")
+    if as_json:
+        print_json({"runs": runs, "artifacts": artifacts, "size_bytes": size})
+        return
+    console, now = stdout_console(), datetime.now(UTC)
+    if runs:
+        console.print(_table(("run", "verdict", "variants", "best", "age"), [_run_cells(row, now) for row in runs]))
+    else:
+        console.print(f"no runs in {settings.runs}; `vlm-edge run RECIPE` makes one", soft_wrap=True, markup=False)
+    console.print()
+    titles = ("artifact", "kind", "made by", "size, MB", "age", "runs")
+    if artifacts:
+        console.print(_table(titles, [_artifact_cells(row, now) for row in artifacts]))
+        console.print()
+    total = f"{len(artifacts)} artifacts in {settings.store}: {size / 1e6:,.1f} MB"
+    console.print(total, soft_wrap=True, markup=False)
+
+
+def read_records(runs: Path) -> tuple[list[RunRecord], list[str]]:
+    """Every run record under a folder, oldest first, and what is wrong with those that can't be read."""
+    records, faults = [], []
+    for path in sorted(runs.glob(f"*/{RECORD_NAME}")):
+        try:
+            records.append(read_record(path))
+        except VlmEdgeError as error:
+            faults.append(error.message)
+    return sorted(records, key=lambda record: record.started), faults
+
+
+def age_text(since: str, now: datetime) -> str:
+    """``3 min``, ``5 h``, ``2 days`` from an ISO timestamp."""
+    seconds = (now - datetime.fromisoformat(since)).total_seconds()
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size or (unit != "days" and seconds >= size):
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _run_row(record: RunRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "verdict": record.verdict.value,
+        "variants": [variant.name for variant in record.variants],
+        "best": record.best,
+        "started": record.started,
+    }
+
+
+def _artifact_rows(root: Path, records: list[RunRecord]) -> list[dict[str, Any]]:
+    """One row per sealed artifact, oldest first; the same content made by two stage runs is one row."""
+    if not root.is_dir():
+        return []
+    users: dict[str, set[str]] = {}
+    for record in records:
+        for digest in record.digests():
+            users.setdefault(digest, set()).add(record.name)
+    store, rows = Store(root), {}
+    for found in store.records():
+        folder = store.objects / found.digest
+        if folder.is_dir():
+            rows[found.digest] = {
+                "digest": found.digest,
+                "kind": found.kind.value,
+                "stage": found.identity.get("stage"),
+                "size_bytes": folder_size_bytes(folder),
+                "created": found.created,
+                "runs": sorted(users.get(found.digest, ())),
+            }
+    return list(rows.values())
+
+
+def _run_cells(row: dict[str, Any], now: datetime) -> list[str]:
+    age = age_text(row["started"], now)
+    return [row["name"], row["verdict"].replace("_", " "), str(len(row["variants"])), row["best"] or "-", age]
+
+
+def _artifact_cells(row: dict[str, Any], now: datetime) -> list[str]:
+    size = f"{row['size_bytes'] / 1e6:,.2f}"
+    users = ", ".join(row["runs"]) or "-"
+    return [row["digest"][:12], row["kind"], str(row["stage"]), size, age_text(row["created"], now), users]
+
+
+def _table(titles: tuple[str, ...], rows: list[list[str]]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in titles:
+        table.add_column(
+            title, justify="right" if title in ("size, MB", "variants", "age") else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -1,0 +1,44 @@
+"""``vlm-edge plan``: the stage runs of a recipe, and which of them the store already has."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@json_option
+@pass_settings
+def plan(settings: Settings, recipe: Path, as_json: bool) -> None:
+    """List the stage runs of RECIPE in order, and which of them the store already has.
+
+    A stage run whose input has yet to be made can't be looked up: it is listed as waiting.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from vlm_edge.api import plan_recipe
+
+    with settings.working():
+        planned = plan_recipe(recipe, settings.store)
+    if as_json:
+        print_json([asdict(row) for row in planned])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("variant", "stage", "state", "key"):
+        table.add_column(title)
+    before = None
+    for row in planned:
+        state = "in the store" if row.cached else "to run" if row.key else "to run, waits for its input"
+        stage = f"{row.stage} (implied)" if row.implied else row.stage
+        table.add_row("" if row.variant == before else row.variant, stage, state, row.key[:12] if row.key else "")
+        before = row.variant
+    console = stdout_console()
+    console.print(table)
+    done = sum(row.cached for row in planned)
+    console.print(f"\n{len(planned)} stage runs, {done} in the store, {len(planned) - done} to run")

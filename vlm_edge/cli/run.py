@@ -1,0 +1,51 @@
+"""``vlm-edge run``: the whole recipe, and an exit code that a CI job can rely on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.core.budget import Verdict
+from vlm_edge.core.record import RECORD_NAME, RunRecord
+
+EXIT_CODES: dict[Verdict, int] = {
+    Verdict.PASS: 0,
+    Verdict.FAIL: 3,
+    Verdict.UNDECIDED: 4,
+    Verdict.NOT_MEASURED: 4,
+}
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@json_option
+@pass_settings
+@click.pass_context
+def run(ctx: click.Context, settings: Settings, recipe: Path, as_json: bool) -> None:
+    """Run RECIPE: make every variant of its ladder, measure it and judge it against the budgets.
+
+    Finished stages come from the store, so an interrupted run goes on when it is run again. The record is written to
+    RUNS/NAME/run.json and the best engine to RUNS/NAME/bundle.
+    """
+    from vlm_edge.api import run_recipe
+
+    with settings.working() as progress:
+        record = run_recipe(recipe, store=settings.store, runs=settings.runs, progress=progress)
+    if as_json:
+        print_json(record.model_dump(mode="json"))
+    else:
+        _print_summary(record, settings.runs / record.name)
+    ctx.exit(EXIT_CODES[record.verdict])
+
+
+def _print_summary(record: RunRecord, folder: Path) -> None:
+    from vlm_edge.report.table import run_summary
+
+    console = stdout_console()
+    console.print(run_summary(record, console))
+    console.print(f"record: {folder / RECORD_NAME}", soft_wrap=True, markup=False)
+    bundle = folder / "bundle"
+    if bundle.is_dir():
+        console.print(f"bundle: {bundle} ({record.best or record.decided_by})", soft_wrap=True, markup=False)

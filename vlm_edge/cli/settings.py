@@ -1,0 +1,103 @@
+"""What the global options say, and how a command prints: data on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vlm_edge.core.stage import Progress
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The global options. ``verbosity`` is -1 with ``--quiet``, 0, or the number of ``-v``."""
+
+    store: Path
+    runs: Path
+    verbosity: int = 0
+    debug: bool = False
+
+    @contextmanager
+    def working(self) -> Iterator[Progress]:
+        """A progress to draw on stderr, while everything that a library prints on stdout goes to stderr as well."""
+        from vlm_edge.cli.progress import PlainProgress, RichProgress
+        from vlm_edge.core.stage import SilentProgress
+
+        configure_logging(self.verbosity)
+        progress: Progress
+        with stdout_is_stderr():
+            console = stderr_console()
+            if self.verbosity < 0:
+                yield SilentProgress()
+            elif console.is_terminal:
+                with RichProgress(console) as progress:
+                    yield progress
+            else:
+                yield PlainProgress(console)
+
+    def remark(self, text: str) -> None:
+        """A line for the person at the terminal, on stderr."""
+        if self.verbosity >= 0:
+            click.echo(text, err=True)
+
+
+pass_settings = click.make_pass_decorator(Settings)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def stdout_console() -> Console:
+    """The console for results. Piped output is as wide as COLUMNS says, else 120."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+
+
+def stderr_console() -> Console:
+    """The console for progress."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False)
+
+
+def configure_logging(verbosity: int) -> None:
+    """Logs go to stderr: warnings always, information with ``-v``, everything with ``-vv``; errors only with ``-q``."""
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True)
+
+
+@contextmanager
+def stdout_is_stderr() -> Iterator[None]:
+    """Send what Python code and native libraries write to stdout to stderr instead.
+
+    Exporters and calibrators print their own remarks there, which would end up in the middle of the data.
+    """
+    python_stdout = sys.stdout
+    python_stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = python_stdout
+        os.dup2(kept, 1)
+        os.close(kept)

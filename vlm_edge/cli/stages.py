@@ -1,0 +1,142 @@
+"""``export``, ``quantize``, ``prune``, ``distill``, ``compile``: one stage on folders, without a recipe or a store.
+
+The five are one command under five names; they differ in the inputs that their stage reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlm_edge.cli.settings import Settings, print_json
+
+_DATA = click.Option(
+    ["--data"],
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Manifest of the task's data, such as calibration/easy-vqa.yaml.",
+)
+_KIND = click.Option(["--kind"], default="vqa", show_default=True, help="The task's kind: vqa or classification.")
+_TEACHER = click.Option(["--teacher"], help="The dense model to learn from.  [default: SOURCE]")
+_TARGET = click.Option(
+    ["--target"], default="cpu-ort", show_default=True, help="A name of recipes/targets/, or a target's file."
+)
+_SET = click.Option(
+    ["-s", "--set", "assignments"],
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the stage, the value as in YAML; dots go deeper. May be repeated.",
+)
+_OUT = click.Option(
+    ["-o", "--out"], type=click.Path(path_type=Path), required=True, help="Folder to write; must not exist yet."
+)
+_SEED = click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON.")
+
+_INPUTS: dict[str, tuple[list[click.Option], str]] = {
+    "export": ([], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
+    "quantize": ([_DATA, _KIND, _TARGET], "SOURCE is a folder that `vlm-edge export` wrote."),
+    "prune": ([_DATA, _KIND, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
+    "distill": ([_DATA, _KIND, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
+    "compile": ([_TARGET], "SOURCE is a folder that `vlm-edge export` or `vlm-edge quantize` wrote."),
+}
+
+
+class StageCommand(click.Command):
+    """A command whose help lists the stage's settings, read from its config."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        from vlm_edge.stages import STAGES
+
+        rows = settings_of(STAGES[str(self.name)].config)
+        if rows:
+            with formatter.section("Settings (for --set, and for the stage in a recipe)"):
+                formatter.write_dl(rows)
+
+
+def settings_of(config: type[Any], prefix: str = "") -> list[tuple[str, str]]:
+    """``(key, description and default)`` of every setting, those of nested configs with dotted keys."""
+    from pydantic import BaseModel
+    from pydantic_core import PydanticUndefined
+
+    rows = []
+    for name, field in config.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += settings_of(annotation, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        ending = "[required]" if default is PydanticUndefined else f"[default: {default}]"
+        rows.append((f"{prefix}{name}", " ".join(part for part in (field.description, ending) if part)))
+    return rows
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """``["a.b=1", "c=[x]"]`` -> ``{"a": {"b": 1}, "c": ["x"]}``.
+
+    Raises:
+        click.BadParameter: one has no ``=``, a value that is not YAML, or goes below a plain value.
+    """
+    import yaml
+
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            raise click.BadParameter(f"{assignment!r} is not of the form KEY=VALUE", param_hint="--set")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"{assignment!r}: the value is not YAML", param_hint="--set") from error
+        *parents, last = key.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise click.BadParameter(f"{assignment!r}: {parent} already has a value", param_hint="--set")
+        place[last] = value
+    return result
+
+
+def _stage_command(name: str, summary: str) -> click.Command:
+    inputs, source = _INPUTS[name]
+
+    @click.pass_obj
+    def run(settings: Settings, /, source: str, out: Path, assignments: Sequence[str], **options: Any) -> None:
+        _run(settings, name, source, out, parse_assignments(assignments), options)
+
+    return StageCommand(
+        name,
+        callback=run,
+        params=[click.Argument(["source"]), _OUT, *inputs, _SET, _SEED, _JSON],
+        help=f"{summary}\n\n{source}",
+    )
+
+
+def _run(
+    settings: Settings, name: str, source: str, out: Path, config: dict[str, Any], options: dict[str, Any]
+) -> None:
+    from vlm_edge.api import run_stage
+    from vlm_edge.core.artifact import digest_folder, folder_size_bytes
+
+    as_json = options.pop("as_json")
+    with settings.working() as progress:
+        facts = run_stage(name, config, source, out, progress=progress, **options)
+    size = folder_size_bytes(out)
+    if as_json:
+        print_json({"out": str(out), "digest": digest_folder(out), "size_bytes": size, "facts": facts})
+        return
+    for key, value in facts.items():
+        click.echo(f"{key}: {value}")
+    click.echo(f"{out}: {size / 1e6:,.2f} MB")
+
+
+export = _stage_command("export", "Export a model to one ONNX graph per component, each checked against torch.")
+quantize = _stage_command("quantize", "Quantize exported graphs to INT8, calibrated on the task's own samples.")
+prune = _stage_command("prune", "Remove the least important cross-attention heads, then train to recover.")
+distill = _stage_command("distill", "Replace a model's vision tower by a small student, trained on the teacher.")
+compile_ = _stage_command("compile", "Compile exported graphs for a target's engine.")

@@ -1,0 +1,170 @@
+"""The ladder as a grid: variants down, metrics across, ready to be drawn as a table or as Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm_edge.core.budget import Judgement, Verdict
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.numbers import (
+    METRICS,
+    VERDICT_WORDS,
+    bound_text,
+    interval_text,
+    is_exact,
+    judgement_text,
+    value_text,
+)
+
+_CORE = ("accuracy", "latency_p90_ms", "size_bytes")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric. ``n`` and ``bound`` are what every row shares, None when the rows differ or have none."""
+
+    metric: str
+    title: str
+    unit: str
+    n: str | None
+    bound: str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one variant has of one metric; ``verdict`` is None where no budget bounds it.
+
+    ``judged`` is the verdict in words, with the bound if the column doesn't show it: ``MISSED (>= 5 x)``.
+    """
+
+    value: str
+    interval: str
+    n: str
+    verdict: Verdict | None
+    judged: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant, ``note`` being ``left out`` or ``best``."""
+
+    name: str
+    note: str
+    cells: tuple[Cell, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Ladder:
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def ladder_of(record: RunRecord, *, most_columns: int | None = None) -> Ladder:
+    """Lay out a run record.
+
+    Args:
+        most_columns: show at most this many metrics: those that a budget bounds first, then accuracy, p90 and size,
+            then the others.
+    """
+    columns = tuple(_column(metric, record) for metric in _metrics(record, most_columns))
+    rows = tuple(_row(variant, columns, record.best) for variant in record.variants)
+    return Ladder(columns, rows)
+
+
+def deciding_variant(record: RunRecord) -> VariantRecord | None:
+    """The variant whose verdicts are the run's."""
+    return next((variant for variant in record.variants if variant.name == record.decided_by), None)
+
+
+def unmet(variant: VariantRecord) -> list[str]:
+    """Every budget that a variant did not pass, with the value, its interval, n and the bound."""
+    return [
+        f"{VERDICT_WORDS[judgement.verdict].lower()}: {variant.name}: {judgement_text(judgement)}"
+        for judgement in variant.verdicts
+        if judgement.verdict is not Verdict.PASS
+    ]
+
+
+def headline(record: RunRecord) -> str:
+    """The verdict in one sentence."""
+    variant = deciding_variant(record)
+    bounds = len(variant.verdicts) if variant else 0
+    if not bounds:
+        return f"{record.name}: no budget was set, so nothing was judged"
+    verdicts = [judgement.verdict for judgement in variant.verdicts] if variant else []
+    if record.verdict is Verdict.PASS:
+        return f"{record.name}: MET: {record.decided_by} is within {_all(bounds)}"
+    counts = [
+        f"{verdicts.count(verdict)} {VERDICT_WORDS[verdict].lower()}"
+        for verdict in (Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED)
+        if verdict in verdicts
+    ]
+    return (
+        f"{record.name}: {VERDICT_WORDS[record.verdict]}: {record.decided_by}: {', '.join(counts)} of {bounds} budgets"
+    )
+
+
+def remarks(record: RunRecord) -> list[str]:
+    """What a reader of the table has to know besides: parts not measured, samples skipped, variants left out."""
+    lines = []
+    for variant in record.variants:
+        if variant.unmeasured:
+            lines.append(f"{variant.name}: NOT MEASURED: {variant.unmeasured}")
+        if variant.skipped:
+            names = [": ".join(sample.values()) for sample in variant.skipped]
+            more = f" (and {len(names) - 3} more, see run.json)" if len(names) > 3 else ""
+            lines.append(f"{variant.name}: {len(names)} samples skipped: {'; '.join(names[:3])}{more}")
+        if variant.dropped:
+            lines.append(f"{variant.name}: missed a budget and was left out of what follows (on_miss: drop)")
+    return lines
+
+
+def _all(count: int) -> str:
+    return "its one budget" if count == 1 else f"all {count} budgets"
+
+
+def _metrics(record: RunRecord, most: int | None) -> list[str]:
+    judged = {judgement.metric for variant in record.variants for judgement in variant.verdicts}
+    measured = {found.metric for variant in record.variants for found in variant.measurements}
+    known = [metric for metric in METRICS if metric in measured | judged]
+    known += sorted(judged - set(METRICS))
+    if most is not None:
+        wanted = sorted(known, key=lambda metric: (metric not in judged, metric not in _CORE, known.index(metric)))
+        known = [metric for metric in known if metric in wanted[:most]]
+    return known
+
+
+def _column(metric: str, record: RunRecord) -> Column:
+    found = [each for variant in record.variants for each in variant.measurements if each.metric == metric]
+    bounds = {bound_text(each) for variant in record.variants for each in variant.verdicts if each.metric == metric}
+    counts = {"exact" if is_exact(each) else f"n {each.n}" for each in found}
+    form = METRICS.get(metric)
+    return Column(
+        metric,
+        title=form.title if form else metric,
+        unit=form.unit if form else found[0].unit if found else "",
+        n=counts.pop() if len(counts) == 1 else None,
+        bound=bounds.pop() if len(bounds) == 1 else None,
+    )
+
+
+def _row(variant: VariantRecord, columns: tuple[Column, ...], best: str | None) -> Row:
+    measured = {found.metric: found for found in variant.measurements}
+    judged = {judgement.metric: judgement for judgement in variant.verdicts}
+    cells = tuple(_cell(measured.get(column.metric), judged.get(column.metric), column) for column in columns)
+    note = "left out" if variant.dropped else "best" if variant.name == best else ""
+    return Row(variant.name, note, cells, variant.verdict)
+
+
+def _cell(found: Measurement | None, judgement: Judgement | None, column: Column) -> Cell:
+    verdict = judgement.verdict if judgement else None
+    judged = VERDICT_WORDS[judgement.verdict] if judgement else ""
+    if judgement is not None and column.bound is None:
+        judged += f" ({bound_text(judgement)})"
+    if found is None:
+        return Cell("-", "", "", verdict, judged)
+    count = "" if column.n or is_exact(found) else f"n {found.n}"
+    interval = "" if column.n == "exact" else interval_text(found)
+    return Cell(value_text(found), interval, count, verdict, judged)

@@ -1,0 +1,95 @@
+"""A run record as rich tables, for a terminal of 80 columns or more."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from vlm_edge.core.budget import Verdict
+from vlm_edge.core.record import RunRecord
+from vlm_edge.report.ladder import Cell, Column, Ladder, Row, deciding_variant, headline, ladder_of, remarks, unmet
+
+_FEWEST_COLUMNS = 3
+_STYLES = {
+    Verdict.PASS: "green",
+    Verdict.FAIL: "bold red",
+    Verdict.UNDECIDED: "yellow",
+    Verdict.NOT_MEASURED: "bold yellow",
+}
+
+
+def run_summary(record: RunRecord, console: Console) -> RenderableType:
+    """What ends ``vlm-edge run``: the ladder, what a reader has to know besides, the unmet budgets, the verdict."""
+    variant = deciding_variant(record)
+    table, hidden = _fitted(record, console)
+    lines: list[RenderableType] = [table, Text()]
+    if hidden:
+        lines.append(Text(f"not shown at this width: {', '.join(hidden)}", style="dim"))
+    lines += [Text(line, style="yellow") for line in remarks(record)]
+    lines += [Text(line, style="red") for line in (unmet(variant) if variant else [])]
+    lines.append(Text(headline(record), style=_STYLES[record.verdict]))
+    return Group(*lines)
+
+
+def _fitted(record: RunRecord, console: Console) -> tuple[Table, list[str]]:
+    """The ladder with as many metrics as the console has room for, and the titles of the others."""
+    full = ladder_of(record)
+    ladder, table = full, ladder_table(full)
+    unlimited = console.options.update(max_width=10_000)
+    for count in range(len(full.columns) - 1, _FEWEST_COLUMNS - 1, -1):
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
+        ladder = ladder_of(record, most_columns=count)
+        table = ladder_table(ladder)
+    return table, [column.title for column in full.columns if column not in ladder.columns]
+
+
+def ladder_table(ladder: Ladder) -> Table:
+    """Variants down, metrics across: value, 95% interval, n and verdict in each cell."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column("variant", overflow="fold")
+    for column in ladder.columns:
+        table.add_column(_header(column), justify="right", overflow="fold")
+    for index, row in enumerate(ladder.rows):
+        if index:
+            table.add_row()
+        table.add_row(_name(row), *(_cell(cell) for cell in row.cells))
+    return table
+
+
+def stages_table(record: RunRecord) -> Table:
+    """Every stage run: the variant that it belongs to, whether it came from the store, how long it took."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for title in ("variant", "stage", "artifact", "from the store"):
+        table.add_column(title, overflow="fold")
+    table.add_column("seconds", justify="right")
+    for variant in record.variants:
+        for run in variant.runs:
+            name = f"{run.stage} (implied)" if run.implied else run.stage
+            cached = "yes" if run.cached else "no"
+            table.add_row(variant.name, name, f"{run.kind} {run.digest[:12]}", cached, f"{run.wall_s:,.1f}")
+    return table
+
+
+def _header(column: Column) -> Text:
+    below = ", ".join(part for part in (column.unit, column.n) if part)
+    text = Text(f"{column.title}\n{below}")
+    text.append(f"\n{column.bound}" if column.bound else "\n", style="dim")
+    return text
+
+
+def _name(row: Row) -> Text:
+    return Text(f"{row.name}\n({row.note})" if row.note else row.name)
+
+
+def _cell(cell: Cell) -> Text:
+    text = Text(cell.value)
+    for part in (cell.interval, cell.n):
+        if part:
+            text.append(f"\n{part}", style="dim")
+    if cell.verdict is not None:
+        text.append(f"\n{cell.judged}", style=_STYLES[cell.verdict])
+    return text
