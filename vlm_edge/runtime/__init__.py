@@ -1,0 +1,9 @@
+"""What runs on the device: images and text in, answers out. No torch, no transformers."""
+
+from __future__ import annotations
+
+from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
+from vlm_edge.runtime.pipeline import load_pipeline
+from vlm_edge.runtime.vqa import VqaPipeline
+
+__all__ = ["DualEncoderPipeline", "VqaPipeline", "load_pipeline"]

@@ -1,0 +1,126 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vlm_edge.engines.base import Array, Feed
+from vlm_edge.engines.feed import check_feed
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import Component, TensorSpec
+
+ORT_ERRORS: tuple[type[BaseException], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+"""What onnxruntime raises; its own classes share no base but Exception."""
+
+_GRAPH_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class OnnxRuntimeOptions(BaseModel):
+    """Session options, as they stand in the manifest.
+
+    ``graph_optimization``: how far the session rewrites the graph when it loads it; an offline-optimized file needs
+    none. ``spinning``: what intra-op threads do while they wait: ``during_run`` spins inside a run and stops at its
+    end, so that one component's threads don't slow the next component's down; ``always`` is onnxruntime's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
+    spinning: Literal["never", "during_run", "always"] = "during_run"
+
+
+def unavailable() -> str | None:
+    """None: onnxruntime is a dependency of the package."""
+    return None
+
+
+def session_options(threads: int, options: OnnxRuntimeOptions) -> ort.SessionOptions:
+    """Sequential execution on ``threads`` intra-op threads, no log."""
+    session = ort.SessionOptions()
+    session.intra_op_num_threads = threads
+    session.inter_op_num_threads = 1
+    session.log_severity_level = 4  # what goes wrong is raised
+    session.graph_optimization_level = _GRAPH_LEVELS[options.graph_optimization]
+    session.add_session_config_entry("session.intra_op.allow_spinning", "0" if options.spinning == "never" else "1")
+    session.add_session_config_entry("session.force_spinning_stop", "1" if options.spinning == "during_run" else "0")
+    return session
+
+
+class OnnxRuntimeEngine:
+    """One ONNX file in one session.
+
+    The feed is not checked before a run: onnxruntime does that, and when it refuses, the feed is looked through for
+    the input to name. So the path that is taken a thousand times a second pays nothing for the message.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, model_path: Path, component: Component, *, threads: int, options: Mapping[str, str | int | float | bool]
+    ) -> None:
+        try:
+            settings = OnnxRuntimeOptions.model_validate(options)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise VlmEdgeError(
+                f"onnxruntime option {'.'.join(map(str, fault['loc']))}: {fault['msg']}",
+                "options: " + ", ".join(OnnxRuntimeOptions.model_fields),
+            ) from error
+        try:
+            self._session = ort.InferenceSession(
+                str(model_path), session_options(threads, settings), providers=["CPUExecutionProvider"]
+            )
+        except ORT_ERRORS as error:
+            raise VlmEdgeError(
+                f"{model_path}: onnxruntime {ort.__version__} can't load it: {error}",
+                "the file is corrupt or of a newer format: export or compile it again",
+            ) from error
+        self._path = model_path
+        self._component = component
+        self._output_names = list(component.outputs)
+        found = [output.name for output in self._session.get_outputs()]
+        if missing := [name for name in component.outputs if name not in found]:
+            raise VlmEdgeError(
+                f"{model_path}: no output {missing[0]!r}, which the manifest names; it has {', '.join(found)}",
+                "the manifest belongs to another file: export or compile it again",
+            )
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._component.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._component.outputs
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        """Run once; see :class:`vlm_edge.engines.base.Engine`."""
+        try:
+            values: list[Any] = self._session.run(self._output_names, feed)
+        except ORT_ERRORS as error:
+            check_feed(feed, self._component.inputs, str(self._path))
+            raise VlmEdgeError(f"{self._path}: onnxruntime: {error}") from error
+        return dict(zip(self._output_names, values, strict=True))

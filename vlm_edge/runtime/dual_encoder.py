@@ -1,0 +1,84 @@
+"""Dual encoders (CLIP): image and text embeddings, zero-shot classification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.engines.base import Array, Engine
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.images import ImageSource, preprocess, read_image
+from vlm_edge.processing.manifest import PipelineManifest
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.batches import batches, require
+
+
+class DualEncoderPipeline:
+    """Embeds images and texts into one space; both embeddings have length 1, so a dot product is their cosine."""
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder) -> None:
+        self.manifest = manifest
+        self._vision = require(engines, manifest, "vision_encoder")
+        self._text_encoder = require(engines, manifest, "text_encoder")
+        self._text = text
+        self._label_embeddings = lru_cache(maxsize=8)(self._embed_labels)
+
+    def embed_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
+        """Images -> (images, dim) float32, each row of length 1."""
+        parts = [
+            self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})
+            for part in batches(images, batch_size)
+        ]
+        return _joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Array:
+        """Texts -> (texts, dim) float32, each row of length 1."""
+        parts = []
+        for part in batches(texts, batch_size):
+            input_ids, attention_mask = self._text.encode(part)
+            parts.append(self._text_encoder.infer({"input_ids": input_ids, "attention_mask": attention_mask}))
+        return _joined([part["text_embeds"] for part in parts], self._text_encoder, "text_embeds")
+
+    def label_embeddings(self, labels: Sequence[str], prompts: Sequence[str] = ("{}",)) -> Array:
+        """Labels -> (labels, dim) float32: the mean over ``prompts`` of the embedded texts, brought back to length 1.
+
+        Prompt ensembling in embedding space, Radford et al. 2021 (arXiv:2103.00020), section 3.1.4. Computed once for
+        each set of labels and prompts.
+
+        Raises:
+            VlmEdgeError: there is no label or no prompt, or a prompt has no ``{}``.
+        """
+        if not labels or not prompts:
+            raise VlmEdgeError(f"{len(labels)} labels and {len(prompts)} prompts", "give at least one of each")
+        if plain := [prompt for prompt in prompts if "{}" not in prompt]:
+            raise VlmEdgeError(f"prompt {plain[0]!r} has no {{}} for the label", "write it as 'a photo of a {}'")
+        return self._label_embeddings(tuple(labels), tuple(prompts))
+
+    def classify(
+        self, images: Sequence[ImageSource], labels: Sequence[str], prompts: Sequence[str] = ("{}",)
+    ) -> NDArray[np.float32]:
+        """Images -> probabilities (images, labels) float32: softmax of ``logit_scale`` times the cosines.
+
+        Raises:
+            VlmEdgeError: as :meth:`label_embeddings`, or an image can't be read.
+        """
+        text_embeds = self.label_embeddings(labels, prompts)
+        logits = (self.manifest.logit_scale or 1.0) * (self.embed_images(images) @ text_embeds.T)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+    def _embed_labels(self, labels: tuple[str, ...], prompts: tuple[str, ...]) -> Array:
+        texts = [prompt.replace("{}", label) for label in labels for prompt in prompts]
+        mean = self.embed_texts(texts).reshape(len(labels), len(prompts), -1).mean(axis=1)
+        return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.float32)
+
+
+def _joined(parts: list[Array], engine: Engine, output: str) -> Array:
+    """All parts below each other; no part gives (0, dim)."""
+    if parts:
+        return np.concatenate(parts)
+    dim = engine.outputs[output].shape[-1]
+    return np.zeros((0, dim if isinstance(dim, int) else 0), np.float32)

@@ -1,0 +1,52 @@
+"""From a folder to a pipeline that answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vlm_edge.engines import load_engine
+from vlm_edge.engines.base import Engine
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import PipelineManifest, read_manifest
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
+from vlm_edge.runtime.vqa import VqaPipeline
+
+Pipeline = VqaPipeline | DualEncoderPipeline
+
+
+def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int | None = None) -> Pipeline:
+    """Load a GRAPHS, ENGINE or BUNDLE folder.
+
+    Args:
+        folder: where ``manifest.json`` lies.
+        engine: default: the manifest's, or onnxruntime for graphs that were not compiled. Graphs run on onnxruntime
+            or openvino as they are; a compiled folder runs on the engine that it was compiled for.
+        threads: intra-op threads of each component; default: the manifest's, or the machine's CPU count.
+
+    Raises:
+        VlmEdgeError: the manifest can't be read, a file is missing or corrupt, or the engine can't run here.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    info = manifest.engine
+    name = engine or (info.name if info else "onnxruntime")
+    if info and name != info.name:
+        raise VlmEdgeError(
+            f"{folder}: compiled for {info.name}, so {name} can't run it", f"leave engine out, or compile it for {name}"
+        )
+    threads = threads or (info.threads if info else os.cpu_count() or 1)
+    engines: dict[str, Engine] = {
+        key: load_engine(name, folder / component.file, component, threads, info.options if info else None)
+        for key, component in manifest.components.items()
+    }
+    return build_pipeline(manifest, engines, TextEncoder(folder, manifest.text))
+
+
+def build_pipeline(manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder) -> Pipeline:
+    """The pipeline that ``manifest.pipeline`` names, on engines that are already loaded."""
+    if manifest.pipeline == "vqa":
+        return VqaPipeline(manifest, engines, text)
+    return DualEncoderPipeline(manifest, engines, text)
