@@ -246,7 +246,8 @@ class Runner:
         total = len(plan_variants(self.recipe, self.toolbox.stages))
         for index in range(total):
             plan = plan_variants(self.recipe, self.toolbox.stages, without=frozenset(dropped))[index]
-            record = self.variant(plan, baseline)
+            with self.progress.bar(f"variant {index + 1} of {total}: {plan.name}", None):
+                record = self.variant(plan, baseline)
             if plan.entry is None:
                 baseline = self._engine(record)
                 variants.append(record)
@@ -268,6 +269,10 @@ class Runner:
 
     def run(self, runs: Path) -> RunRecord:
         """Run the ladder and write ``runs/NAME/run.json`` and, when the last variant has an engine, ``bundle/``."""
+        with self.store.in_use():
+            return self._run(runs)
+
+    def _run(self, runs: Path) -> RunRecord:
         folder = runs / self.recipe.name
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD_NAME).exists():  # an interrupted run must not be read as the run before it

@@ -7,6 +7,7 @@ Layout::
     measurements/KEY.json      a cached measurement
     scratch/KEY/out, state     an unfinished stage run; ``state`` is what it goes on from
     locks/KEY                  held while a stage run is under way
+    locks/in-use               held, shared, by every run; alone by what removes artifacts
 
 An object is renamed into place whole and its key record is written last, by a rename too, so that a process killed at
 any moment leaves nothing that :meth:`Store.find` would take for an artifact.
@@ -170,13 +171,31 @@ class Store:
         found = (self._read_record(path) for path in sorted(self.keys.glob("*.json")))
         return sorted((record for record in found if record is not None), key=lambda record: record.created)
 
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep :meth:`collect` away while a run is under way, whose artifacts no record names yet."""
+        with (self.root / "locks" / "in-use").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
     def collect(self, referenced: set[str], *, dry_run: bool) -> Garbage:
         """Remove artifacts that no digest in ``referenced`` names, their records and idle scratch folders.
 
         Args:
             referenced: digests that stay (those that a run record names).
             dry_run: report what would go, and remove nothing.
+
+        Raises:
+            VlmEdgeError: a run is using the store.
         """
+        with (self.root / "locks" / "in-use").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise VlmEdgeError(f"{self.root}: a run is using this store", "wait until it has ended") from error
+            return self._collect(referenced, dry_run)
+
+    def _collect(self, referenced: set[str], dry_run: bool) -> Garbage:
         artifacts = [path for path in sorted(self.objects.iterdir()) if path.name not in referenced]
         scratch = [path for path in sorted(self.scratch.iterdir()) if not self._locked(path.name)]
         gone = {path.name for path in artifacts}
