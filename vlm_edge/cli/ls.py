@@ -10,7 +10,7 @@ import click
 
 from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.core.artifact import folder_size_bytes
-from vlm_edge.core.record import RECORD_NAME, RunRecord, read_record
+from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, read_record
 from vlm_edge.core.store import Store
 from vlm_edge.errors import VlmEdgeError
 
@@ -44,9 +44,15 @@ def ls(settings: Settings, as_json: bool) -> None:
 
 
 def read_records(runs: Path) -> tuple[list[RunRecord], list[str]]:
-    """Every run record under a folder, oldest first, and what is wrong with those that can't be read."""
+    """Every run record under a folder, oldest first, and what is wrong with those that can't be read.
+
+    Of a run that is interrupted, the record of the run before it, which was moved aside.
+    """
     records, faults = [], []
-    for path in sorted(runs.glob(f"*/{RECORD_NAME}")):
+    for folder in sorted(path for path in runs.glob("*") if path.is_dir()):
+        path = next((folder / name for name in (RECORD_NAME, PREVIOUS_NAME) if (folder / name).is_file()), None)
+        if path is None:
+            continue
         try:
             records.append(read_record(path))
         except VlmEdgeError as error:

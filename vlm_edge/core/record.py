@@ -15,6 +15,7 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
 
 RECORD_NAME = "run.json"
+PREVIOUS_NAME = "run.previous.json"
 
 
 class _Record(BaseModel):

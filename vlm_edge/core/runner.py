@@ -20,7 +20,7 @@ from vlm_edge.core.budget import Judgement, Verdict, bounds_of, judge, overall
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.plan import BASELINE, Step, VariantPlan, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
-from vlm_edge.core.record import RECORD_NAME, RunRecord, StageRun, VariantRecord
+from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, StageRun, VariantRecord
 from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.store import Store, key_of, write_json_atomically
 from vlm_edge.core.target import Target
@@ -276,7 +276,7 @@ class Runner:
         folder = runs / self.recipe.name
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD_NAME).exists():  # an interrupted run must not be read as the run before it
-            (folder / RECORD_NAME).replace(folder / "run.previous.json")
+            (folder / RECORD_NAME).replace(folder / PREVIOUS_NAME)
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
         variants = self.ladder()
         decided = [variant for variant in variants if not variant.dropped][-1]
