@@ -1,0 +1,93 @@
+"""The machine that a measurement was taken on: a record, and a fingerprint of what makes latencies comparable."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "tokenizers", "pillow")
+OTHER_PACKAGES = ("vlm-edge", "torch", "transformers", "onnx", "onnxscript", "nncf", "optimum")
+ISA_FLAGS = (
+    "sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+"""Instruction sets that matter to inference, as Linux names them on x86 and on ARM."""
+
+
+def host_fingerprint() -> str:
+    """Hex digest (16 characters) of CPU model, instruction sets, usable cores, system and engine versions.
+
+    Latencies and compiled engines are never taken from a host with another fingerprint.
+    """
+    record = host_record()
+    stable = {key: record[key] for key in ("cpu", "isa", "cores", "machine", "system")}
+    stable["engines"] = {name: record["packages"].get(name) for name in ENGINE_PACKAGES}
+    return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def host_record() -> dict[str, Any]:
+    """The host as JSON values; what cannot be read is None. Load and governor are those of this moment."""
+    model, flags = _cpu()
+    return {
+        "cpu": model,
+        "isa": [flag for flag in ISA_FLAGS if flag in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "python": platform.python_version(),
+        "memory_mb": _memory_mb(),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "packages": _packages(),
+    }
+
+
+@cache
+def _cpu() -> tuple[str | None, frozenset[str]]:
+    """Model name and flags of the first CPU."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None, frozenset()
+    fields = {}
+    for line in text.split("\n\n", 1)[0].splitlines():
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+    flags = frozenset(fields.get("flags", fields.get("Features", "")).split())
+    parts = [fields.get(key) for key in ("CPU implementer", "CPU part", "CPU variant")]
+    arm = " ".join(part for part in parts if part)
+    return fields.get("model name") or _first_line(Path("/proc/device-tree/model")) or arm or None, flags
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Versions of the installed packages that matter, without importing them."""
+    versions = {}
+    for name in (*ENGINE_PACKAGES, *OTHER_PACKAGES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _memory_mb() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (ValueError, OSError):
+        return None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip("\0 ")
+    except (OSError, IndexError):
+        return None
