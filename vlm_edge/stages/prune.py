@@ -1,0 +1,106 @@
+"""prune: remove cross-attention heads that matter least, then recover against the dense teacher.
+
+A head's importance is the first-order one of Michel et al. 2019 on the task's calibration samples
+(``numerics.attention_surgery.head_importance``). The heads are cut out of the weights, the result is checked against
+the same model with those heads masked, and a short training on the teacher's answers wins back what was lost.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vlm_edge.core.artifact import ArtifactKind
+from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.stages.training_config import TrainingConfig
+
+
+class CrossAttentionPruning(StageConfig):
+    """How many heads go, and how they are shared out among the cross-attention modules."""
+
+    heads: float = Field(gt=0, lt=1, description="fraction of the cross-attention heads that is removed")
+    scope: Literal["global", "site"] = Field(
+        default="global",
+        description="global: rank the heads of all modules together (each keeps one at least); "
+        "site: the same fraction from every module",
+    )
+
+
+class Importance(StageConfig):
+    """What the importance is taken on."""
+
+    samples: int = Field(default=256, ge=1, description="calibration samples; fewer if the data set has fewer")
+
+
+class Recovery(TrainingConfig):
+    """The training after the cut: the teacher's answers (KL) and the data set's (cross-entropy)."""
+
+    epochs: float = Field(default=2.0, gt=0, le=10_000)
+    train: Literal["text", "all"] = Field(
+        default="text",
+        description="text: the vision tower stays as it is, and each image is encoded once; all: train everything",
+    )
+    temperature: float = Field(default=2.0, gt=0, le=100, description="softens both answers before they are compared")
+    teacher_weight: float = Field(default=0.7, ge=0, le=1, description="of the teacher's answers; the rest is labels'")
+
+
+class PruneConfig(StageConfig):
+    """``{cross_attention: {heads: 0.5}, recover: {epochs: 2}}``; ``recover: null`` leaves the cut as it is."""
+
+    cross_attention: CrossAttentionPruning
+    importance: Importance = Importance()
+    recover: Recovery | None = Recovery()
+
+
+def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
+    """Write the pruned checkpoint to ``work.out``.
+
+    Raises:
+        VlmEdgeError: the model has no cross-attention, the fraction removes no head or a module's last one, or the
+            pruned model is not the masked one.
+    """
+    from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+    from vlm_edge.stages import head_pruning, training_data
+
+    assert inputs.teacher is not None
+    assert inputs.task is not None
+    source = load_checkpoint(inputs.source.path)
+    cut = config.cross_attention
+    sites = head_pruning.cross_attention_sites(source)
+    counts = head_pruning.heads_left([site.num_heads for site in sites], cut.heads, cut.scope)
+    calibration = training_data.load_training_set(
+        inputs.task, source.family, source.folder, work, split="calibration", limit=config.importance.samples
+    )
+    samples = head_pruning.CalibrationSamples(source, calibration, work)
+    scores = samples.importance(sites)
+    keep = head_pruning.choose_heads(scores, counts, cut.scope)
+    work.facts["importance"] = {site.path: score.tolist() for site, score in zip(sites, scores, strict=True)}
+    work.facts["heads_kept"] = {site.path: list(heads) for site, heads in zip(sites, keep, strict=True)}
+    work.facts["parameters_before"] = sum(parameter.numel() for parameter in source.model.parameters())
+    samples.prune_and_check(sites, keep)
+    work.facts["parameters"] = sum(parameter.numel() for parameter in source.model.parameters())
+    if config.recover is not None:
+        teacher = load_checkpoint(inputs.teacher.path)
+        data = training_data.load_training_set(inputs.task, source.family, source.folder, work)
+        work.facts["recovery"] = head_pruning.recover(source, teacher, data, config.recover, work)
+        work.facts["calibration_accuracy_recovered"] = samples.accuracy()
+    operations = [
+        {"op": "prune_heads", "site": site.path, "keep": list(heads)}
+        for site, heads in zip(sites, keep, strict=True)
+        if len(heads) < site.num_heads
+    ]
+    save_checkpoint(work.out, source.model.cpu(), source, operations)
+
+
+SPEC = StageSpec(
+    name="prune",
+    version=1,
+    level=Level.MODEL,
+    config=PruneConfig,
+    output=ArtifactKind.CHECKPOINT,
+    run=run,
+    packages=("torch", "transformers", "pillow"),
+    reads=frozenset({"teacher", "task"}),
+    summary="remove cross-attention heads by importance, and recover against the dense teacher",
+)
