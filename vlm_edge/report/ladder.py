@@ -139,7 +139,7 @@ def _metrics(record: RunRecord, most: int | None) -> list[str]:
 def _column(metric: str, record: RunRecord) -> Column:
     found = [each for variant in record.variants for each in variant.measurements if each.metric == metric]
     bounds = {bound_text(each) for variant in record.variants for each in variant.verdicts if each.metric == metric}
-    counts = {"exact" if is_exact(each) else f"n {each.n}" for each in found}
+    counts = {f"n {each.n}" for each in found if not is_exact(each)} or {"exact" for _ in found}
     form = METRICS.get(metric)
     return Column(
         metric,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.ladder import Cell, Column, deciding_variant, headline, ladder_of, remarks, unmet
-from vlm_edge.report.numbers import measurement_text
+from vlm_edge.report.numbers import METRICS, measurement_text
 
 
 def run_markdown(record: RunRecord) -> str:
@@ -31,7 +31,7 @@ def run_markdown(record: RunRecord) -> str:
             for run in each.runs
         ],
     )
-    sliced = [found for found in (variant.measurements if variant else []) if "/" in found.metric]
+    sliced = [found for found in (variant.measurements if variant else []) if found.metric not in METRICS]
     if variant and sliced:
         lines += ["", f"## {variant.name} in parts", ""]
         lines += _table(["metric", "value"], [[found.metric, measurement_text(found)] for found in sliced])

@@ -43,8 +43,9 @@ VERDICT_WORDS: dict[Verdict, str] = {
 
 
 def format_of(measurement: Measurement) -> MetricFormat:
-    """The format of a known metric, or a plain one with the measurement's own name and unit."""
-    return METRICS.get(measurement.metric, MetricFormat(measurement.metric, measurement.unit, digits=3))
+    """The format of a known metric (``accuracy[color]`` is an accuracy), or a plain one in the measurement's unit."""
+    plain = MetricFormat(measurement.metric, measurement.unit, digits=4)
+    return METRICS.get(measurement.metric.partition("[")[0], plain)
 
 
 def is_exact(measurement: Measurement) -> bool:

@@ -1,0 +1,52 @@
+"""``vlm-edge gc``: remove what no run refers to from the store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from vlm_edge.cli.ls import read_records
+from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
+from vlm_edge.core.store import Garbage, Store
+from vlm_edge.errors import VlmEdgeError
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@json_option
+@pass_settings
+def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
+    """Remove artifacts that no record under the runs folder names, and what unfinished stage runs left behind.
+
+    An interrupted run has no record yet: run it again first if its finished stages are to stay.
+    """
+    if not settings.store.is_dir():
+        raise VlmEdgeError(f"{settings.store}: no such store", "give the one that a run used with --store")
+    records, unreadable = read_records(settings.runs)
+    if unreadable:
+        raise VlmEdgeError(
+            f"{unreadable[0]}; so what it refers to isn't known, and nothing was removed",
+            "mend or remove that record, then run gc again",
+        )
+    referenced = {digest for record in records for digest in record.digests()}
+    store = Store(settings.store)
+    stages = {record.digest: record.identity.get("stage", "?") for record in store.records()}
+    garbage = store.collect(referenced, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, **asdict(garbage)})
+        return
+    click.echo(_summary(garbage, dry_run))
+    for digest in garbage.artifacts:
+        click.echo(f"  {digest[:12]} {stages.get(digest, 'without a record')}")
+
+
+def _summary(garbage: Garbage, dry_run: bool) -> str:
+    verb = "would remove" if dry_run else "removed"
+    parts = (
+        (len(garbage.artifacts), "artifacts"),
+        (len(garbage.measurements), "cached measurements"),
+        (len(garbage.scratch), "unfinished stage runs"),
+    )
+    counts = ", ".join(f"{count} {what}" for count, what in parts)
+    return f"{verb} {counts}: {garbage.size_bytes / 1e6:,.1f} MB ({garbage.size_bytes} bytes)"
