@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,6 @@ from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_js
 
 Status = Literal["ok", "note", "absent", "broken"]
 
-_ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
 _STYLES = {"ok": "green", "note": "cyan", "absent": "yellow", "broken": "bold red"}
 
 
@@ -118,57 +117,46 @@ def _package(name: str, extra: str, tested: str | None) -> Check:
 
 
 def _engines() -> Iterator[Check]:
-    yield _engine("onnxruntime", _onnxruntime, essential=True)
-    yield _engine("openvino", _openvino)
-    yield _engine("tensorrt", _tensorrt)
-    yield _engine("torch", _torch)
+    """Every engine of the table, and torch, which trains and exports."""
+    from vlm_edge.engines import ENGINES
 
-
-def _engine(name: str, describe: Callable[[], str], *, essential: bool = False) -> Check:
-    """Import the engine and describe it. A library that is there but does not load can raise anything."""
-    missing: Status = "broken" if essential else "absent"
+    for name in ENGINES:
+        yield _engine(name)
     try:
-        return Check("Engines", name, "ok", describe())
-    except ModuleNotFoundError as error:
-        return Check("Engines", name, missing, f"not installed ({error.name})")
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return Check("Engines", name, missing, f"installed, but does not load: {str(error).strip().splitlines()[0]}")
+        torch = importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        yield Check("Engines", "torch", "absent", _first_line(error), "pip install 'vlm-edge[compress]'")
+        return
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    yield Check("Engines", "torch", "ok", f"for export, prune and distill; CUDA device: {cuda}")
 
 
-def _onnxruntime() -> str:
-    module = importlib.import_module("onnxruntime")
-    return f"{module.__version__}, providers: {', '.join(module.get_available_providers())}"
+def _engine(name: str) -> Check:
+    """Whether an engine runs here. Without onnxruntime no recipe runs at all."""
+    from vlm_edge.engines import engine_available
+
+    missing: Status = "broken" if name == "onnxruntime" else "absent"
+    try:
+        reason = engine_available(name)
+    except (ImportError, OSError) as error:
+        reason = _first_line(error)
+    return Check("Engines", name, missing if reason else "ok", reason or "runs here")
 
 
-def _openvino() -> str:
-    module = importlib.import_module("openvino")
-    return f"{module.__version__.split('-')[0]}, devices: {', '.join(module.Core().available_devices)}"
-
-
-def _tensorrt() -> str:
-    module = importlib.import_module("tensorrt")
-    module.Runtime(module.Logger(module.Logger.ERROR))
-    return str(module.__version__)
-
-
-def _torch() -> str:
-    module = importlib.import_module("torch")
-    cuda = module.cuda.get_device_name(0) if module.cuda.is_available() else "no"
-    return f"{module.__version__}, CUDA: {cuda} (export, prune, distill)"
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _hardware() -> Iterator[Check]:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    known = [flag for flag in _ISA_FLAGS if flags and flag in flags[1].split()]
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Check("Machine", "cpu", "ok", f"{model[1] if model else platform.processor() or platform.machine()}")
-    yield Check("Machine", "INT8 and wide instructions", "ok", ", ".join(known) or "none that this list knows")
-    yield Check("Machine", "threads", "ok", f"{usable} usable of {os.cpu_count()}")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield Check("Machine", "memory", "ok", f"{memory / 2**30:.1f} GiB")
+    from vlm_edge.evaluation.host import host_fingerprint, host_record
+
+    host = host_record()
+    yield Check("Machine", "cpu", "ok", str(host["cpu"] or host["machine"]))
+    yield Check("Machine", "instruction sets", "ok", ", ".join(host["isa"]) or "none that matter to INT8")
+    yield Check("Machine", "threads", "ok", f"{host['cores']} usable of {os.cpu_count()}")
+    memory = f"{host['memory_mb']:,} MiB" if host["memory_mb"] else "unknown"
+    yield Check("Machine", "memory", "ok", memory)
+    yield Check("Machine", "fingerprint", "ok", f"{host_fingerprint()} (latencies are kept for this host)")
 
 
 def _folders(settings: Settings) -> Iterator[Check]:

@@ -100,19 +100,13 @@ def init(
 
 def _describe(model: str) -> tuple[str, str, tuple[str, ...]]:
     """Architecture, pipeline and task kinds of a model, from its config.json."""
-    from vlm_edge.families import family_for
+    from vlm_edge.families.checkpoint import find_family, read_config
     from vlm_edge.families.sources import resolve_model
 
-    file = resolve_model(model) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise VlmEdgeError(f"{file}: not there", "a model is a Hugging Face folder with a config.json") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise VlmEdgeError(f"{file}: not JSON: {error}", "download the model again") from error
-    architectures = config.get("architectures") or ["none named"]
-    family = family_for(str(architectures[0]))
-    return str(architectures[0]), family.pipeline, family.task_kinds
+    folder = resolve_model(model)
+    config = read_config(folder)
+    family = find_family(folder, config)
+    return str(config["architectures"][0]), family.pipeline, family.task_kinds
 
 
 def _scalar(text: str) -> str:

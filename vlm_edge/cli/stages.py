@@ -19,7 +19,6 @@ _DATA = click.Option(
     required=True,
     help="Manifest of the task's data, such as calibration/easy-vqa.yaml.",
 )
-_KIND = click.Option(["--kind"], default="vqa", show_default=True, help="The task's kind: vqa or classification.")
 _TEACHER = click.Option(["--teacher"], help="The dense model to learn from.  [default: SOURCE]")
 _TARGET = click.Option(
     ["--target"], default="cpu-ort", show_default=True, help="A name of recipes/targets/, or a target's file."
@@ -38,9 +37,9 @@ _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print the result
 
 _INPUTS: dict[str, tuple[list[click.Option], str]] = {
     "export": ([], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
-    "quantize": ([_DATA, _KIND, _TARGET], "SOURCE is a folder that `vlm-edge export` wrote."),
-    "prune": ([_DATA, _KIND, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
-    "distill": ([_DATA, _KIND, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
+    "quantize": ([_DATA, _TARGET], "SOURCE is a folder that `vlm-edge export` wrote."),
+    "prune": ([_DATA, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
+    "distill": ([_DATA, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
     "compile": ([_TARGET], "SOURCE is a folder that `vlm-edge export` or `vlm-edge quantize` wrote."),
 }
 

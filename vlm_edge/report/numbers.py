@@ -10,12 +10,16 @@ from vlm_edge.core.measurement import Measurement
 
 @dataclass(frozen=True)
 class MetricFormat:
-    """A metric in words: the shown number is ``value * scale`` with ``digits`` decimals, in ``unit``."""
+    """A metric in words: the shown number is ``value * scale`` with ``digits`` decimals, in ``unit``.
+
+    ``exact`` marks a count, which has no interval and no n.
+    """
 
     title: str
     unit: str
     scale: float = 1.0
     digits: int = 2
+    exact: bool = False
 
 
 METRICS: dict[str, MetricFormat] = {
@@ -27,9 +31,9 @@ METRICS: dict[str, MetricFormat] = {
     "latency_p99_ms": MetricFormat("p99", "ms"),
     "latency_p50_speedup": MetricFormat("p50 speed-up", "x"),
     "latency_p90_speedup": MetricFormat("p90 speed-up", "x"),
-    "size_bytes": MetricFormat("size", "MB", 1e-6),
-    "size_ratio": MetricFormat("size ratio", "x", digits=4),
-    "parameters": MetricFormat("parameters", "M", 1e-6),
+    "size_bytes": MetricFormat("size", "MB", 1e-6, exact=True),
+    "size_ratio": MetricFormat("size ratio", "x", digits=4, exact=True),
+    "parameters": MetricFormat("parameters", "M", 1e-6, exact=True),
     "peak_rss_mb": MetricFormat("peak memory", "MiB", digits=0),
 }
 """In the order of a table's columns."""
@@ -50,7 +54,7 @@ def format_of(measurement: Measurement) -> MetricFormat:
 
 def is_exact(measurement: Measurement) -> bool:
     """Whether it is a count, with no interval around it."""
-    return measurement.low == measurement.value == measurement.high
+    return format_of(measurement).exact and measurement.low == measurement.high
 
 
 def value_text(measurement: Measurement) -> str:

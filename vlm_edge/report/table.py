@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
+from rich.measure import Measurement as Width
 from rich.table import Table
 from rich.text import Text
 
 from vlm_edge.core.budget import Verdict
+from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.ladder import Cell, Column, Ladder, Row, deciding_variant, headline, ladder_of, remarks, unmet
+from vlm_edge.report.numbers import format_of, interval_text, is_exact, value_text
 
 _FEWEST_COLUMNS = 3
 _STYLES = {
@@ -40,7 +44,7 @@ def _fitted(record: RunRecord, console: Console) -> tuple[Table, list[str]]:
     ladder, table = full, ladder_table(full)
     unlimited = console.options.update(max_width=10_000)
     for count in range(len(full.columns) - 1, _FEWEST_COLUMNS - 1, -1):
-        if Measurement.get(console, unlimited, table).maximum <= console.width:
+        if Width.get(console, unlimited, table).maximum <= console.width:
             break
         ladder = ladder_of(record, most_columns=count)
         table = ladder_table(ladder)
@@ -71,6 +75,21 @@ def stages_table(record: RunRecord) -> Table:
             name = f"{run.stage} (implied)" if run.implied else run.stage
             cached = "yes" if run.cached else "no"
             table.add_row(variant.name, name, f"{run.kind} {run.digest[:12]}", cached, f"{run.wall_s:,.1f}")
+    return table
+
+
+def measurements_table(measurements: Sequence[Measurement]) -> Table:
+    """One measurement a line, for a single engine."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column("metric")
+    for title in ("value", "95% interval", "n"):
+        table.add_column(title, justify="right")
+    table.add_column("unit")
+    for found in measurements:
+        count = "" if is_exact(found) else str(found.n)
+        table.add_row(
+            Text(found.metric), value_text(found), Text(interval_text(found)), count, Text(format_of(found).unit)
+        )
     return table
 
 

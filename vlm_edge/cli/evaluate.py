@@ -1,0 +1,61 @@
+"""``vlm-edge evaluate``: the accuracy of an engine on a task's test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vlm_edge.cli.answer import bundle_folder
+from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+
+
+@click.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Manifest of the task's data.")
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="Another engine: also say what ENGINE lost against it, paired."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="A seeded draw of so many samples.  [default: all]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of each engine.  [default: the engine's own]")
+@click.option("--outcomes", type=click.Path(path_type=Path), help="Also write every sample's outcome to this file.")
+@json_option
+@pass_settings
+def evaluate(
+    settings: Settings,
+    engine: Path,
+    data: Path,
+    baseline: Path | None,
+    limit: int | None,
+    threads: int | None,
+    outcomes: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the accuracy of ENGINE on the test split of the data.
+
+    ENGINE is a folder that `export`, `quantize` or `compile` wrote, a bundle, or a run's folder. Images that can't be
+    read are left out, named and counted; more than 1% of them is an error.
+    """
+    from vlm_edge.api import find_task
+    from vlm_edge.evaluation.accuracy import compare
+    from vlm_edge.evaluation.accuracy import evaluate as measure
+    from vlm_edge.report.table import measurements_table
+
+    with settings.working() as progress:
+        task = find_task(data)
+        found = measure(bundle_folder(engine), task, threads=threads, limit=limit, progress=progress)
+        against = found
+        if baseline is not None:
+            against = measure(bundle_folder(baseline), task, threads=threads, limit=limit, progress=progress)
+        measurements = compare(against, found)
+    if baseline is None:
+        measurements = [each for each in measurements if each.metric.partition("[")[0] == "accuracy"]
+    if outcomes is not None:
+        outcomes.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    skipped = [each.model_dump() for each in found.skipped]
+    if as_json:
+        print_json({"measurements": [each.model_dump() for each in measurements], "skipped": skipped})
+        return
+    stdout_console().print(measurements_table(measurements))
+    for sample in found.skipped:
+        click.echo(f"skipped: {sample.id}: {sample.image}: {sample.reason}")
