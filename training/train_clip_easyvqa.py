@@ -180,8 +180,10 @@ class Trainer:
 
     def save(self, out: Path) -> None:
         """Saves the model and its processor as a Hugging Face folder."""
+        side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
         image_processor = CLIPImageProcessor(
-            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            size=side,
+            crop_size=side,
             do_center_crop=False,
             resample=3,
             image_mean=[IMAGE_MEAN] * 3,
