@@ -10,12 +10,15 @@ from click.testing import CliRunner
 from vlm_edge.cli.main import COMMANDS, LazyGroup, main
 
 NAMES = [name for section in COMMANDS.values() for name in section]
-ISSUE_2 = "init run plan check export quantize prune distill compile evaluate bench report ls gc doctor zoo".split()
+PROMISED = {
+    *("init", "run", "plan", "check", "report", "ls", "gc", "doctor", "zoo"),
+    *("export", "quantize", "prune", "distill", "compile", "evaluate", "bench"),
+}
 NOT_FOR_HELP = ("torch", "onnx", "onnxruntime", "transformers", "numpy", "pydantic", "rich", "yaml")
 
 
 def test_every_command_that_is_promised_is_there() -> None:
-    assert set(ISSUE_2) <= set(NAMES)
+    assert PROMISED <= set(NAMES)
     assert len(NAMES) == len(set(NAMES))
 
 
