@@ -1,0 +1,75 @@
+"""Which INT8 form an engine fuses, on which instruction set."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics.quant_weights import Decompression
+
+Isa = Literal["x86-vnni", "x86", "arm", "cuda"]
+
+
+@dataclass(frozen=True)
+class QuantForm:
+    """How a graph is quantized for one engine.
+
+    signed: activations are s8, else u8.
+    symmetric: activation zero points stand for the real 0 in the middle of the range (TensorRT has no others).
+    weight_bits: 7 where the multiply-add of u8 and s8 saturates at 16 bits.
+    linears_only: only linear layers run in integers; convolutions and attention's products stay in floating point.
+    kernels: linear layers are written as onnxruntime's own integer operators, not as Q/DQ pairs.
+    decompression: how weights of what stays in floating point are turned back.
+    """
+
+    signed: bool
+    symmetric: bool
+    weight_bits: int
+    linears_only: bool
+    kernels: bool
+    decompression: Decompression
+
+
+def quant_form(engine: str, isa: Isa) -> QuantForm:
+    """The form for an engine: measurements are in docs/decisions.md.
+
+    Raises:
+        VlmEdgeError: no form is known for the engine.
+    """
+    if engine == "onnxruntime":
+        return QuantForm(
+            signed=isa in ("arm", "cuda"),
+            symmetric=False,
+            weight_bits=7 if isa == "x86" else 8,
+            linears_only=True,
+            kernels=True,
+            decompression="cast",
+        )
+    if engine == "openvino":
+        return QuantForm(False, False, 7 if isa == "x86" else 8, False, False, "cast")
+    if engine == "tensorrt":
+        return QuantForm(True, True, 8, False, False, "dequantize")
+    raise VlmEdgeError(f"quantize: no INT8 form is known for the engine {engine!r}")
+
+
+def resolve_isa(isa: str, engine: str) -> Isa:
+    """``auto`` as this host's instruction set (TensorRT: cuda); any other name as it is."""
+    if isa == "auto":
+        return "cuda" if engine == "tensorrt" else host_isa()
+    if isa in ("x86-vnni", "x86", "arm", "cuda"):
+        return isa  # type: ignore[return-value]
+    raise VlmEdgeError(f"quantize: unknown instruction set {isa!r}", "give auto, x86-vnni, x86, arm or cuda")
+
+
+@cache
+def host_isa() -> Isa:
+    """This host's: ``arm``, or ``x86-vnni`` or ``x86`` by the flags in /proc/cpuinfo."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return "arm"
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8", errors="replace").split() if info.is_file() else []
+    return "x86-vnni" if {"avx512_vnni", "avx_vnni"}.intersection(flags) else "x86"

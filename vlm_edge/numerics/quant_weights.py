@@ -1,0 +1,129 @@
+"""INT8 weights for what runs in floating point: a quarter of the size on disk, decompressed when a session is made."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, edited
+from vlm_edge.numerics.quantization import quantize_rows, quantize_weight
+
+SMALLEST = 1024
+"""Constants with fewer elements stay float32: two more nodes would take what their bytes save."""
+
+Decompression = Literal["cast", "dequantize"]
+"""``cast``: Cast and Mul, which onnxruntime folds into a constant when it loads the graph and OpenVINO takes for a
+compressed weight. ``dequantize``: DequantizeLinear, which TensorRT reads."""
+
+
+def compress_weights(model: onnx.ModelProto, *, decompression: Decompression) -> onnx.ModelProto:
+    """Float32 weights of MatMul, Gemm, Conv and ConvTranspose as int8 constants with a scale for each output channel.
+
+    The operators stay as they are and read a tensor of the same name, so it makes no difference how many share it.
+    Every element moves by half a step at most. Weights below :data:`SMALLEST` elements are left alone.
+    """
+    graph = Graph(model)
+    prelude: list[onnx.NodeProto] = []
+    constants: dict[str, NDArray[Any]] = {}
+    done: set[str] = set()
+    for node in graph.nodes:
+        axis = _output_axis(node)
+        name = node.input[1] if axis is not None else ""
+        weight = graph.constant(name) if name in graph.initializers and name not in done else None
+        if axis is None or weight is None or weight.size < SMALLEST or weight.dtype != np.float32:
+            continue
+        done.add(name)
+        levels, scales = quantize_weight(weight, axis)
+        constants[f"{name}_levels"] = levels
+        prelude += _decompressed(name, scales, axis % weight.ndim, weight.ndim, decompression, constants)
+    return _with_prelude(model, prelude, constants, done)
+
+
+def compress_tables(model: onnx.ModelProto, *, decompression: Decompression | None) -> onnx.ModelProto:
+    """Float32 tables that Gather reads rows of (embeddings) as int8 with a scale for each row.
+
+    Args:
+        model: its tables are constants (rows, columns) of at least :data:`SMALLEST` elements, gathered along axis 0.
+        decompression: None for com.microsoft.GatherBlockQuantized, which dequantizes no more than the rows it reads;
+            else the whole table is decompressed, and whoever reads it goes on reading it by its name.
+    """
+    graph = Graph(model)
+    prelude: list[onnx.NodeProto] = []
+    constants: dict[str, NDArray[Any]] = {}
+    replacements: dict[int, list[onnx.NodeProto]] = {}
+    done: set[str] = set()
+    for position, node in enumerate(graph.nodes):
+        table = _table(graph, node)
+        if table is None:
+            continue
+        name = node.input[0]
+        if decompression is None:
+            block = max(16, 1 << (table.shape[1] - 1).bit_length())
+            levels, scales = quantize_rows(table, block)
+            constants |= {f"{name}_row_levels": levels, f"{name}_row_scales": scales}
+            inputs = [f"{name}_row_levels", node.input[1], f"{name}_row_scales"]
+            settings = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+            kernel = helper.make_node(
+                "GatherBlockQuantized", inputs, node.output, name=node.name, domain=MICROSOFT, **settings
+            )
+            replacements[position] = [kernel]
+        elif name not in done:
+            done.add(name)
+            constants[f"{name}_levels"], scales = quantize_weight(table, 0)
+            prelude += _decompressed(name, scales, 0, 2, decompression, constants)
+    return _with_prelude(edited(model, replacements, constants), prelude, constants, done)
+
+
+def _with_prelude(
+    model: onnx.ModelProto, prelude: list[onnx.NodeProto], constants: dict[str, NDArray[Any]], replaced: set[str]
+) -> onnx.ModelProto:
+    """``prelude`` before all other nodes; the initializers that its outputs replace are gone."""
+    result = edited(model, {0: [*prelude, model.graph.node[0]]}, constants) if prelude else model
+    kept = [tensor for tensor in result.graph.initializer if tensor.name not in replaced]
+    if len(kept) != len(result.graph.initializer):
+        fresh = onnx.GraphProto()
+        fresh.initializer.extend(kept)
+        del result.graph.initializer[:]
+        result.graph.initializer.extend(fresh.initializer)
+    return result
+
+
+def _decompressed(
+    name: str,
+    scales: NDArray[np.float32],
+    axis: int,
+    rank: int,
+    decompression: Decompression,
+    constants: dict[str, NDArray[Any]],
+) -> list[onnx.NodeProto]:
+    """Nodes that make the float32 tensor ``name`` from ``name_levels``; puts the scales into ``constants``."""
+    levels, scale = f"{name}_levels", f"{name}_scales"
+    if decompression == "dequantize":
+        constants[scale] = scales
+        return [helper.make_node("DequantizeLinear", [levels, scale], [name], name=f"{name}_restore", axis=axis)]
+    constants[scale] = scales.reshape([-1 if index == axis else 1 for index in range(rank)])
+    return [
+        helper.make_node("Cast", [levels], [f"{name}_cast"], name=f"{name}_to_float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}_cast", scale], [name], name=f"{name}_restore"),
+    ]
+
+
+def _output_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of the weight (second input) that runs over output channels; None where there is no weight."""
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return {"MatMul": -1, "Conv": 0, "ConvTranspose": 1}.get(node.op_type)
+
+
+def _table(graph: Graph, node: onnx.NodeProto) -> NDArray[Any] | None:
+    """The table that a Gather reads rows of, if it is worth compressing."""
+    if node.op_type != "Gather" or attribute(node, "axis", 0) != 0 or node.input[0] not in graph.initializers:
+        return None
+    table = graph.constant(node.input[0])
+    if table is None or table.ndim != 2 or table.dtype != np.float32 or table.size < SMALLEST:
+        return None
+    return table
