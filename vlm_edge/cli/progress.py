@@ -22,12 +22,12 @@ class RichProgress:
         self._console = console
         self._display = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             transient=True,
         )
@@ -52,7 +52,7 @@ class RichProgress:
             self._display.remove_task(task)
         took = time.monotonic() - started
         if took >= WORTH_A_LINE_S:
-            self._console.print(_done(label, took, ticker.note))
+            self._console.print(_done(label, took, ticker.note), markup=False)
 
 
 class _RichTicker:
@@ -84,7 +84,7 @@ class PlainProgress:
         finally:
             opening.cancel()
         if ticker.elapsed >= WORTH_A_LINE_S:
-            self._console.print(_done(label, ticker.elapsed, ticker.note), soft_wrap=True)
+            self._console.print(_done(label, ticker.elapsed, ticker.note), soft_wrap=True, markup=False)
 
 
 class _PlainTicker:
