@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import click
 import pytest
 from pydantic import Field
@@ -20,12 +22,12 @@ class Outer(StageConfig):
 
 
 def test_assignments_are_yaml_and_dots_go_deeper() -> None:
-    given = ["cross_attention.heads=0.5", "cross_attention.keep=[1, 2]", "recover=null", "name=a=b", "components.*=int8"]
+    given = ["cross_attention.heads=0.5", "cross_attention.keep=[1, 2]", "recover=null", "name=a=b", "parts.*=int8"]
     assert parse_assignments(given) == {
         "cross_attention": {"heads": 0.5, "keep": [1, 2]},
         "recover": None,
         "name": "a=b",
-        "components": {"*": "int8"},
+        "parts": {"*": "int8"},
     }
 
 
@@ -35,7 +37,7 @@ def test_a_later_assignment_replaces_an_earlier_one() -> None:
 
 @pytest.mark.parametrize("given", ["epochs", "=1", "a..b=1", "epochs=[1", "epochs=1: 2: 3"])
 def test_what_is_no_assignment_is_named(given: str) -> None:
-    with pytest.raises(click.BadParameter, match="epochs|=1|a..b"):
+    with pytest.raises(click.BadParameter, match=re.escape(given[:4])):
         parse_assignments([given])
 
 
