@@ -6,7 +6,7 @@ import click
 import pytest
 from pydantic import Field
 
-from vlm_edge.cli.stages import parse_assignments, settings_of
+from vlm_edge.cli.stages import fact_lines, parse_assignments, settings_of
 from vlm_edge.core.stage import StageConfig
 
 
@@ -18,6 +18,7 @@ class Outer(StageConfig):
     name: str
     epochs: int = Field(default=2, ge=1, description="passes over the data")
     inner: Inner = Inner()
+    extra: Inner | None = None
     sites: tuple[str, ...] = Field(default_factory=tuple)
 
 
@@ -51,5 +52,18 @@ def test_settings_are_listed_with_default_and_description() -> None:
         ("name", "[required]"),
         ("epochs", "passes over the data [default: 2]"),
         ("inner.rate", "how fast [default: 0.5]"),
+        ("extra", "null leaves it out"),
+        ("extra.rate", "how fast [default: 0.5]"),
         ("sites", "[default: ()]"),
+    ]
+
+
+def test_facts_are_lines_with_dotted_keys() -> None:
+    facts = {"parity": {"decoder": 2.98023e-07, "vision": 0.5}, "heads": [1, 2], "curve": list(range(100)), "n": 3}
+    assert fact_lines(facts) == [
+        "parity.decoder: 2.98023e-07",
+        "parity.vision: 0.5",
+        "heads: [1, 2]",
+        "curve: 100 values, see --json",
+        "n: 3",
     ]

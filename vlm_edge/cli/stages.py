@@ -5,9 +5,9 @@ The five are one command under five names; they differ in the inputs that their 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -64,9 +64,12 @@ def settings_of(config: type[Any], prefix: str = "") -> list[tuple[str, str]]:
 
     rows = []
     for name, field in config.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += settings_of(annotation, f"{prefix}{name}.")
+        choices = [field.annotation, *get_args(field.annotation)]
+        nested = next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        if nested is not None:
+            if type(None) in choices:
+                rows.append((f"{prefix}{name}", "null leaves it out"))
+            rows += settings_of(nested, f"{prefix}{name}.")
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         ending = "[required]" if default is PydanticUndefined else f"[default: {default}]"
@@ -129,9 +132,23 @@ def _run(
     if as_json:
         print_json({"out": str(out), "digest": digest_folder(out), "size_bytes": size, "facts": facts})
         return
-    for key, value in facts.items():
-        click.echo(f"{key}: {value}")
+    for line in fact_lines(facts):
+        click.echo(line)
     click.echo(f"{out}: {size / 1e6:,.2f} MB")
+
+
+def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A stage's facts, one a line: nested ones with dotted keys, long lists by their length."""
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            lines += fact_lines(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and len(value) > 12:
+            lines.append(f"{prefix}{key}: {len(value)} values, see --json")
+        else:
+            text = f"{value:.6g}" if isinstance(value, float) else str(value)
+            lines.append(f"{prefix}{key}: {text}")
+    return lines
 
 
 export = _stage_command("export", "Export a model to one ONNX graph per component, each checked against torch.")
