@@ -1,0 +1,72 @@
+"""Imports point down only, and what the command line loads at start is light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vlm_edge
+
+PACKAGE = Path(vlm_edge.__file__).parent
+
+# layer -> the layers of this package that it may import from (its own is always allowed)
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "names": set(),
+    "core": set(),
+    "numerics": set(),
+    "processing": set(),
+    "data": {"core", "processing"},
+    "engines": {"processing"},
+    "runtime": {"engines", "processing"},
+    "zoo": {"families", "processing"},
+    "students": {"numerics"},
+    "families": {"numerics", "students", "data", "processing"},
+    "stages": {"core", "numerics", "families", "students", "data", "processing", "engines", "zoo"},
+    "evaluation": {"core", "data", "runtime", "engines", "processing", "numerics"},
+    "report": {"core"},
+    "api": {"core", "stages", "evaluation", "families", "data", "processing", "zoo"},
+    "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "processing", "zoo",
+            "data"},
+}  # fmt: skip
+ANYONE = {"errors", "names", "__version__"}
+HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
+
+
+def imported_layers(file: Path) -> set[str]:
+    """Layers of this package that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("vlm_edge.") and name.count(".")}
+    return found
+
+
+def layer_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_imports_point_down(file: Path) -> None:
+    layer = layer_of(file)
+    assert layer in ALLOWED, f"{file}: add the layer {layer} to the table, and to the design"
+    upward = imported_layers(file) - ALLOWED[layer] - ANYONE - {layer}
+    assert not upward, f"{file.relative_to(PACKAGE)} imports {sorted(upward)}, which {layer} must not know"
+
+
+@pytest.mark.parametrize("module", ["vlm_edge.api", "vlm_edge.stages", "vlm_edge.cli.main", "vlm_edge.runtime"])
+def test_front_doors_import_nothing_heavy(module: str) -> None:
+    script = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    heavy = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert heavy == []

@@ -1,0 +1,173 @@
+"""The library's front door: check, plan and run a recipe, or run one stage on folders.
+
+The command line is a thin shell over this module. It joins core, which knows no stage, with the tables of stages and
+evaluators.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact, digest_folder
+from vlm_edge.core.recipe import Recipe, read_recipe, read_target
+from vlm_edge.core.record import RunRecord
+from vlm_edge.core.runner import PlannedRun, Runner, Toolbox
+from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork, TaskSpec
+from vlm_edge.core.store import Store
+from vlm_edge.core.target import Target
+from vlm_edge.data import dataset_digest, load_dataset
+from vlm_edge.data.manifest import read_dataset_manifest
+from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.evaluation.evaluators import EngineEvaluators
+from vlm_edge.evaluation.host import host_fingerprint, host_record
+from vlm_edge.families.sources import resolve_model
+from vlm_edge.names import near
+from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.stages import STAGES
+
+
+def shipped_folder() -> Path:
+    """The folder that holds ``recipes/`` and ``calibration/``: inside the installed package, or the source tree."""
+    package = Path(__file__).parent
+    installed = package / "_shipped"
+    return installed if installed.is_dir() else package.parent
+
+
+def toolbox() -> Toolbox:
+    """Core's view of the layers above it."""
+    return Toolbox(
+        stages=STAGES,
+        evaluators=EngineEvaluators(),
+        resolve_model=resolve_model,
+        data_digest=_data_digest,
+        host_fingerprint=host_fingerprint,
+        host_record=host_record,
+    )
+
+
+def _data_digest(task: TaskSpec) -> str:
+    splits = sorted(read_dataset_manifest(task.data).splits)
+    return "+".join(f"{split}={dataset_digest(task.data, split)}" for split in splits)
+
+
+def _check_task(task: TaskSpec) -> None:
+    manifest = read_dataset_manifest(task.data)
+    if manifest.kind != task.kind:
+        raise VlmEdgeError(f"{task.data.name} is for the task kind {manifest.kind}, not {task.kind}")
+    if "test" not in manifest.splits:
+        raise VlmEdgeError(f"{task.data.name} has no test split, so no variant could be judged")
+    load_dataset(task.data, "test")
+
+
+def check_recipe(path: Path) -> Recipe:
+    """Read a recipe and check all of it without running anything: its keys, model, data and target.
+
+    Raises:
+        RecipeError: with every fault and its place.
+    """
+    return read_recipe(
+        path,
+        STAGES,
+        shipped=shipped_folder(),
+        check_model=resolve_model,
+        check_task=_check_task,
+    )
+
+
+def plan_recipe(path: Path, store: Path) -> list[PlannedRun]:
+    """Every stage run of the recipe's ladder, and which the store already has."""
+    return Runner(check_recipe(path), toolbox(), Store(store), SilentProgress()).planned()
+
+
+def run_recipe(path: Path, *, store: Path, runs: Path, progress: Progress | None = None) -> RunRecord:
+    """Run a recipe and write ``runs/NAME/run.json`` and ``runs/NAME/bundle/``.
+
+    What the store already has is not made or measured again.
+    """
+    return Runner(check_recipe(path), toolbox(), Store(store), progress or SilentProgress()).run(runs)
+
+
+def run_stage(
+    name: str,
+    config: Mapping[str, Any],
+    source: str | Path,
+    out: Path,
+    *,
+    teacher: str | Path | None = None,
+    data: Path | None = None,
+    target: str | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Run one stage on folders, outside any store, and write its result to ``out``.
+
+    Args:
+        name: a name of :data:`vlm_edge.stages.STAGES`.
+        config: the stage's settings, as a recipe gives them.
+        source: a model (zoo name, folder, Hub id) for export, prune and distill; a folder of graphs for the others.
+        out: a folder that does not exist yet; it appears whole, or not at all.
+        teacher: the dense model, for stages that train; default: ``source``.
+        data: a data manifest, for stages that read the task.
+        target: a target's name or file, for stages that read it.
+        seed: of everything random.
+        progress: where bars are drawn.
+
+    Returns:
+        The facts that the stage measured about its result.
+    """
+    if name not in STAGES:
+        raise VlmEdgeError(f"unknown stage {name!r}; {near(name, STAGES)}")
+    spec = STAGES[name]
+    try:
+        settings = spec.config.model_validate(config)
+    except ValidationError as error:
+        raise RecipeError([f"{name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]) from error
+    if out.exists():
+        raise VlmEdgeError(f"{out}: exists already", "give a folder that does not exist yet, or remove this one")
+    graphs = spec.name in ("quantize", "compile")
+    artifact = _graphs(Path(source)) if graphs else checkpoint_artifact(resolve_model(str(source)))
+    dense = checkpoint_artifact(resolve_model(str(teacher))) if teacher is not None else artifact
+    inputs = StageInputs(
+        artifact,
+        dense if "teacher" in spec.reads else None,
+        _needed_task(spec.name, data) if "task" in spec.reads else None,
+        find_target(target or "cpu-ort") if "target" in spec.reads else None,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        work = StageWork(Path(temporary) / "out", Path(temporary) / "state", seed, progress or SilentProgress())
+        work.out.mkdir()
+        work.scratch.mkdir()
+        spec.run(settings, inputs, work)
+        work.out.rename(out)
+    return work.facts
+
+
+def find_target(name: str) -> Target:
+    """A target by name or file, looked up in the working folder and among those that come with the package."""
+    return read_target(name, [Path.cwd(), Path.cwd() / "recipes", shipped_folder()])
+
+
+def _graphs(folder: Path) -> Artifact:
+    read_manifest(folder)
+    return Artifact(ArtifactKind.GRAPHS, digest_folder(folder), folder)
+
+
+def find_task(data: Path) -> TaskSpec:
+    """The task of a data manifest, looked up in the working folder and among those that come with the package."""
+    candidates = (data, shipped_folder() / data)
+    found = next((path.resolve() for path in candidates if path.is_file()), None)
+    if found is None:
+        raise VlmEdgeError(f"{data}: no such data manifest", "calibration/ holds the ones that come with vlm-edge")
+    return TaskSpec(kind=read_dataset_manifest(found).kind, data=found)
+
+
+def _needed_task(stage: str, data: Path | None) -> TaskSpec:
+    if data is None:
+        raise VlmEdgeError(f"{stage} needs data", "give a manifest with --data, such as calibration/easy-vqa.yaml")
+    return find_task(data)

@@ -1,0 +1,48 @@
+"""What the runner measures of a variant: accuracy, latency and footprint of its engine."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.stage import Progress, TaskSpec
+from vlm_edge.core.target import Target
+from vlm_edge.engines import engine_available
+from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
+from vlm_edge.evaluation.footprint import footprint
+from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+
+
+class EngineEvaluators:
+    """Measures compiled engines through the runtime, the very code that answers on the device."""
+
+    def __init__(self, latency: LatencySettings | None = None) -> None:
+        self._latency = latency or LatencySettings()
+        settings = hashlib.sha256(repr(self._latency).encode()).hexdigest()[:12]
+        self.version = f"{EVALUATOR_VERSION}-{settings}"
+
+    def unmeasurable(self, target: Target) -> str | None:
+        """Why this host can't run the target's engine, or None."""
+        return engine_available(target.engine)
+
+    def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
+        """Per-sample outcomes on the task's test split, as JSON."""
+        return evaluate(engine, task, progress=progress).to_json()
+
+    def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
+        """Accuracy of the candidate, and its paired drop against the baseline."""
+        return compare(Outcomes.from_json(baseline), Outcomes.from_json(candidate), seed)
+
+    def latency(
+        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, progress: Progress
+    ) -> list[Measurement]:
+        """End-to-end latency of the candidate and its speed-up over the baseline, in alternating blocks."""
+        return measure_latency(
+            baseline, candidate, task, threads=target.threads, settings=self._latency, progress=progress
+        )
+
+    def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
+        """Size on disk and parameters of the candidate."""
+        return footprint(baseline, candidate)
