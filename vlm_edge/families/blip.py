@@ -21,6 +21,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextAttention
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, TrainingBatch
 from vlm_edge.families.blip_components import decoder_export, text_encoder_export, vision_encoder_export
+from vlm_edge.families.blip_training import answer_logits
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
 
@@ -121,20 +122,8 @@ class BlipVqa:
         return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, decoder_input_ids, targets)
 
     def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-        """Teacher-forced answer logits (questions, answer_tokens, vocab), as ``forward`` computes them."""
-        blip: Any = model
-        question = blip.text_encoder(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            encoder_hidden_states=image_features[batch.image_index],
-        ).last_hidden_state
-        logits: Tensor = blip.text_decoder(
-            input_ids=batch.decoder_input_ids,
-            encoder_hidden_states=question,
-            encoder_attention_mask=batch.attention_mask,
-            use_cache=False,
-        ).logits
-        return logits
+        """Teacher-forced answer logits (questions, answer_tokens, vocab), as the exported graphs compute them."""
+        return answer_logits(model, image_features, batch)
 
     @staticmethod
     def _text_config(checkpoint: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def _heads(states: Tensor, head_dim: int) -> Tensor:
     return states.view(batch, tokens, -1, head_dim).transpose(1, 2)
 
 
-def _attend(attention: Any, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attend(attention: Any, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """One BlipTextAttention with given keys and values: softmax(q k^T / sqrt(head_dim) + mask) v, then its output."""
     module = attention.self
     query = _heads(module.query(hidden), module.attention_head_size)
@@ -40,7 +40,7 @@ def _attend(attention: Any, hidden: Tensor, key: Tensor, value: Tensor, mask: Te
     return result
 
 
-def _key_value(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+def key_value(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values (batch, heads, tokens, head_dim) of one BlipTextAttention for ``states``."""
     module = attention.self
     return (
@@ -74,10 +74,10 @@ class TextEncoder(nn.Module):
         mask = additive_mask(visible_tokens(attention_mask))
         hidden = self.embeddings(input_ids=input_ids)
         for layer in self.layers:
-            hidden = _attend(layer.attention, hidden, *_key_value(layer.attention, hidden), mask)
-            hidden = _attend(layer.crossattention, hidden, *_key_value(layer.crossattention, image_features), None)
+            hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), mask)
+            hidden = attend(layer.crossattention, hidden, *key_value(layer.crossattention, image_features), None)
             hidden = layer.feed_forward_chunk(hidden)
-        return tuple(tensor for cross in self.cross_attentions for tensor in _key_value(cross, hidden))
+        return tuple(tensor for cross in self.cross_attentions for tensor in key_value(cross, hidden))
 
 
 class Decoder(nn.Module):
@@ -99,13 +99,13 @@ class Decoder(nn.Module):
         hidden = self.embeddings(input_ids=input_ids, past_key_values_length=past)
         presents: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            key, value = _key_value(layer.attention, hidden)
+            key, value = key_value(layer.attention, hidden)
             key = torch.cat([pasts[2 * index], key], dim=2)
             value = torch.cat([pasts[2 * index + 1], value], dim=2)
             presents += [key, value]
-            hidden = _attend(layer.attention, hidden, key, value, self_mask)
+            hidden = attend(layer.attention, hidden, key, value, self_mask)
             key, value = crosses[2 * index], crosses[2 * index + 1]
-            hidden = _attend(layer.crossattention, hidden, key, value, question_mask)
+            hidden = attend(layer.crossattention, hidden, key, value, question_mask)
             hidden = layer.feed_forward_chunk(hidden)
         return (self.head(hidden), *presents)
 
