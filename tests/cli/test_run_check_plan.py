@@ -1,0 +1,241 @@
+"""run, check and plan through the real runner and store, on a toy table of stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_toolbox import toy_toolbox, write_recipe
+
+from vlm_edge import api
+from vlm_edge.core.budget import Verdict
+from vlm_edge.core.record import RECORD_NAME, RunRecord
+
+
+class Toy:
+    """The toolbox behind the command line, and the log of what ran."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder / "work"
+        model = folder / "model"
+        model.mkdir()
+        self.folder.mkdir()
+        (model / "model.txt").write_text("weights\n")
+        self.toolbox, self.log = toy_toolbox(model)
+        monkeypatch.setattr(api, "toolbox", lambda: self.toolbox)
+        monkeypatch.setattr(api, "STAGES", self.toolbox.stages)
+        monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
+        monkeypatch.setattr(api, "_check_task", lambda task: None)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    return Toy(tmp_path, monkeypatch)
+
+
+def test_a_run_that_meets_its_budgets_ends_with_its_table_and_0(toy: Toy, empty: Any) -> None:
+    result = empty.invoke("run", str(write_recipe(toy.folder)))
+    assert (result.exit_code, result.exception) == (0, None)
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line[:1].isalpha()][:1] == ["variant"]
+    assert "toy: MET: compile is within all 2 budgets" in lines
+    assert f"record: {empty.runs / 'toy' / RECORD_NAME}" in lines
+    assert f"bundle: {empty.runs / 'toy' / 'bundle'} (compile)" in lines
+
+
+def test_json_is_the_record_and_nothing_else(toy: Toy, empty: Any) -> None:
+    result = empty.invoke("run", "--json", str(write_recipe(toy.folder)))
+    stored = json.loads((empty.runs / "toy" / RECORD_NAME).read_text())
+    assert json.loads(result.stdout) == stored
+    assert RunRecord.model_validate(stored).verdict is Verdict.PASS
+
+
+def test_the_same_again_comes_from_the_store(toy: Toy, empty: Any) -> None:
+    recipe = str(write_recipe(toy.folder))
+    empty.invoke("run", recipe)
+    toy.log.clear()
+    assert empty.invoke("run", recipe).exit_code == 0
+    assert toy.log == []
+
+
+@pytest.mark.parametrize("limit", [{"p90_ms": 0.001}, {"p90_speedup": 100_000}])
+def test_a_budget_that_can_not_be_met_is_3_and_named(toy: Toy, empty: Any, limit: dict[str, float]) -> None:
+    recipe = write_recipe(toy.folder, budgets={"latency": limit})
+    result = empty.invoke("run", str(recipe))
+    assert result.exit_code == 3
+    ((name, bound),) = limit.items()
+    line = next(line for line in result.stdout.splitlines() if line.startswith("missed: compile"))
+    assert f"latency.{name}: " in line
+    assert "n 100; the bound is" in line
+    assert f" {bound:g} " in line
+
+
+def test_undecided_is_4(toy: Toy, empty: Any) -> None:
+    recipe = write_recipe(toy.folder, budgets={"accuracy": {"max_drop_pt": 0.2}})
+    result = empty.invoke("run", str(recipe))
+    assert result.exit_code == 4
+    assert "undecided: compile: accuracy.max_drop_pt" in result.stdout
+
+
+def test_not_measured_is_4_and_says_why(toy: Toy, empty: Any) -> None:
+    toy.toolbox.evaluators.missing = "the GPU is elsewhere"  # type: ignore[attr-defined]
+    result = empty.invoke("run", str(write_recipe(toy.folder)))
+    assert result.exit_code == 4
+    assert "NOT MEASURED: the GPU is elsewhere" in " ".join(result.stdout.split())
+    assert "pass" not in result.stdout
+
+
+def test_a_metric_that_is_missing_is_1_and_leaves_no_record(toy: Toy, empty: Any) -> None:
+    toy.toolbox.evaluators.drop = {"latency_p90_speedup"}  # type: ignore[attr-defined]
+    result = empty.invoke("run", str(write_recipe(toy.folder)))
+    assert result.exit_code == 1
+    assert "latency_p90_speedup" in result.stderr
+    assert not (empty.runs / "toy" / RECORD_NAME).exists()
+    assert result.stdout == ""
+
+
+FIVE_FAULTS: dict[str, Any] = {
+    "budgets": {"accuracy": {"max_dropt": 1.0}},
+    "target": "cpu-otr",
+    "stages": [{"quantise": {}}, {"prune": {"strenght": 1}}, {"compile": {"strength": "fast"}}],
+}
+
+
+@pytest.mark.parametrize("command", ["check", "run", "plan"])
+def test_five_faults_are_five_errors_with_places_and_2(toy: Toy, empty: Any, command: str) -> None:
+    (toy.folder / "targets").mkdir()
+    (toy.folder / "targets" / "cpu-ort.yaml").write_text("name: cpu-ort\nengine: onnxruntime\n")
+    result = empty.invoke(command, str(write_recipe(toy.folder, **FIVE_FAULTS)))
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 5
+    joined = "\n".join(errors)
+    for place in ("budgets.accuracy.max_dropt", "target", "stages[0]", "stages[1].prune.strenght", "stages[2].compile"):
+        assert f"error: toy.yaml: {place}" in joined
+    assert joined.count("did you mean") == 4
+    assert result.stdout == ""
+
+
+def test_check_lists_the_faults_as_json(toy: Toy, empty: Any) -> None:
+    result = empty.invoke("check", "--json", str(write_recipe(toy.folder, **FIVE_FAULTS)))
+    assert result.exit_code == 2
+    assert len(json.loads(result.stdout)["faults"]) == 5
+
+
+def test_check_of_a_good_recipe(toy: Toy, empty: Any) -> None:
+    recipe = str(write_recipe(toy.folder))
+    result = empty.invoke("check", recipe)
+    assert result.exit_code == 0
+    assert result.stdout == f"{recipe}: no faults; zoo:toy for toy: export, quantize, prune, compile\n"
+    assert json.loads(empty.invoke("check", "--json", recipe).stdout)["recipe"]["run"] == "all"
+    assert toy.log == []
+
+
+@pytest.mark.parametrize("command", ["check", "run", "plan"])
+def test_a_recipe_that_is_not_there_is_1(toy: Toy, empty: Any, command: str) -> None:
+    result = empty.invoke(command, str(toy.folder / "none.yaml"))
+    assert result.exit_code == 1
+    assert "no such recipe" in result.stderr
+
+
+def test_plan_says_what_is_in_the_store_and_runs_nothing(toy: Toy, empty: Any) -> None:
+    recipe = str(write_recipe(toy.folder))
+    before = json.loads(empty.invoke("plan", "--json", recipe).stdout)
+    assert not any(row["cached"] for row in before)
+    assert toy.log == []
+    empty.invoke("run", recipe)
+    after = json.loads(empty.invoke("plan", "--json", recipe).stdout)
+    assert all(row["cached"] for row in after)
+    assert [(row["variant"], row["stage"]) for row in before] == [(row["variant"], row["stage"]) for row in after]
+
+
+def test_plan_as_a_table(toy: Toy, empty: Any) -> None:
+    lines = empty.invoke("plan", str(write_recipe(toy.folder))).stdout.splitlines()
+    assert lines[2].split()[:4] == ["baseline", "export", "to", "run"]
+    assert "waits for its input" in lines[3]
+    assert lines[-1].endswith("0 in the store, 13 to run")
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {support!r})
+from toy_toolbox import toy_toolbox
+from vlm_edge import api
+from vlm_edge.cli.main import main
+
+toolbox, log = toy_toolbox(Path({model!r}))
+api.toolbox = lambda: toolbox
+api.STAGES = toolbox.stages
+api.resolve_model = toolbox.resolve_model
+api._check_task = lambda task: None
+accuracy = toolbox.evaluators.accuracy
+
+def chatty(*arguments):
+    print("a library's remark")
+    os.write(1, b"a native library's remark\\n")
+    return accuracy(*arguments)
+
+toolbox.evaluators.accuracy = chatty
+main()
+"""
+
+
+def in_a_process(toy: Toy, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    support = str(Path(__file__).parents[1] / "support")
+    script = SCRIPT.format(support=support, model=str(toy.folder.parent / "model"))
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=toy.folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_stdout_is_data_even_when_libraries_talk(toy: Toy) -> None:
+    done = in_a_process(toy, "run", "--json", str(write_recipe(toy.folder)))
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["verdict"] == "pass"
+    assert "a library's remark" in done.stderr
+    assert "a native library's remark" in done.stderr
+    assert (toy.folder / ".vlm-edge" / "store" / "objects").is_dir()
+    assert (toy.folder / "runs" / "toy" / RECORD_NAME).is_file()
+
+
+def test_killed_in_a_stage_and_run_again_gives_the_same(toy: Toy) -> None:
+    recipe = str(write_recipe(toy.folder))
+    killed = in_a_process(toy, "--store", "other", "--runs", "first", "run", recipe, KILL_IN="prune")
+    assert killed.returncode == -signal.SIGKILL
+    again = json.loads(in_a_process(toy, "--store", "other", "--runs", "first", "run", "--json", recipe).stdout)
+    whole = json.loads(in_a_process(toy, "run", "--json", recipe).stdout)
+
+    def results(record: dict[str, Any]) -> list[Any]:
+        return [(row["name"], row["artifacts"], row["measurements"], row["verdicts"]) for row in record["variants"]]
+
+    assert results(again) == results(whole)
+    assert again["variants"][0]["runs"][0]["cached"]
+
+
+def test_an_interrupt_leaves_a_store_to_go_on_from(toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = str(write_recipe(toy.folder))
+    evaluators = toy.toolbox.evaluators
+    with monkeypatch.context() as patch:
+
+        def interrupted(*arguments: object) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+        patch.setattr(evaluators, "accuracy", interrupted)
+        result = empty.invoke("run", recipe)
+    assert result.exit_code == 130
+    assert "run the same command again" in result.stderr
+    toy.log.clear()
+    assert empty.invoke("run", recipe).exit_code == 0
+    assert toy.log[0] == "accuracy"
