@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -85,7 +86,7 @@ class CalibrationSamples:
         self._passes = list(self._encode(data))
 
     def _encode(self, data: TrainingSet) -> Iterator[tuple[Tensor, TrainingBatch]]:
-        """(features, batch) of a few questions each."""
+        """(features, batch) of a few questions each, a row of features for every question, so that each is a sample."""
         device = training_device()
         usable = data.usable_images
         per_pass = max(1, QUESTIONS_PER_PASS * len(usable) // len(data.samples))
@@ -93,7 +94,8 @@ class CalibrationSamples:
             for start in range(0, len(usable), per_pass):
                 images = usable[start : start + per_pass]
                 batch = data.batch(images).to(device)
-                yield self._family.encode_image(self._model, batch.pixel_values), batch
+                features = self._family.encode_image(self._model, batch.pixel_values)[batch.image_index]
+                yield features, replace(batch, image_index=torch.arange(len(features), device=device))
                 bar.advance(len(images))
 
     def importance(self, sites: Sequence[AttentionSite]) -> list[Tensor]:
