@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from toy_toolbox import toy_toolbox, write_recipe
@@ -31,7 +32,7 @@ class Toy:
         monkeypatch.setattr(api, "toolbox", lambda: self.toolbox)
         monkeypatch.setattr(api, "STAGES", self.toolbox.stages)
         monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
-        monkeypatch.setattr(api, "_check_task", lambda task: None)
+        monkeypatch.setattr(api, "_check_task", lambda _: None)
 
 
 @pytest.fixture
@@ -226,13 +227,8 @@ def test_killed_in_a_stage_and_run_again_gives_the_same(toy: Toy) -> None:
 
 def test_an_interrupt_leaves_a_store_to_go_on_from(toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = str(write_recipe(toy.folder))
-    evaluators = toy.toolbox.evaluators
     with monkeypatch.context() as patch:
-
-        def interrupted(*arguments: object) -> dict[str, Any]:
-            raise KeyboardInterrupt
-
-        patch.setattr(evaluators, "accuracy", interrupted)
+        patch.setattr(toy.toolbox.evaluators, "accuracy", Mock(side_effect=KeyboardInterrupt))
         result = empty.invoke("run", recipe)
     assert result.exit_code == 130
     assert "run the same command again" in result.stderr
