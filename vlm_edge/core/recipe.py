@@ -223,7 +223,8 @@ def _try(check: Callable[[Any], object], value: Any, place: str, faults: _Faults
     except RecipeError as error:
         faults.found.extend(error.faults)
     except VlmEdgeError as error:
-        faults.add(place, f"{error.message} ({error.hint})" if error.hint else error.message)
+        message = error.message.removeprefix(f"{place}: ")
+        faults.add(place, f"{message} ({error.hint})" if error.hint else message)
 
 
 def _check_name(name: Any, faults: _Faults) -> str:
