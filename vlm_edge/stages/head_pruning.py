@@ -18,7 +18,7 @@ from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.numerics.attention_surgery import head_importance, heads_to_keep, mask_heads, normalised, prune_heads
 from vlm_edge.numerics.losses import IGNORED, answer_loss, distillation_loss, sample_losses
 from vlm_edge.stages.prune import Recovery
-from vlm_edge.stages.training import Minibatch, cache_features, train, training_device
+from vlm_edge.stages.training import Minibatch, autocast, cache_features, train, training_device
 from vlm_edge.stages.training_data import RowCache, TrainingSet
 
 Scope = Literal["global", "site"]
@@ -77,7 +77,10 @@ def choose_heads(scores: Sequence[Tensor], left: Sequence[int], scope: Scope) ->
 
 
 class CalibrationSamples:
-    """The calibration samples' image features and questions: what importance and parity are taken on, in float32."""
+    """The calibration samples' image features and questions: what importance and parity are taken on.
+
+    The image features come once and as fast as they can; what is computed on them is float32.
+    """
 
     def __init__(self, checkpoint: LoadedCheckpoint, data: TrainingSet, work: StageWork) -> None:
         self._model = checkpoint.model.to(training_device())
@@ -94,7 +97,8 @@ class CalibrationSamples:
             for start in range(0, len(usable), per_pass):
                 images = usable[start : start + per_pass]
                 batch = data.batch(images).to(device)
-                features = self._family.encode_image(self._model, batch.pixel_values)[batch.image_index]
+                with autocast(device):
+                    features = self._family.encode_image(self._model, batch.pixel_values).float()[batch.image_index]
                 yield features, replace(batch, image_index=torch.arange(len(features), device=device))
                 bar.advance(len(images))
 

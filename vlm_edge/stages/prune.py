@@ -37,6 +37,9 @@ class Recovery(TrainingConfig):
     """The training after the cut: the teacher's answers (KL) and the data set's (cross-entropy)."""
 
     epochs: float = Field(default=2.0, gt=0, le=10_000)
+    samples: int | None = Field(
+        default=None, ge=1, description="use at most so many training questions, drawn by whole images; null: all"
+    )
     train: Literal["text", "all"] = Field(
         default="text",
         description="text: the vision tower stays as it is, and each image is encoded once; all: train everything",
@@ -82,7 +85,9 @@ def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
     work.facts["parameters"] = sum(parameter.numel() for parameter in source.model.parameters())
     if config.recover is not None:
         teacher = load_checkpoint(inputs.teacher.path)
-        data = training_data.load_training_set(inputs.task, source.family, source.folder, work)
+        data = training_data.load_training_set(
+            inputs.task, source.family, source.folder, work, limit=config.recover.samples
+        )
         work.facts["recovery"] = head_pruning.recover(source, teacher, data, config.recover, work)
         work.facts["calibration_accuracy_recovered"] = samples.accuracy()
     operations = [
