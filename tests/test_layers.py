@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "zoo": {"families", "processing"},
     "students": {"numerics"},
     "families": {"numerics", "students", "data", "processing"},
-    "stages": {"core", "numerics", "families", "students", "data", "processing", "engines", "zoo"},
+    "stages": {"core", "numerics", "families", "students", "data", "processing", "engines", "runtime", "zoo"},
     "evaluation": {"core", "data", "runtime", "engines", "processing", "numerics"},
     "report": {"core"},
     "api": {"core", "stages", "evaluation", "families", "data", "processing", "zoo"},

@@ -42,12 +42,14 @@ class Graph:
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """The value of an initializer or of a Constant node, or None where ``name`` is computed."""
-        if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
+        tensor = self.initializers.get(name)
         node = self.producers.get(name)
-        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
-            return numpy_helper.to_array(node.attribute[0].t)
-        return None
+        if tensor is None and node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+        if tensor is None:
+            return None
+        value: NDArray[Any] = numpy_helper.to_array(tensor)
+        return value
 
     def only_consumer(self, name: str, op_type: str) -> onnx.NodeProto | None:
         """The node that alone reads ``name``, if it is an ``op_type`` and ``name`` is no output of the graph."""

@@ -33,6 +33,9 @@ class Feeds(Protocol):
 def calibrate(model: onnx.ModelProto, feeds: Feeds, form: QuantForm, *, smooth: bool) -> onnx.ModelProto:
     """Quantizer ranges from ``feeds``, int8 weights by channel, and biases corrected for the quantization's mean error.
 
+    Ranges hold every value seen. NNCF's own choice, the mean over the samples of each one's least and greatest value,
+    clips half of the samples: 10 to 15 dB worse on the reference model.
+
     Args:
         model: float32, every node named, all weights inside (no external data).
         feeds: at least one run.
@@ -55,11 +58,13 @@ def calibrate(model: onnx.ModelProto, feeds: Feeds, form: QuantForm, *, smooth: 
             OverflowFix,
             QuantizationParameters,
         )
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
         alpha = SMOOTHING if smooth else -1.0
         advanced = AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE if form.weight_bits < 8 else OverflowFix.DISABLE,
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1.0),
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
             activations_quantization_params=QuantizationParameters(signedness_to_force=True)
             if form.symmetric
             else None,

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 Int8 = NDArray[np.int8]
-Array = NDArray[np.generic]
+Levels = NDArray[Any]
+"""int8 or uint8."""
+Array = NDArray[Any]
 
 
-def quantize(values: Float, scale: Float, zero_point: Array) -> Array:
+def quantize(values: Float, scale: Float, zero_point: Levels) -> Levels:
     """Real values to integers of ``zero_point``'s type (int8 or uint8); all three broadcast."""
     limits = np.iinfo(zero_point.dtype)
     levels = np.rint(values / scale) + zero_point.astype(np.float32)
-    return np.clip(levels, limits.min, limits.max).astype(zero_point.dtype)
+    result: Levels = np.clip(levels, limits.min, limits.max).astype(zero_point.dtype)
+    return result
 
 
-def dequantize(levels: Array, scale: Float, zero_point: Array) -> Float:
+def dequantize(levels: Levels, scale: Float, zero_point: Levels) -> Float:
     """Integers to the real numbers that they stand for, float32; all three broadcast."""
     return scale * (levels.astype(np.float32) - zero_point.astype(np.float32))
 

@@ -1,0 +1,80 @@
+"""What of a graph runs in integers, what stays in floating point, and what its weights take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from vlm_edge.numerics.qdq_graph import Graph
+from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS
+
+INTEGER_OPERATORS = frozenset(
+    {
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QLinearMatMul",
+        "QLinearConv",
+        "MatMulInteger",
+        "ConvInteger",
+        "QGemm",
+        "MatMulNBits",
+    }
+)
+"""Operators that multiply integers."""
+
+
+@dataclass(frozen=True)
+class QuantizedOps:
+    """Counts of one graph.
+
+    integer: operators that multiply integers, by type. floating: MatMul, Gemm and Conv in floating point, by type
+    (attention's products among them). fake: those between DequantizeLinear, which an engine may run in integers.
+    stray_pairs: activation DequantizeLinear that no heavy operator reads. bytes_by_dtype: of the constants.
+    """
+
+    integer: Counter[str] = field(default_factory=Counter)
+    floating: Counter[str] = field(default_factory=Counter)
+    fake: Counter[str] = field(default_factory=Counter)
+    stray_pairs: int = 0
+    bytes_by_dtype: Counter[str] = field(default_factory=Counter)
+
+    def as_facts(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "integer": dict(sorted(self.integer.items())),
+            "fake_quantized": dict(sorted(self.fake.items())),
+            "floating": dict(sorted(self.floating.items())),
+            "stray_pairs": self.stray_pairs,
+            "constant_bytes": dict(sorted(self.bytes_by_dtype.items())),
+        }
+
+
+def quantized_ops(model: onnx.ModelProto) -> QuantizedOps:
+    """Count; works on a stage's result and on what onnxruntime made of it when it loaded it."""
+    graph = Graph(model)
+    counts = QuantizedOps(stray_pairs=sum(_is_stray(graph, node) for node in graph.nodes))
+    for node in graph.nodes:
+        if node.op_type in INTEGER_OPERATORS:
+            counts.integer[node.op_type] += 1
+        elif node.op_type in HEAVY_OPERATORS or node.op_type == "FusedMatMul":
+            dequantized = [_is_dequantized(graph, name) for name in node.input[:2]]
+            (counts.fake if all(dequantized) else counts.floating)[node.op_type] += 1
+    for tensor in graph.initializers.values():
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        counts.bytes_by_dtype[np.dtype(dtype).name] += int(np.prod(tensor.dims)) * dtype.itemsize
+    return counts
+
+
+def _is_dequantized(graph: Graph, name: str) -> bool:
+    node = graph.producers.get(name)
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _is_stray(graph: Graph, node: onnx.NodeProto) -> bool:
+    if node.op_type != "DequantizeLinear" or graph.constant(node.input[0]) is not None:
+        return False
+    return not any(reader.op_type in HEAVY_OPERATORS for reader in graph.consumers[node.output[0]])
