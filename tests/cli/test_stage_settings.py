@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import click
 import pytest
@@ -20,6 +21,8 @@ class Outer(StageConfig):
     inner: Inner = Inner()
     extra: Inner | None = None
     sites: tuple[str, ...] = Field(default_factory=tuple)
+    mode: Literal["fast", "slow"] = "fast"
+    stride: Literal[8, 16] | None = None
 
 
 def test_assignments_are_yaml_and_dots_go_deeper() -> None:
@@ -54,7 +57,9 @@ def test_settings_are_listed_with_default_and_description() -> None:
         ("inner.rate", "how fast [default: 0.5]"),
         ("extra", "null leaves it out"),
         ("extra.rate", "how fast [default: 0.5]"),
-        ("sites", "[default: ()]"),
+        ("sites", "[default: []]"),
+        ("mode", '(one of: fast, slow) [default: "fast"]'),
+        ("stride", "(one of: 8, 16) [default: null]"),
     ]
 
 

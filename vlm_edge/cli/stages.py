@@ -5,9 +5,10 @@ The five are one command under five names; they differ in the inputs that their 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
@@ -72,9 +73,16 @@ def settings_of(config: type[Any], prefix: str = "") -> list[tuple[str, str]]:
             rows += settings_of(nested, f"{prefix}{name}.")
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
-        ending = "[required]" if default is PydanticUndefined else f"[default: {default}]"
-        rows.append((f"{prefix}{name}", " ".join(part for part in (field.description, ending) if part)))
+        ending = "[required]" if default is PydanticUndefined else f"[default: {json.dumps(default)}]"
+        words = (field.description, _choices(field.annotation), ending)
+        rows.append((f"{prefix}{name}", " ".join(part for part in words if part)))
     return rows
+
+
+def _choices(annotation: Any) -> str:
+    """``(one of: a, b)`` for a Literal of words or numbers."""
+    literal = next((each for each in (annotation, *get_args(annotation)) if get_origin(each) is Literal), None)
+    return f"(one of: {', '.join(map(str, get_args(literal)))})" if literal else ""
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
