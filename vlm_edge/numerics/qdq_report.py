@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from vlm_edge.numerics.qdq_graph import Graph
-from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS
+from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph
+from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, quantizer_above
 
 INTEGER_OPERATORS = frozenset(
     {
@@ -32,7 +32,7 @@ class QuantizedOps:
     """Counts of one graph.
 
     integer: operators that multiply integers, by type. floating: MatMul, Gemm and Conv in floating point, by type
-    (attention's products among them). fake: those between DequantizeLinear, which an engine may run in integers.
+    (attention's products among them). fake: those that read dequantized values, which an engine may run in integers.
     stray_pairs: activation DequantizeLinear that no heavy operator reads. bytes_by_dtype: of the constants.
     """
 
@@ -61,20 +61,26 @@ def quantized_ops(model: onnx.ModelProto) -> QuantizedOps:
         if node.op_type in INTEGER_OPERATORS:
             counts.integer[node.op_type] += 1
         elif node.op_type in HEAVY_OPERATORS or node.op_type == "FusedMatMul":
-            dequantized = [_is_dequantized(graph, name) for name in node.input[:2]]
-            (counts.fake if all(dequantized) else counts.floating)[node.op_type] += 1
+            quantized = all(quantizer_above(graph, name) for name in node.input[:2])
+            (counts.fake if quantized else counts.floating)[node.op_type] += 1
     for tensor in graph.initializers.values():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         counts.bytes_by_dtype[np.dtype(dtype).name] += int(np.prod(tensor.dims)) * dtype.itemsize
     return counts
 
 
-def _is_dequantized(graph: Graph, name: str) -> bool:
-    node = graph.producers.get(name)
-    return node is not None and node.op_type == "DequantizeLinear"
-
-
 def _is_stray(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type != "DequantizeLinear" or graph.constant(node.input[0]) is not None:
         return False
-    return not any(reader.op_type in HEAVY_OPERATORS for reader in graph.consumers[node.output[0]])
+    return not _reaches_heavy(graph, node.output[0])
+
+
+def _reaches_heavy(graph: Graph, name: str) -> bool:
+    """Whether a heavy operator reads ``name``, directly or below operators that only move elements."""
+    for reader in graph.consumers[name]:
+        if reader.op_type in HEAVY_OPERATORS:
+            return True
+        moves = reader.op_type in SHAPE_OPERATORS or reader.op_type == "Concat"
+        if moves and any(_reaches_heavy(graph, output) for output in reader.output):
+            return True
+    return False

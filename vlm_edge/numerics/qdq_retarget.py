@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,18 +29,59 @@ def retarget_activations(model: onnx.ModelProto, *, signed: bool) -> onnx.ModelP
     Raises:
         ValueError: a quantized tensor is read by something else than DequantizeLinear and shape operators.
     """
+    wanted = np.dtype(np.int8 if signed else np.uint8)
+    shift = np.int16(-SHIFT if signed else SHIFT)
+
+    def shifted(scale: NDArray[Any], zero_point: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if zero_point.dtype == wanted:
+            return scale, zero_point
+        return scale, (zero_point + shift).astype(wanted)
+
+    return _with_activation_parameters(model, shifted)
+
+
+def symmetric_activations(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every activation quantizer signed with zero point 0, the only kind that TensorRT knows.
+
+    The range grows to its larger side: what was unsigned, and only positive, loses one bit.
+
+    Raises:
+        ValueError: as :func:`retarget_activations`.
+    """
+
+    def symmetric(scale: NDArray[Any], zero_point: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if zero_point.dtype == np.int8 and not zero_point.any():
+            return scale, zero_point
+        limits = np.iinfo(zero_point.dtype)
+        reach = np.maximum(limits.max - zero_point.astype(np.int16), zero_point.astype(np.int16) - limits.min)
+        return (scale * reach / np.iinfo(np.int8).max).astype(scale.dtype), np.zeros_like(zero_point, np.int8)
+
+    return _with_activation_parameters(model, symmetric)
+
+
+Parameters = tuple[NDArray[Any], NDArray[Any]]
+"""Scale and zero point."""
+
+
+def _with_activation_parameters(
+    model: onnx.ModelProto, change: Callable[[NDArray[Any], NDArray[Any]], Parameters]
+) -> onnx.ModelProto:
+    """A copy in which every activation pair has the scale and the zero point that ``change`` makes of the old ones."""
     result = copied(model)
     graph = Graph(result)
-    wanted = np.dtype(np.int8 if signed else np.uint8)
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
-        zero_point = _zero_point(graph, node)
-        if zero_point.dtype == wanted:
+        scale, zero_point = graph.constant(node.input[1]), _zero_point(graph, node)
+        if scale is None:
+            raise ValueError(f"QuantizeLinear {node.name}: its scale is computed, not constant")
+        new = change(scale, zero_point)
+        if new[0] is scale and new[1] is zero_point:
             continue
-        shifted = (zero_point.astype(np.int16) + (-SHIFT if signed else SHIFT)).astype(wanted)
-        name = f"{node.output[0]}_{wanted.name}_zero_point"
-        result.graph.initializer.append(onnx.numpy_helper.from_array(shifted, name))
+        names = f"{node.output[0]}_new_scale", f"{node.output[0]}_new_zero_point"
+        result.graph.initializer.extend(
+            onnx.numpy_helper.from_array(value, name) for name, value in zip(names, new, strict=True)
+        )
         for user in (node, *_dequantizers(graph, node.output[0])):
-            user.input[:] = [*user.input[:2], name]
+            user.input[:] = [user.input[0], *names]
         for item in [item for item in node.attribute if item.name == "output_dtype"]:
             node.attribute.remove(item)
     result.graph.ClearField("value_info")  # it holds the old types
@@ -62,7 +103,7 @@ def sink_quantizers(model: onnx.ModelProto) -> onnx.ModelProto:
     for position, node in enumerate(graph.nodes):
         if node.op_type not in HEAVY_OPERATORS:
             continue
-        found = [_quantizer_above(graph, name) for name in node.input[:2]]
+        found = [quantizer_above(graph, name) for name in node.input[:2]]
         if None in found:
             continue
         moved = copied_node(node)
@@ -91,7 +132,7 @@ class Quantizer:
         return bool(np.array_equal(self.scale, other.scale) and np.array_equal(self.zero_point, other.zero_point))
 
 
-def _quantizer_above(graph: Graph, name: str) -> Quantizer | None:
+def quantizer_above(graph: Graph, name: str) -> Quantizer | None:
     """The quantizer whose levels ``name``'s values have, found above operators that only move elements."""
     node = graph.producers.get(name)
     if node is None:
@@ -102,9 +143,9 @@ def _quantizer_above(graph: Graph, name: str) -> Quantizer | None:
             return None
         return Quantizer(name, scale, zero_point)
     if node.op_type in SHAPE_OPERATORS:
-        return _per_tensor(_quantizer_above(graph, node.input[0]))
+        return _per_tensor(quantizer_above(graph, node.input[0]))
     if node.op_type == "Concat":
-        found = [_per_tensor(_quantizer_above(graph, part)) for part in node.input]
+        found = [_per_tensor(quantizer_above(graph, part)) for part in node.input]
         first = found[0]
         return first if first and all(other and first.same_levels(other) for other in found) else None
     return None
@@ -121,7 +162,7 @@ def _without_float_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     replacements: dict[int, list[onnx.NodeProto]] = {}
     for position, node in enumerate(graph.nodes):
         source = graph.producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if source is not None and source.op_type == "QuantizeLinear" and _quantizer_above(graph, node.output[0]):
+        if source is not None and source.op_type == "QuantizeLinear" and quantizer_above(graph, node.output[0]):
             origins[node.output[0]] = origins.get(source.input[0], source.input[0])
             if node.output[0] in graph.outputs:
                 replacements[position] = [helper.make_node("Identity", [source.input[0]], node.output, name=node.name)]

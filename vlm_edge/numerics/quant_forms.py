@@ -50,7 +50,7 @@ def quant_form(engine: str, isa: Isa) -> QuantForm:
             decompression="cast",
         )
     if engine == "openvino":
-        return QuantForm(False, False, 7 if isa == "x86" else 8, False, False, "cast")
+        return QuantForm(True, False, 7 if isa == "x86" else 8, False, False, "cast")
     if engine == "tensorrt":
         return QuantForm(True, True, 8, False, False, "dequantize")
     raise VlmEdgeError(f"quantize: no INT8 form is known for the engine {engine!r}")

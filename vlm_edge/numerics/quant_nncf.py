@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -56,7 +57,6 @@ def calibrate(model: onnx.ModelProto, feeds: Feeds, form: QuantForm, *, smooth: 
             AdvancedQuantizationParameters,
             AdvancedSmoothQuantParameters,
             OverflowFix,
-            QuantizationParameters,
         )
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -65,9 +65,6 @@ def calibrate(model: onnx.ModelProto, feeds: Feeds, form: QuantForm, *, smooth: 
             overflow_fix=OverflowFix.ENABLE if form.weight_bits < 8 else OverflowFix.DISABLE,
             smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha, convolution=-1.0),
             activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
-            activations_quantization_params=QuantizationParameters(signedness_to_force=True)
-            if form.symmetric
-            else None,
         )
         try:
             return nncf.quantize(
@@ -94,7 +91,9 @@ def _left_alone(model: onnx.ModelProto) -> Sequence[str]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """NNCF writes its log and its progress bars to stdout, which belongs to results."""
+    """NNCF writes its log and its progress bars to stdout, which belongs to results, and reports its use to its
+    makers, which is not ours to decide: it sends nothing where this variable is set when it is imported."""
+    os.environ.setdefault("NNCF_CI", "1")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import nncf

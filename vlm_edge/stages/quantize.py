@@ -213,7 +213,7 @@ def quantize_graph(model: onnx.ModelProto, scheme: str, feeds: Feeds, form: Quan
     """
     from vlm_edge.numerics.qdq_graph import without_notes
     from vlm_edge.numerics.qdq_lower import dynamic_linears, lower_linears
-    from vlm_edge.numerics.qdq_retarget import retarget_activations, sink_quantizers
+    from vlm_edge.numerics.qdq_retarget import retarget_activations, sink_quantizers, symmetric_activations
     from vlm_edge.numerics.quant_nncf import calibrate
     from vlm_edge.numerics.quant_prepare import fold_smoothing, fold_transposed_constants, with_node_names
     from vlm_edge.numerics.quant_weights import compress_tables, compress_weights
@@ -221,7 +221,8 @@ def quantize_graph(model: onnx.ModelProto, scheme: str, feeds: Feeds, form: Quan
     graph = with_node_names(fold_transposed_constants(model))
     if scheme in ("int8", "int8-smooth"):
         graph = calibrate(graph, feeds, form, smooth=scheme == "int8-smooth")
-        graph = fold_smoothing(retarget_activations(graph, signed=form.signed))
+        graph = fold_smoothing(graph)
+        graph = symmetric_activations(graph) if form.symmetric else retarget_activations(graph, signed=form.signed)
         if form.kernels:
             graph = lower_linears(sink_quantizers(graph))
     elif scheme == "int8-dynamic":
