@@ -35,9 +35,8 @@ class Settings:
         from vlm_edge.cli.progress import PlainProgress, RichProgress
         from vlm_edge.core.stage import SilentProgress
 
-        configure_logging(self.verbosity)
         progress: Progress
-        with stdout_is_stderr():
+        with stdout_is_stderr(), logs_on_stderr(self.verbosity):
             console = stderr_console()
             if self.verbosity < 0:
                 yield SilentProgress()
@@ -78,10 +77,28 @@ def stderr_console() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
-def configure_logging(verbosity: int) -> None:
-    """Logs go to stderr: warnings always, information with ``-v``, everything with ``-vv``; errors only with ``-q``."""
-    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True)
+@contextmanager
+def logs_on_stderr(verbosity: int) -> Iterator[None]:
+    """Logs and Python warnings on stderr while a command works: errors, with ``-v`` warnings, with ``-vv`` all.
+
+    They come from libraries, which know nothing of the user's recipe. Levels are cut off for all loggers at once,
+    since torch and NNCF set those of their own when they are imported.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    root, before = logging.getLogger(), logging.root.manager.disable
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    logging.disable({-1: logging.WARNING, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.NOTSET))
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logging.disable(before)
+        root.setLevel(level)
+        root.removeHandler(handler)
 
 
 @contextmanager

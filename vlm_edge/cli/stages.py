@@ -134,7 +134,7 @@ def _run(
     from vlm_edge.core.artifact import digest_folder, folder_size_bytes
 
     as_json = options.pop("as_json")
-    with settings.working() as progress:
+    with settings.working() as progress, progress.bar(f"{name} {source}", None):
         facts = run_stage(name, config, source, out, progress=progress, **options)
     size = folder_size_bytes(out)
     if as_json:

@@ -129,7 +129,8 @@ class Runner:
                         self.recipe.target if "target" in spec.reads else None,
                     )
                     started = time.monotonic()
-                    spec.run(step.config, inputs, work)
+                    with self.progress.bar(step.stage, None):
+                        spec.run(step.config, inputs, work)
                     found = self.store.seal(key, spec.output, identity, facts, time.monotonic() - started)
         artifact, record = found
         run = StageRun(
