@@ -40,9 +40,7 @@ def load_engine(
     Raises:
         VlmEdgeError: the engine is unknown or can't run here, the file is missing or corrupt, an option is unknown.
     """
-    reason = engine_available(name)
-    if reason is not None:
-        raise VlmEdgeError(f"engine {name}: {reason}", "see `vlm-edge doctor` for what can run on this machine")
+    require_engine(name)
     if not model_path.is_file():
         raise VlmEdgeError(f"{model_path}: no such model file", "export or compile the model again")
     module, attribute = ENGINES[name]
@@ -50,6 +48,23 @@ def load_engine(
         model_path, component, threads=threads, options=dict(options or {})
     )
     return engine
+
+
+def require_engine(name: str) -> None:
+    """Nothing, if the engine can run on this machine.
+
+    Raises:
+        VlmEdgeError: it can't: the message says what is missing.
+    """
+    reason = engine_available(name)
+    if reason is not None:
+        raise VlmEdgeError(f"engine {name}: {reason}", "see `vlm-edge doctor` for what can run on this machine")
+
+
+def engine_version(name: str) -> str:
+    """The version of an engine that can run here."""
+    require_engine(name)
+    return str(importlib.import_module(name).__version__)
 
 
 def engine_available(name: str) -> str | None:

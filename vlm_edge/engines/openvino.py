@@ -34,6 +34,25 @@ def compile_properties(threads: int, options: Mapping[str, str | int | float | b
     }
 
 
+def write_ir(onnx_path: Path, xml_path: Path) -> None:
+    """Convert an ONNX file to OpenVINO's IR: ``xml_path`` and the weights beside it, at the graph's own precision.
+
+    Raises:
+        VlmEdgeError: OpenVINO can't read the graph.
+    """
+    import openvino
+
+    try:
+        model = openvino.Core().read_model(str(onnx_path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise VlmEdgeError(
+            f"{onnx_path}: OpenVINO {openvino.__version__} can't read it: {reason}",
+            "an operator is onnxruntime's own or not supported: quantize and compile for this target again",
+        ) from error
+    openvino.save_model(model, str(xml_path), compress_to_fp16=False)
+
+
 class OpenVinoEngine:
     """One model in one infer request."""
 

@@ -19,7 +19,7 @@ from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.cuda_memory import Stream, device_count, load_cudart
 from vlm_edge.engines.feed import FeedChecker, Signature
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Component, TensorSpec
+from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
 
 Range = tuple[int, int, int]
 """min, opt and max of one dynamic dimension in an optimization profile."""
@@ -47,6 +47,24 @@ def _require() -> Any:
     if (reason := unavailable()) is not None:
         raise VlmEdgeError(f"TensorRT: {reason}", "install JetPack, or TensorRT 10 or later, on the device")
     return importlib.import_module("tensorrt")
+
+
+def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Range]:
+    """A range for every dynamic dimension of a pipeline's inputs, tuned for one sample at a time.
+
+    Text is as long as the tokenizer lets it be; the decoder takes one new token, after at most as many as it may make;
+    every other dimension counts samples.
+    """
+    names = {dim for row in manifest.components.values() for spec in row.inputs.values() for dim in spec.shape}
+    longest = manifest.text.pad_to or manifest.text.max_length
+    past = manifest.generation.max_new_tokens if manifest.generation else 1
+    known = {
+        "question_tokens": (1, manifest.text.pad_to or min(16, longest), longest),
+        "tokens": (1, manifest.text.pad_to or min(16, longest), longest),
+        "new": (1, 1, 1),
+        "past": (0, min(1, past), past),
+    }
+    return {name: known.get(name, (1, 1, max_batch)) for name in names if isinstance(name, str)}
 
 
 def profile_shapes(component: Component, ranges: Mapping[str, Range]) -> dict[str, tuple[tuple[int, ...], ...]]:

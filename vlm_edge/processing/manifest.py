@@ -6,6 +6,7 @@ A GRAPHS artifact and an ENGINE artifact hold the same manifest; ``engine`` is f
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +30,15 @@ class TensorSpec(_Frozen):
 
 
 class Component(_Frozen):
-    """One graph: its file (relative to the manifest) and its tensors, in order."""
+    """One graph: its file (relative to the manifest) and its tensors, in order.
+
+    ``threads`` is set where the compile stage found fewer to be enough than the engine's.
+    """
 
     file: str
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    threads: int | None = Field(default=None, ge=1)
 
 
 class ImageProcessing(_Frozen):
@@ -135,3 +140,17 @@ def write_manifest(folder: Path, manifest: PipelineManifest) -> None:
     """Write ``folder/manifest.json`` with stable key order."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=False)
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def copy_side_files(source: Path, out: Path, manifest: PipelineManifest) -> None:
+    """Copy everything beside the graphs and the manifest, such as the tokenizer.
+
+    A graph's weights may lie beside it in files named after it (``decoder.onnx.data``): they belong to the graph.
+    """
+    graphs = {component.file for component in manifest.components.values()}
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        belongs_to_graph = any(name == graph or name.startswith(f"{graph}.") for graph in graphs)
+        if path.is_file() and name != MANIFEST_NAME and not belongs_to_graph:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / name)

@@ -34,6 +34,11 @@ class TextEncoder:
         length = spec.max_length if spec.pad_to is None else min(spec.max_length, spec.pad_to)
         self._tokenizer.enable_truncation(length)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        return self._tokenizer.get_vocab_size()
+
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
         """Texts -> ``input_ids`` and ``attention_mask``, each (texts, tokens) int64; the mask is 0 at padding."""
         if len(texts) == 1:

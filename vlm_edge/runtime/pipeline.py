@@ -24,7 +24,7 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
         folder: where ``manifest.json`` lies.
         engine: default: the manifest's, or onnxruntime for graphs that were not compiled. Graphs run on onnxruntime
             or openvino as they are; a compiled folder runs on the engine that it was compiled for.
-        threads: intra-op threads of each component; default: the manifest's, or the machine's CPU count.
+        threads: most intra-op threads of a component; default: the manifest's, or the machine's CPU count.
 
     Raises:
         VlmEdgeError: the manifest can't be read, a file is missing or corrupt, or the engine can't run here.
@@ -37,9 +37,15 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
         raise VlmEdgeError(
             f"{folder}: compiled for {info.name}, so {name} can't run it", f"leave engine out, or compile it for {name}"
         )
-    threads = threads or (info.threads if info else os.cpu_count() or 1)
+    limit = threads or (info.threads if info else os.cpu_count() or 1)
     engines: dict[str, Engine] = {
-        key: load_engine(name, folder / component.file, component, threads, info.options if info else None)
+        key: load_engine(
+            name,
+            folder / component.file,
+            component,
+            min(limit, component.threads or limit),
+            info.options if info else None,
+        )
         for key, component in manifest.components.items()
     }
     return build_pipeline(manifest, engines, TextEncoder(folder, manifest.text))

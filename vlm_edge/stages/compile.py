@@ -1,0 +1,141 @@
+"""Compile: graphs into what the target's engine loads, each component checked against the graph it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from vlm_edge.core.artifact import ArtifactKind
+from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+
+if TYPE_CHECKING:
+    from vlm_edge.core.target import Target
+    from vlm_edge.processing.manifest import Component, EngineInfo, PipelineManifest
+    from vlm_edge.stages.compile_check import ReferenceEngine
+
+_INTEGER_TENSORS = frozenset({2, 3, 21, 22})
+"""TensorProto.DataType of uint8, int8, uint4 and int4."""
+
+
+class CompileConfig(StageConfig):
+    """``compile: {}``.
+
+    ``full``: the graph is rewritten into what measured fastest on the target's engine. ``runtime``: the graph as it
+    is, which the engine optimizes by itself when it loads it; that is how a variant without a compile stage is run.
+    """
+
+    optimize: Literal["runtime", "full"] = "full"
+    max_batch: int = Field(
+        default=16, ge=1, le=4096, description="largest batch of an engine with fixed bounds (TensorRT)"
+    )
+
+
+def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
+    """Write the engine folder; ``work.facts`` holds each component's agreement, size and what was done to it.
+
+    Raises:
+        VlmEdgeError: the engine can't run here, can't take a graph, or strays from it.
+    """
+    from vlm_edge.engines import load_engine, require_engine
+    from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
+    from vlm_edge.stages.compile_check import check_component, reference_runs
+
+    assert inputs.target is not None
+    source, target = inputs.source.path, inputs.target
+    require_engine(target.engine)
+    manifest = read_manifest(source)
+    copy_side_files(source, work.out, manifest)
+    rows: dict[str, Component] = {}
+    facts: dict[str, Any] = {}
+    with work.progress.bar("compile", 2 * len(manifest.components) + 1) as ticker:
+        references = reference_runs(source, manifest, target.threads, work.seed)
+        ticker.advance(note="compiling")
+        for name, component in manifest.components.items():
+            rows[name], facts[name] = _compile_component(
+                config, source, component, references[name], target, manifest, work.out
+            )
+            ticker.advance(note=name)
+        compiled = manifest.model_copy(update={"components": rows, "engine": engine_info(target)})
+        for name, row in rows.items():
+            engine = load_engine(
+                target.engine,
+                work.out / row.file,
+                row,
+                row.threads or target.threads,
+                compiled.engine.options if compiled.engine else None,
+            )
+            integer = holds_integers(source / manifest.components[name].file)
+            facts[name] |= {"size_bytes": _size_bytes(work.out, row.file), "integer": integer}
+            facts[name] |= check_component(name, engine, references[name], integer=integer)
+            ticker.advance(note=f"{name} checked")
+    write_manifest(work.out, compiled)
+    work.facts.update(engine=target.engine, optimize=config.optimize, components=facts)
+
+
+def engine_info(target: Target) -> EngineInfo:
+    """The manifest's ``engine``: name, version, threads and options."""
+    from vlm_edge.engines import engine_version
+    from vlm_edge.processing.manifest import EngineInfo
+    from vlm_edge.stages.compile_onnxruntime import OPTIONS
+
+    return EngineInfo(
+        name=target.engine,
+        version=engine_version(target.engine),
+        threads=target.threads,
+        options=OPTIONS if target.engine == "onnxruntime" else {},
+    )
+
+
+def holds_integers(path: Path) -> bool:
+    """Whether a graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return any(tensor.data_type in _INTEGER_TENSORS and tensor.dims for tensor in model.graph.initializer)
+
+
+def _compile_component(
+    config: CompileConfig,
+    source: Path,
+    component: Component,
+    reference: ReferenceEngine,
+    target: Target,
+    manifest: PipelineManifest,
+    out: Path,
+) -> tuple[Component, dict[str, Any]]:
+    graph, name = source / component.file, Path(component.file).stem
+    if target.engine == "tensorrt":
+        from vlm_edge.engines.tensorrt import build_plan, dimension_ranges
+
+        build_plan(graph, component, dimension_ranges(manifest, config.max_batch), out / f"{name}.plan")
+        return component.model_copy(update={"file": f"{name}.plan"}), {}
+    if target.engine == "openvino" and config.optimize == "full":
+        from vlm_edge.engines.openvino import write_ir
+
+        write_ir(graph, out / f"{name}.xml")
+        return component.model_copy(update={"file": f"{name}.xml"}), {}
+    from vlm_edge.stages.compile_onnxruntime import compile_component
+
+    full = config.optimize == "full" and target.engine == "onnxruntime"
+    return compile_component(graph, out / f"{name}.onnx", component, reference, target.threads, full=full)
+
+
+def _size_bytes(folder: Path, file: str) -> int:
+    """The component's file, and the weights beside it."""
+    return sum(path.stat().st_size for path in folder.glob(f"{Path(file).stem}.*"))
+
+
+SPEC = StageSpec(
+    name="compile",
+    version=1,
+    level=Level.GRAPH,
+    config=CompileConfig,
+    output=ArtifactKind.ENGINE,
+    run=run,
+    packages=("onnx", "onnxruntime", "openvino", "tensorrt"),
+    reads=frozenset({"target"}),
+    host_bound=True,
+    summary="an engine for the target, each component checked against its graph",
+)

@@ -1,0 +1,116 @@
+"""Every compiled component against the graph that it was made of, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlm_edge.engines import load_engine
+from vlm_edge.engines.base import Array, Engine, Feed
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics.quantization import agreement
+from vlm_edge.processing.images import Pixels
+from vlm_edge.processing.manifest import PipelineManifest, TensorSpec
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.pipeline import build_pipeline
+from vlm_edge.runtime.vqa import VqaPipeline
+
+BATCHES = (1, 3)
+MAX_RELATIVE_ERROR = 1e-3
+"""Largest error of a float component's output over its largest value."""
+MIN_COSINE = 0.999
+"""Smallest cosine between an INT8 component's output and its graph's."""
+STEPS = 3
+"""Decoder steps that are compared: the first has no past."""
+
+
+@dataclass
+class ReferenceEngine:
+    """The source graph on onnxruntime without any graph optimization, keeping what goes in and comes out."""
+
+    engine: Engine
+    runs: list[tuple[dict[str, Array], dict[str, Array]]] = field(default_factory=list)
+    name: str = "onnxruntime"
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self.engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self.engine.outputs
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        outputs = self.engine.infer(feed)
+        self.runs.append((dict(feed), outputs))
+        return outputs
+
+
+def reference_runs(folder: Path, manifest: PipelineManifest, threads: int, seed: int) -> dict[str, ReferenceEngine]:
+    """Run the source pipeline on random images and texts, at each of :data:`BATCHES`; every component's runs."""
+    engines = {
+        name: ReferenceEngine(
+            load_engine("onnxruntime", folder / component.file, component, threads, {"graph_optimization": "disabled"})
+        )
+        for name, component in manifest.components.items()
+    }
+    text = TextEncoder(folder, manifest.text)
+    pipeline = build_pipeline(manifest, engines, text)
+    generator = np.random.default_rng(seed)
+    for batch in BATCHES:
+        images = [random_image(generator, manifest.image.height, manifest.image.width) for _ in range(batch)]
+        texts = [text.decode(generator.integers(0, text.vocabulary_size, 3 + index).tolist()) for index in range(batch)]
+        if isinstance(pipeline, VqaPipeline):
+            features = pipeline.encode_images(images, batch_size=batch)
+            pipeline.answer_batch(features, texts, batch_size=batch, max_new_tokens=STEPS)
+        else:
+            pipeline.embed_images(images, batch_size=batch)
+            pipeline.embed_texts(texts, batch_size=batch)
+    return engines
+
+
+def random_image(generator: np.random.Generator, height: int, width: int) -> Pixels:
+    """Patches of random colours with soft edges, (height, width, 3) uint8: nearer to pictures than noise is."""
+    patches = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def check_component(name: str, engine: Engine, reference: ReferenceEngine, *, integer: bool) -> dict[str, Any]:
+    """Compare every recorded run, and return the worst agreement.
+
+    Raises:
+        VlmEdgeError: a float output is off by more than :data:`MAX_RELATIVE_ERROR`, or an INT8 one has a cosine below
+            :data:`MIN_COSINE`.
+    """
+    pairs = [(outputs, engine.infer(feed)) for feed, outputs in reference.runs]
+    if integer:
+        cosines = {output: value.cosine for output, value in agreement(pairs).items()}
+        worst = min(cosines, key=lambda output: cosines[output])
+        facts, fits = {"cosine": round(cosines[worst], 6), "output": worst}, cosines[worst] >= MIN_COSINE
+    else:
+        errors = {
+            output: max(relative_error(wanted[output], got[output]) for wanted, got in pairs)
+            for output in engine.outputs
+        }
+        worst = max(errors, key=lambda output: errors[output])
+        facts, fits = {"max_relative_error": errors[worst], "output": worst}, errors[worst] <= MAX_RELATIVE_ERROR
+    if not fits:
+        bound = f"cosine {MIN_COSINE}" if integer else f"relative error {MAX_RELATIVE_ERROR}"
+        raise VlmEdgeError(
+            f"compile: {name}: {engine.name} strays from the graph: {facts}; the bound is {bound}",
+            "compile with `optimize: runtime`, which leaves the graph to the engine, and report this",
+        )
+    return facts
+
+
+def relative_error(wanted: Array, got: Array) -> float:
+    """max |got - wanted| / max |wanted|; 0 for empty or equal outputs, infinity where a value is not finite."""
+    if not wanted.size or np.array_equal(wanted, got):
+        return 0.0
+    error = float(np.abs(got.astype(np.float64) - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
+    return error if np.isfinite(error) else float("inf")

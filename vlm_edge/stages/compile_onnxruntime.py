@@ -1,0 +1,107 @@
+"""ONNX Runtime engines: ONNX files that its session loads fastest and in the fewest bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from vlm_edge.engines.base import Feed
+from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
+from vlm_edge.numerics.attention_fusion import find_attentions, fitted, fuse_attentions, operands
+from vlm_edge.numerics.qdq_graph import copied
+from vlm_edge.numerics.slim_graph import slim
+from vlm_edge.processing.manifest import Component
+from vlm_edge.stages.compile_check import ReferenceEngine
+
+OPTIONS: dict[str, str | int | float | bool] = {"graph_optimization": "all", "spinning": "during_run"}
+"""The graph is optimized when it is loaded: doing it beforehand would write int8 weights out as float32."""
+
+WORK_PER_THREAD = 32_000_000
+"""Multiply-adds at batch 1 that are worth one more thread: below, waking it takes what it saves."""
+
+_PRODUCTS = {
+    "MatMul": 0, "FusedMatMul": 0, "Gemm": 0, "MatMulInteger": 0, "MatMulIntegerToFloat": 0,
+    "DynamicQuantizeMatMul": 0, "QLinearMatMul": 0, "QGemm": 0, "MatMulNBits": 0,
+    "Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "QLinearMatMulIntegerToFloat": 0,
+}  # fmt: skip
+"""Operators that multiply, and the place among their inputs of what tells how many products each output adds up:
+the left matrix's last dimension, or the convolution's weight (out, in / groups, kernel ...)."""
+
+
+def compile_component(
+    source: Path, target: Path, component: Component, reference: ReferenceEngine, threads: int, *, full: bool
+) -> tuple[Component, dict[str, Any]]:
+    """Write one component for onnxruntime; its row in the manifest, and facts.
+
+    Without ``full`` the graph's operators stay as they are. With it attention is fused and the number of threads fits
+    the work.
+    """
+    model = onnx.load(source)
+    facts: dict[str, Any] = {}
+    row = component.model_copy(update={"file": target.name})
+    if full:
+        facts["attentions_found"], model = _with_fused_attention(model, reference)
+        facts["attentions_fused"] = sum(node.op_type == "MultiHeadAttention" for node in model.graph.node)
+        facts["multiply_adds"] = multiply_adds(source, reference.runs[0][0], target.with_suffix(".profile"))
+        facts["threads"] = max(1, min(threads, math.ceil(facts["multiply_adds"] / WORK_PER_THREAD)))
+        row = row.model_copy(update={"threads": facts["threads"]})
+    model = slim(model)
+    target.write_bytes(model.SerializeToString(deterministic=True))
+    facts["nodes"] = len(model.graph.node)
+    return row, facts
+
+
+def _with_fused_attention(model: onnx.ModelProto, reference: ReferenceEngine) -> tuple[int, onnx.ModelProto]:
+    """How many attentions look like ones, and the model with those fused whose shapes prove it in a run."""
+    found = find_attentions(model)
+    names = sorted({name for attention in found for name in operands(attention)})
+    shapes = tensor_shapes(model, names, reference.runs[-1][0]) if names else {}
+    proven = [match for match in (fitted(attention, shapes) for attention in found) if match is not None]
+    return len(found), fuse_attentions(model, proven)
+
+
+def tensor_shapes(model: onnx.ModelProto, names: list[str], feed: Feed) -> dict[str, tuple[int, ...]]:
+    """Shapes of inner tensors in one run, by running the graph with them as outputs."""
+    listening = copied(model)
+    there = {value.name for value in listening.graph.output}
+    inner = [name for name in names if name not in there and name not in feed]
+    listening.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+    session = ort.InferenceSession(
+        listening.SerializeToString(),
+        session_options(1, OnnxRuntimeOptions(graph_optimization="disabled")),
+        providers=["CPUExecutionProvider"],
+    )
+    asked = [name for name in names if name not in feed]
+    shapes = {name: value.shape for name, value in zip(asked, session.run(asked, feed), strict=True)}
+    return shapes | {name: feed[name].shape for name in names if name in feed}
+
+
+def multiply_adds(path: Path, feed: Feed, prefix: Path) -> int:
+    """Multiply-adds of one run's matrix products and convolutions, from the shapes in onnxruntime's profile."""
+    options = session_options(1, OnnxRuntimeOptions(graph_optimization="disabled"))
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session.run(None, feed)
+    profile = Path(session.end_profiling())
+    events = json.loads(profile.read_text(encoding="utf-8"))
+    profile.unlink()
+    total = 0
+    for event in events:
+        arguments = event.get("args", {})
+        if arguments.get("op_name") in _PRODUCTS and "output_type_shape" in arguments:
+            total += _multiply_adds_of(arguments)
+    return total
+
+
+def _multiply_adds_of(arguments: dict[str, Any]) -> int:
+    inputs: list[list[int]] = [next(iter(entry.values())) for entry in arguments["input_type_shape"]]
+    output: list[int] = next(iter(arguments["output_type_shape"][0].values()))
+    shape = inputs[_PRODUCTS[arguments["op_name"]]]
+    added = shape[-1] if "Conv" not in arguments["op_name"] else math.prod(shape[1:])
+    return math.prod(output) * added
