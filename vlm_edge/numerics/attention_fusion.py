@@ -172,8 +172,7 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> Attention | None:
     if query is None:
         return None
     target = _head_shape(graph, product.input[0])
-    place = 2 if query.part is None else 3
-    heads, head_dim = _shape_entry(graph, target, place) or 0, _shape_entry(graph, target, place + 1) or 0
+    heads, head_dim = _shape_entry(graph, target, -2) or 0, _shape_entry(graph, target, -1) or 0
     if not heads and not head_dim:
         return None
     length = query.tensor if graph.constant(target) is not None else target
@@ -229,7 +228,7 @@ def _split_heads(graph: Graph, name: str) -> Operand | None:
         reshape = graph.producers.get(packed.input[0])
         if attribute(packed, "perm") != [2, 0, 3, 1, 4] or reshape is None or reshape.op_type != "Reshape":
             return None
-        parts = _shape_entry(graph, reshape.input[1], 2)
+        parts = _shape_entry(graph, reshape.input[1], -3)
         return Operand(reshape.input[0], int(index), parts) if parts is not None else None
     return None
 
@@ -258,13 +257,13 @@ def _head_shape(graph: Graph, name: str) -> str:
 
 
 def _shape_entry(graph: Graph, name: str, index: int) -> int | None:
-    """One positive entry of a Reshape's target: constant as a whole, or a Concat of single entries."""
+    """One positive entry, counted from the end, of a Reshape's target: a constant, or a Concat of single entries."""
     constant = graph.constant(name)
-    if constant is not None:
-        value = int(constant[index]) if constant.ndim == 1 and len(constant) > index else 0
-        return value if value > 0 else None
-    node = graph.producers.get(name)
-    if node is None or node.op_type != "Concat" or len(node.input) <= index:
-        return None
-    entry = graph.constant(node.input[index])
-    return int(entry.item()) if entry is not None and entry.size == 1 and entry.item() > 0 else None
+    if constant is None:
+        node = graph.producers.get(name)
+        if node is None or node.op_type != "Concat" or len(node.input) < -index:
+            return None
+        constant, index = graph.constant(node.input[index]), 0
+        if constant is None or constant.size != 1:
+            return None
+    return int(constant.ravel()[index]) if constant.size >= abs(index) and constant.ravel()[index] > 0 else None
