@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlm_edge.names import near
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.names import near
 
 if TYPE_CHECKING:
     from vlm_edge.students.mobilevit import MobileViTStudent
@@ -35,7 +35,7 @@ STUDENTS: dict[str, StudentSpec] = {
     for spec in (
         StudentSpec("mobilevit-xxs", (64, 80, 96), (16, 16, 24, 48, 64, 80), 2.0, "0.9M parameters"),
         StudentSpec("mobilevit-xs", (96, 120, 144), (16, 32, 48, 64, 80, 96), 4.0, "1.9M parameters"),
-        StudentSpec("mobilevit-s", (144, 192, 240), (16, 32, 64, 96, 128, 160), 4.0, "4.9M parameters"),
+        StudentSpec("mobilevit-s", (144, 192, 240), (16, 32, 64, 96, 128, 160), 4.0, "4.8M parameters"),
     )
 }
 

@@ -34,6 +34,9 @@ ZOO: dict[str, ZooEntry] = _by_name(
     ),
 )
 
+STUDENT_WEIGHTS: dict[str, ZooEntry] = _by_name()
+"""Weights that distillation may start from (``start: zoo:NAME``): folders of vlm_edge.students.weights, no checkpoints."""
+
 SIZES: dict[str, tuple[str, ...]] = {
     "blip-vqa": ("tiny", "small", "base"),
     "clip": ("tiny", "vit-b-32", "vit-b-16", "vit-l-14"),

@@ -1,0 +1,123 @@
+"""What a teacher says about the training images: its image tokens in the student's layout, and its answers' logits.
+
+Without augmentation it says the same every time, so that it is asked once and its words are kept in the scratch folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlm_edge.core.stage import StageWork
+from vlm_edge.families.base import Family, TrainingBatch
+from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
+from vlm_edge.stages.training_data import RowCache, TrainingSet
+from vlm_edge.students.tokens import pool_tokens
+
+MAX_CACHE_BYTES = 2 * 1024**3
+"""Larger caches (a vocabulary of 50,000, say) cost more than asking the teacher again."""
+
+Targets = Callable[[Minibatch], tuple[Tensor, Tensor]]
+"""(features, logits) for a minibatch: (images, tokens, hidden) or (images, dim), and (questions, ..., classes)."""
+
+
+class Teacher:
+    """The dense model, frozen, in evaluation mode on the training's device."""
+
+    def __init__(self, model: nn.Module, family: Family, image: tuple[int, int], grid: tuple[int, int]) -> None:
+        self._model = model.to(training_device()).eval().requires_grad_(False)
+        self._family, self._image, self._grid = family, image, grid
+
+    @torch.no_grad()
+    def ask(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Features in the student's layout, and logits from the teacher's own tokens."""
+        features = self._family.encode_image(self._model, batch.pixel_values)
+        logits = self._family.task_logits(self._model, features, batch)
+        if features.ndim == 3:
+            features = pool_tokens(features, self._image, self._grid)
+        return features, logits
+
+    def __call__(self, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+        return self.ask(minibatch.batch)
+
+
+class RecordedTeacher:
+    """A teacher's words on every training image, in float16, read from ``work.scratch/teacher``."""
+
+    def __init__(self, records: RowCache, data: TrainingSet) -> None:
+        self._records = records
+        self._slots = question_slots(data)
+
+    def __call__(self, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+        batch = minibatch.batch
+        device = batch.pixel_values.device
+        records = self._records[minibatch.images]
+        logits = records["logits"][batch.image_index.cpu().numpy(), self._slots[minibatch.questions]]
+        if batch.decoder_input_ids is not None:
+            logits = logits[:, : batch.decoder_input_ids.shape[1]]
+        features = torch.from_numpy(np.ascontiguousarray(records["features"]))
+        return features.to(device).float(), torch.from_numpy(logits).to(device).float()
+
+
+def question_slots(data: TrainingSet) -> NDArray[np.int64]:
+    """(questions,): the place of each question among those of its image."""
+    slots = np.zeros(len(data.samples), dtype=np.int64)
+    for rows in data.rows:
+        slots[rows] = np.arange(len(rows))
+    return slots
+
+
+def record_teacher(teacher: Teacher, data: TrainingSet, work: StageWork) -> Targets:
+    """Ask the teacher about every image once; where its words would take too much disk, ask at every step instead."""
+    dtype = _record_dtype(teacher, data)
+    if dtype.itemsize * len(data.images) > MAX_CACHE_BYTES:
+        return teacher
+
+    def compute(rows: range) -> NDArray[Any]:
+        records = np.zeros(len(rows), dtype=dtype)
+        known = [row for row in rows if len(data.rows[row])]
+        if not known:
+            return records
+        batch = data.batch(known).to(training_device())
+        with autocast(training_device()):
+            features, logits = teacher.ask(batch)
+        image = np.array(known)[batch.image_index.cpu().numpy()] - rows.start
+        slots = np.concatenate([np.arange(len(data.rows[row])) for row in known])
+        records["features"][np.array(known) - rows.start] = features.float().cpu().numpy()
+        values = logits.float().cpu().numpy()
+        if values.ndim == 3:
+            records["logits"][image, slots, : values.shape[1]] = values
+        else:
+            records["logits"][image, slots] = values
+        return records
+
+    with flushed_denormals():
+        records = RowCache(work.scratch / "teacher", len(data.images), compute).fill("teacher's answers", work)
+    return RecordedTeacher(records, data)
+
+
+def _record_dtype(teacher: Teacher, data: TrainingSet) -> np.dtype[Any]:
+    """One image's record: ``features``, and ``logits`` with a slot for each question of the image that has most."""
+    first = int(data.usable_images[0])
+    features, logits = teacher.ask(data.batch([first]).to(training_device()))
+    questions = max(len(rows) for rows in data.rows)
+    shape = tuple(logits.shape[1:])
+    if logits.ndim == 3 and data.questions.decoder_input_ids is not None:
+        shape = (data.questions.decoder_input_ids.shape[1], *shape[1:])
+    return np.dtype([("features", np.float16, tuple(features.shape[1:])), ("logits", np.float16, (questions, *shape))])
+
+
+def hold_out(data: TrainingSet, images: int) -> tuple[TrainingSet, list[int]]:
+    """The training set without the questions of its last images (at most a tenth), and these images' rows."""
+    usable = [int(row) for row in data.usable_images]
+    held = usable[len(usable) - min(images, len(usable) // 10) :]
+    left_out = set(held)
+    none = np.zeros(0, dtype=np.int64)
+    rows = tuple(none if row in left_out else questions for row, questions in enumerate(data.rows))
+    return replace(data, rows=rows), held

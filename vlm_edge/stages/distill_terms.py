@@ -1,0 +1,90 @@
+"""Distillation's loss for one minibatch, and how often student and teacher agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edge.families.base import Family
+from vlm_edge.numerics.losses import IGNORED, answer_loss, distillation_loss, feature_loss
+from vlm_edge.stages.distill_targets import Targets, Teacher
+from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
+from vlm_edge.stages.training_data import TrainingSet
+from vlm_edge.students.augmentation import augment_images
+
+if TYPE_CHECKING:
+    from vlm_edge.stages.distill import DistillConfig
+
+
+class DistillationTerms:
+    """The weighted terms ``features``, ``answers`` and ``labels`` of a minibatch; those of weight 0 are left out."""
+
+    def __init__(self, model: nn.Module, family: Family, targets: Targets, config: DistillConfig) -> None:
+        self._model, self._family, self._targets, self._config = model, family, targets, config
+
+    def __call__(self, minibatch: Minibatch) -> dict[str, Tensor]:
+        config, weights = self._config, self._config.weights
+        batch = minibatch.batch
+        if config.augment.enabled:
+            settings = config.augment.model_dump()
+            batch = replace(batch, pixel_values=augment_images(batch.pixel_values, minibatch.rng, **settings))
+        features, logits = self._targets(replace(minibatch, batch=batch))
+        pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
+        student_features = self._family.encode_image(self._model, pixels)
+        terms: dict[str, Tensor] = {}
+        if weights.features:
+            terms["features"] = weights.features * feature_loss(student_features, features)
+        if not (weights.answers or weights.labels):
+            return terms
+        student_logits = self._family.task_logits(self._model, student_features, batch)
+        if weights.answers:
+            terms["answers"] = weights.answers * distillation_loss(
+                student_logits, logits, temperature=config.temperature, labels=batch.labels
+            )
+        if weights.labels and batch.labels is not None:
+            terms["labels"] = weights.labels * answer_loss(student_logits, batch.labels)
+        return terms
+
+
+@torch.inference_mode()
+def agreement(
+    model: nn.Module, family: Family, teacher: Teacher, data: TrainingSet, images: Sequence[int], size: int
+) -> dict[str, Any]:
+    """How many questions about ``images`` the student answers as the teacher does, and how many each has right.
+
+    Teacher-forced: an answer counts when the most likely token is right at each of its positions. ``size`` images are
+    taken at a time.
+    """
+    device = training_device()
+    model.to(device).eval()
+    agreeing = student_right = teacher_right = questions = 0
+    with flushed_denormals(), autocast(device):
+        for start in range(0, len(images), size):
+            batch = data.batch(images[start : start + size]).to(device)
+            assert batch.labels is not None
+            ignored = batch.labels == IGNORED
+            _, logits = teacher.ask(batch)
+            told = logits.argmax(dim=-1)
+            said = family.task_logits(model, family.encode_image(model, batch.pixel_values), batch).argmax(dim=-1)
+            agreeing += _whole(said == told, ignored)
+            student_right += _whole(said == batch.labels, ignored)
+            teacher_right += _whole(told == batch.labels, ignored)
+            questions += len(batch.labels)
+    model.cpu()
+    counted = max(1, questions)
+    return {
+        "images": len(images),
+        "questions": questions,
+        "agreement": round(agreeing / counted, 6),
+        "student_accuracy": round(student_right / counted, 6),
+        "teacher_accuracy": round(teacher_right / counted, 6),
+    }
+
+
+def _whole(equal: Tensor, ignored: Tensor) -> int:
+    """The questions of which every position that counts is equal."""
+    return int((equal | ignored).flatten(1).all(dim=1).sum()) if equal.ndim > 1 else int(equal.sum())
