@@ -207,7 +207,8 @@ def test_the_learning_rate_rises_then_falls_and_stays_between_zero_and_one(steps
     factors = [learning_rate_factor(step, steps, warmup) for step in range(steps)]
     assert all(0 < factor <= 1 for factor in factors)
     peak = int(np.argmax(factors))
-    assert peak == min(round(warmup * steps), steps - 1) or factors[peak] == 1
+    assert peak == min(round(warmup * steps), steps - 1)
+    assert factors[peak] == 1
     assert factors[:peak] == sorted(factors[:peak])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
     assert learning_rate_factor(steps, steps, warmup) == pytest.approx(0, abs=1e-12)

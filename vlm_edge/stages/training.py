@@ -87,7 +87,8 @@ def cache_features(
     @torch.inference_mode()
     def compute(rows: range) -> NDArray[Any]:
         with autocast(device):
-            parts = [encode(part.to(device)).float().cpu() for part in data.pixel_values(rows).split(IMAGES_PER_PASS)]
+            passes = torch.split(data.pixel_values(rows), IMAGES_PER_PASS)
+            parts = [encode(part.to(device)).float().cpu() for part in passes]
         return np.asarray(torch.cat(parts).numpy(), dtype=np.float16)
 
     with flushed_denormals():
@@ -118,10 +119,10 @@ class WeightAverage:
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     """Linear warm-up over ``warmup * steps`` steps, then a cosine to zero at ``steps`` (Loshchilov 2017, eq. 5)."""
-    rising = round(warmup * steps)
+    rising = min(round(warmup * steps), steps - 1)
     if step < rising:
         return (step + 1) / (rising + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, rate_scales: Mapping[str, float]) -> list[dict[str, Any]]:
