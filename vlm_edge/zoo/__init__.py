@@ -35,7 +35,7 @@ ZOO: dict[str, ZooEntry] = _by_name(
 )
 
 STUDENT_WEIGHTS: dict[str, ZooEntry] = _by_name()
-"""Weights that distillation may start from (``start: zoo:NAME``): folders of vlm_edge.students.weights, no checkpoints."""
+"""Weights that distillation may start from (``start: zoo:NAME``): vision towers alone, not whole checkpoints."""
 
 SIZES: dict[str, tuple[str, ...]] = {
     "blip-vqa": ("tiny", "small", "base"),
