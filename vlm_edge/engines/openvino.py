@@ -50,6 +50,8 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
             f"{onnx_path}: OpenVINO {openvino.__version__} can't read it: {reason}",
             "an operator is onnxruntime's own or not supported: quantize and compile for this target again",
         ) from error
+    for index, operator in enumerate(model.get_ordered_ops()):
+        operator.set_friendly_name(f"n{index}")  # OpenVINO's own names count on through the process
     openvino.save_model(model, str(xml_path), compress_to_fp16=False)
 
 
