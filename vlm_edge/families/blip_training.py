@@ -15,20 +15,22 @@ from torch import Tensor
 
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import TrainingBatch
-from vlm_edge.families.blip_components import Decoder, attend, key_value
+from vlm_edge.families.blip_components import attend, key_value
 
 
 def answer_logits(model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
     """Teacher-forced logits (questions, answer_tokens, vocab); ``image_features`` is (images, tokens, hidden)."""
     question = encode_questions(model, image_features, batch)
-    layers = model.text_decoder.bert.encoder.layer
-    cross = [tensor for layer in layers for tensor in key_value(layer.crossattention, question)]
-    past = [
-        question.new_zeros(len(question), layer.attention.self.num_attention_heads, 0, head_dim)
-        for layer in layers
-        for head_dim in 2 * [layer.attention.self.attention_head_size]
-    ]
-    logits: Tensor = Decoder(model)(batch.decoder_input_ids, batch.attention_mask, *cross, *past)[0]
+    question_mask = additive_mask(visible_tokens(batch.attention_mask))
+    assert batch.decoder_input_ids is not None
+    length = batch.decoder_input_ids.shape[1]
+    causal_mask = additive_mask(torch.ones(length, length, device=question.device).tril())
+    hidden: Tensor = model.text_decoder.bert.embeddings(input_ids=batch.decoder_input_ids)
+    for layer in model.text_decoder.bert.encoder.layer:
+        hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), causal_mask)
+        hidden = attend(layer.crossattention, hidden, *key_value(layer.crossattention, question), question_mask)
+        hidden = layer.feed_forward_chunk(hidden)
+    logits: Tensor = model.text_decoder.cls(hidden)
     return logits
 
 

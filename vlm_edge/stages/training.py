@@ -257,9 +257,9 @@ class Training:
                 average.copy_(value)
         self.step = state["step"]
         self.history, self.pending, self.pending_steps = state["losses"]
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"].cpu())
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
+            torch.cuda.set_rng_state_all([generator.cpu() for generator in state["rng_cuda"]])
 
 
 def train(
@@ -325,5 +325,4 @@ def _resume(training: Training, path: Path) -> None:
         return
     state = torch.load(path, map_location=training.device, weights_only=True)
     if state["identity"] == training.identity():
-        state["rng"] = state["rng"].cpu()
         training.restore(state)
