@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from vlm_edge.core.stage import StageSpec
-from vlm_edge.stages import compile as compile_stage
-from vlm_edge.stages import distill, export, prune, quantize
+from vlm_edge.stages.compile import SPEC as COMPILE
+from vlm_edge.stages.distill import SPEC as DISTILL
+from vlm_edge.stages.export import SPEC as EXPORT
+from vlm_edge.stages.prune import SPEC as PRUNE
+from vlm_edge.stages.quantize import SPEC as QUANTIZE
 
-STAGES: dict[str, StageSpec] = {
-    spec.name: spec for spec in (export.SPEC, quantize.SPEC, prune.SPEC, distill.SPEC, compile_stage.SPEC)
-}
+STAGES: dict[str, StageSpec] = {spec.name: spec for spec in (EXPORT, QUANTIZE, PRUNE, DISTILL, COMPILE)}
