@@ -51,13 +51,15 @@ class ComponentExport:
 
     ``module(*example.values())`` returns a tuple of tensors in the order of ``outputs``. ``example`` maps input names
     to tensors, with different sizes for every dynamic dimension (and none of size 0 or 1). ``dynamic`` maps input
-    names to {axis: dimension name}; ``output_shapes`` gives each output's shape in those names.
+    names to {axis: dimension name}; ``output_shapes`` gives each output's shape in those names. ``may_be_empty`` names
+    the dimensions that can be 0 (a cache at the first step); the others start at 1.
     """
 
     module: nn.Module
     example: Mapping[str, Tensor]
     dynamic: Mapping[str, Mapping[int, str]]
     output_shapes: Mapping[str, tuple[int | str, ...]]
+    may_be_empty: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -192,4 +192,5 @@ def decoder_export(model: Any) -> ComponentExport:
             name: ("batch", heads, "past + new", head_dim)
             for name, (heads, head_dim) in zip(present_names, self_shapes, strict=True)
         },
+        may_be_empty=frozenset({"past"}),
     )
