@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -288,6 +289,24 @@ def test_rows_are_computed_once_by_chunks_and_read_back(tmp_path: Path) -> None:
     assert again[[count - 1, 0, 7]].tolist() == [[count - 1, 1 - count], [0, 0], [7, -7]]
     assert calls == [range(0, CHUNK_ROWS), range(CHUNK_ROWS, count)]
     assert [path.suffix for path in sorted(tmp_path.glob("*.npy"))] == [".npy", ".npy"]
+
+
+def test_no_more_files_stay_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(training_data, "MAX_OPEN_CHUNKS", 3)
+    cache = RowCache(tmp_path, 20, lambda rows: np.array(rows))
+    for _ in range(2):
+        assert cache[list(range(19, -1, -1))].tolist() == list(range(19, -1, -1))
+        assert len(cache._chunks) == 3
+
+
+def test_a_disk_too_small_for_all_rows_is_told_after_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data.shutil, "disk_usage", lambda _: SimpleNamespace(free=CHUNK_ROWS * 8 * 3))
+    RowCache(tmp_path / "fits", CHUNK_ROWS * 4, lambda rows: np.array(rows)).fill("rows", work_in(tmp_path))
+    cache = RowCache(tmp_path / "large", CHUNK_ROWS * 4 + 1, lambda rows: np.array(rows))
+    with pytest.raises(VlmEdgeError, match=r"rows of 513 images need .* GiB more"):
+        cache.fill("rows", work_in(tmp_path))
+    assert len(list((tmp_path / "large").glob("*.npy"))) == 1
 
 
 def test_cached_features_are_the_models_own(data: TrainingSet, tiny_blip: Path, tmp_path: Path) -> None:

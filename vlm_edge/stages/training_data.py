@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import ImageProcessing
 
 CHUNK_ROWS = 128
+MAX_OPEN_CHUNKS = 128
 MAX_BAD_FRACTION = 0.01
 
 
@@ -57,13 +60,27 @@ class RowCache:
         starts = range(0, self._rows, CHUNK_ROWS)
         with work.progress.bar(label, self._rows) as bar:
             for start in starts:
-                self._chunk(start // CHUNK_ROWS)
+                first = self._chunk(start // CHUNK_ROWS)
+                if start == 0:
+                    self._check_space(label, first.nbytes)
                 bar.advance(min(CHUNK_ROWS, self._rows - start))
         return self
 
     def __getitem__(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
         """(len(rows), ...) in the order asked for."""
         return np.stack([self._chunk(int(row) // CHUNK_ROWS)[int(row) % CHUNK_ROWS] for row in rows])
+
+    def _check_space(self, label: str, chunk_bytes: int) -> None:
+        """Fail now rather than on the last chunk."""
+        there = len(list(self._folder.glob("*.npy")))
+        needed = chunk_bytes * (math.ceil(self._rows / CHUNK_ROWS) - there)
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise VlmEdgeError(
+                f"{self._folder}: {label} of {self._rows} images need {needed / 2**30:.1f} GiB more, and "
+                f"{free / 2**30:.1f} GiB are free",
+                "train on fewer samples, or put the store on a larger disk",
+            )
 
     def _chunk(self, number: int) -> NDArray[Any]:
         if number not in self._chunks:
@@ -73,6 +90,8 @@ class RowCache:
                 buffer = io.BytesIO()
                 np.save(buffer, self._compute(range(start, min(start + CHUNK_ROWS, self._rows))), allow_pickle=False)
                 write_atomically(path, buffer.getvalue())
+            if len(self._chunks) == MAX_OPEN_CHUNKS:  # every open one holds a file descriptor
+                del self._chunks[next(iter(self._chunks))]
             self._chunks[number] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self._chunks[number]
 
