@@ -69,6 +69,7 @@ def _with_activation_parameters(
     """A copy in which every activation pair has the scale and the zero point that ``change`` makes of the old ones."""
     result = copied(model)
     graph = Graph(result)
+    constants: dict[str, NDArray[Any]] = {}
     for node in [node for node in graph.nodes if node.op_type == "QuantizeLinear"]:
         scale, zero_point = graph.constant(node.input[1]), _zero_point(graph, node)
         if scale is None:
@@ -77,15 +78,13 @@ def _with_activation_parameters(
         if new[0] is scale and new[1] is zero_point:
             continue
         names = f"{node.output[0]}_new_scale", f"{node.output[0]}_new_zero_point"
-        result.graph.initializer.extend(
-            onnx.numpy_helper.from_array(value, name) for name, value in zip(names, new, strict=True)
-        )
+        constants.update(zip(names, new, strict=True))
         for user in (node, *_dequantizers(graph, node.output[0])):
             user.input[:] = [user.input[0], *names]
         for item in [item for item in node.attribute if item.name == "output_dtype"]:
             node.attribute.remove(item)
     result.graph.ClearField("value_info")  # it holds the old types
-    return edited(result, {}, {})
+    return edited(result, {}, constants)
 
 
 def sink_quantizers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -48,10 +48,17 @@ def quantize_weight(weight: Float, axis: int, *, bits: int = 8) -> tuple[Int8, F
     top = 2 ** (bits - 1) - 1
     others = tuple(other for other in range(weight.ndim) if other != axis % weight.ndim)
     largest = np.abs(weight).max(axis=others, initial=0.0)
-    scale = np.where(largest > 0, largest / top, 1.0).astype(np.float32)
+    scale = _scale(largest, top)
     shape = [-1 if index == axis % weight.ndim else 1 for index in range(weight.ndim)]
     levels = np.clip(np.rint(weight / scale.reshape(shape)), -top, top).astype(np.int8)
     return levels, scale
+
+
+def _scale(largest: Float, top: int) -> Float:
+    """The scale with which ``largest`` is level ``top``; 1 where that would be 0 or denormal."""
+    scale = largest / np.float32(top)
+    result: Float = np.where(scale >= np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32)
+    return result
 
 
 def quantize_rows(table: Float, block: int) -> tuple[NDArray[np.uint8], Float]:
@@ -68,7 +75,7 @@ def quantize_rows(table: Float, block: int) -> tuple[NDArray[np.uint8], Float]:
     padded = np.zeros((rows, blocks * block), np.float32)
     padded[:, :columns] = table
     largest = np.abs(padded.reshape(rows, blocks, block)).max(axis=2)
-    scale = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    scale = _scale(largest, 127)
     levels = np.clip(np.rint(table / np.repeat(scale, block, axis=1)[:, :columns]), -127, 127) + 128
     return levels.astype(np.uint8), scale
 

@@ -59,7 +59,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     """Write the quantized graphs and the manifest; ``work.facts`` holds every component's scheme, error and size."""
     from vlm_edge.data import load_dataset
     from vlm_edge.numerics.quant_forms import quant_form, resolve_isa
-    from vlm_edge.processing.manifest import read_manifest, write_manifest
+    from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
     from vlm_edge.stages.quantize_capture import capture_inputs
 
     assert inputs.task is not None
@@ -75,7 +75,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     work.facts.update(isa=isa, calibration_samples=capture.samples, held_out_samples=capture.held_out)
     if capture.skipped:
         work.facts["skipped_images"] = capture.skipped
-    _copy_files(source, work.out, manifest)
+    copy_side_files(source, work.out, manifest)
     facts: dict[str, Any] = {}
     for name, component in manifest.components.items():
         facts[name] = _quantize_component(
@@ -136,8 +136,9 @@ def _quantize_component(
     path = work.out / component.file
     path.parent.mkdir(parents=True, exist_ok=True)
     if scheme == "none":
-        shutil.copyfile(original, path)
-        return {"scheme": "none", "size_bytes": path.stat().st_size}
+        for file in sorted(original.parent.glob(f"{original.name}*")):
+            shutil.copyfile(file, path.with_name(file.name))
+        return {"asked": "none", "scheme": "none"}
     model = onnx.load(original)
     tried: list[Attempt] = []
     for attempt in ATTEMPTS[scheme]:
@@ -153,7 +154,7 @@ def _quantize_component(
     if chosen.cosine < MIN_COSINE:
         raise VlmEdgeError(
             f"quantize: {name}: its outputs stray from the float graph's: "
-            + ", ".join(f"{attempt.scheme}: cosine {attempt.cosine:.3f} ({attempt.worst})" for attempt in tried)
+            + ", ".join(f"{attempt.scheme}: cosine {attempt.cosine:.5f} ({attempt.worst})" for attempt in tried)
             + f"; at least {MIN_COSINE} is needed",
             f"leave it in floating point: components: {{{name}: none}}",
         )
@@ -242,19 +243,6 @@ def _check(path: Path, component: Component, captured: Captured, threads: int) -
         (reference, engine.infer(feed)) for feed, reference in zip(captured.held_out, captured.references, strict=True)
     )
     return agreement(pairs)
-
-
-def _copy_files(source: Path, out: Path, manifest: PipelineManifest) -> None:
-    """Everything beside the graphs and the manifest: tokenizer and the like."""
-    from vlm_edge.processing.manifest import MANIFEST_NAME
-
-    graphs = {component.file for component in manifest.components.values()}
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source).as_posix()
-        belongs_to_graph = any(name == graph or name.startswith(f"{graph}.") for graph in graphs)
-        if path.is_file() and name != MANIFEST_NAME and not belongs_to_graph:
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, out / name)
 
 
 SPEC = StageSpec(
