@@ -88,6 +88,18 @@ def test_gc_counts_the_record_that_an_interrupted_run_moved_aside(workplace: Any
     assert {record.digest for record in Store(workplace.store).records()} == set(workplace.kept)
 
 
+def test_a_run_that_did_not_end_has_no_verdict(workplace: Any) -> None:
+    folder = workplace.runs / "quickstart"
+    (folder / RECORD_NAME).rename(folder / PREVIOUS_NAME)
+    (run,) = json.loads(workplace.invoke("ls", "--json").stdout)["runs"]
+    assert (run["ended"], run["verdict"]) == (False, None)
+    assert "did not end" in workplace.invoke("ls").stdout
+    refused = workplace.invoke("report", "quickstart")
+    assert refused.exit_code == 1
+    assert "the last run did not end" in refused.stderr
+    assert workplace.invoke("report", str(folder / PREVIOUS_NAME)).exit_code == 0
+
+
 def test_gc_waits_for_no_run_and_disturbs_none(workplace: Any) -> None:
     with Store(workplace.store).in_use():
         result = workplace.invoke("gc")

@@ -32,6 +32,23 @@ def test_what_takes_long_is_reported_and_closed(monkeypatch: pytest.MonkeyPatch)
     assert lines[-1] == "distill [1/2]: 0.0 s, loss 0.31"
 
 
+def test_the_outer_bar_is_named_before_the_inner_one() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    progress = PlainProgress(console)
+    with progress.bar("variant", None), progress.bar("export", None) as inner:
+        progress._open(inner)
+        progress._open(inner)
+    assert lines_of(console) == ["variant ...", "export ..."]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "text"),
+    [(120.0, 1000, "120/1,000"), (7.52, 25, "7.5/25"), (0, None, ""), (3, None, "3"), (0, 2.5, "0/2.5")],
+)
+def test_counts_are_written_plainly(done: float, total: float | None, text: str) -> None:
+    assert progress._count(done, total) == text
+
+
 def test_what_fails_is_not_reported_as_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "WORTH_A_LINE_S", 0.0)
     console = Console(file=io.StringIO(), width=80)

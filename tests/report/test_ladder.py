@@ -97,3 +97,12 @@ def test_skipped_samples_are_counted_and_the_first_are_named(record: RunRecord) 
 def test_the_deciding_variant_is_found_by_name(record: RunRecord) -> None:
     assert deciding_variant(record) is record.variants[-1]
     assert deciding_variant(record.model_copy(update={"decided_by": "gone"})) is None
+
+
+def test_the_baseline_is_not_judged_on_being_better_than_itself(record: RunRecord) -> None:
+    judged = record.variants[1].verdicts
+    baseline = record.variants[0].model_copy(update={"verdicts": judged, "verdict": record.variants[1].verdict})
+    changed = record.model_copy(update={"variants": [baseline, *record.variants[1:]]})
+    assert {cell.judged for cell in ladder_of(changed).rows[0].cells} == {""}
+    alone = changed.model_copy(update={"variants": [baseline], "decided_by": "baseline"})
+    assert "MISSED" in {cell.judged for cell in ladder_of(alone).rows[0].cells}

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from vlm_edge.cli.ls import read_records
+from vlm_edge.cli.ls import find_runs
 from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
 from vlm_edge.core.store import Garbage, Store
 from vlm_edge.errors import VlmEdgeError
@@ -23,13 +23,13 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """
     if not settings.store.is_dir():
         raise VlmEdgeError(f"{settings.store}: no such store", "give the one that a run used with --store")
-    records, unreadable = read_records(settings.runs)
+    runs, unreadable = find_runs(settings.runs)
     if unreadable:
         raise VlmEdgeError(
             f"{unreadable[0]}; so what it refers to isn't known, and nothing was removed",
             "mend or remove that record, then run gc again",
         )
-    referenced = {digest for record in records for digest in record.digests()}
+    referenced = {digest for run in runs for digest in run.record.digests()}
     store = Store(settings.store)
     stages = {record.digest: record.identity.get("stage", "?") for record in store.records()}
     garbage = store.collect(referenced, dry_run=dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from vlm_edge.errors import VlmEdgeError
 @pass_settings
 def ls(settings: Settings, as_json: bool) -> None:
     """List the runs, and the artifacts in the store with their size, age and the runs that refer to them."""
-    records, unreadable = read_records(settings.runs)
-    runs = [_run_row(record) for record in records]
-    artifacts = _artifact_rows(settings.store, records)
+    found, unreadable = find_runs(settings.runs)
+    runs = [_run_row(run) for run in found]
+    artifacts = _artifact_rows(settings.store, [run.record for run in found])
     size = sum(row["size_bytes"] for row in artifacts)
     for fault in unreadable:
         settings.remark(f"warning: {fault}")
@@ -43,21 +44,26 @@ def ls(settings: Settings, as_json: bool) -> None:
     console.print(total, soft_wrap=True, markup=False)
 
 
-def read_records(runs: Path) -> tuple[list[RunRecord], list[str]]:
-    """Every run record under a folder, oldest first, and what is wrong with those that can't be read.
+@dataclass(frozen=True)
+class FoundRun:
+    """A run's record; ``ended`` is False where the last run did not end, and this is the record of the one before."""
 
-    Of a run that is interrupted, the record of the run before it, which was moved aside.
-    """
-    records, faults = [], []
+    record: RunRecord
+    ended: bool
+
+
+def find_runs(runs: Path) -> tuple[list[FoundRun], list[str]]:
+    """Every run under a folder, oldest first, and what is wrong with the records that can't be read."""
+    found, faults = [], []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir()):
         path = next((folder / name for name in (RECORD_NAME, PREVIOUS_NAME) if (folder / name).is_file()), None)
         if path is None:
             continue
         try:
-            records.append(read_record(path))
+            found.append(FoundRun(read_record(path), path.name == RECORD_NAME))
         except VlmEdgeError as error:
             faults.append(error.message)
-    return sorted(records, key=lambda record: record.started), faults
+    return sorted(found, key=lambda run: run.record.started), faults
 
 
 def age_text(since: str, now: datetime) -> str:
@@ -69,10 +75,13 @@ def age_text(since: str, now: datetime) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def _run_row(record: RunRecord) -> dict[str, Any]:
+def _run_row(run: FoundRun) -> dict[str, Any]:
+    """Of a run that did not end there is no verdict, and the rest is of the one before it."""
+    record = run.record
     return {
         "name": record.name,
-        "verdict": record.verdict.value,
+        "ended": run.ended,
+        "verdict": record.verdict.value if run.ended else None,
         "variants": [variant.name for variant in record.variants],
         "best": record.best,
         "started": record.started,
@@ -104,7 +113,8 @@ def _artifact_rows(root: Path, records: list[RunRecord]) -> list[dict[str, Any]]
 
 def _run_cells(row: dict[str, Any], now: datetime) -> list[str]:
     age = age_text(row["started"], now)
-    return [row["name"], row["verdict"].replace("_", " "), str(len(row["variants"])), row["best"] or "-", age]
+    verdict = row["verdict"].replace("_", " ") if row["ended"] else "did not end"
+    return [row["name"], verdict, str(len(row["variants"])), row["best"] or "-", age]
 
 
 def _artifact_cells(row: dict[str, Any], now: datetime) -> list[str]:

@@ -72,34 +72,48 @@ class PlainProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._unopened: list[_PlainTicker] = []
+        self._lock = threading.Lock()
 
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[_PlainTicker]:
         ticker = _PlainTicker(self._console, label, total)
-        opening = threading.Timer(WORTH_A_LINE_S, ticker.open)
+        with self._lock:
+            self._unopened.append(ticker)
+        opening = threading.Timer(WORTH_A_LINE_S, self._open, (ticker,))
         opening.daemon = True
         opening.start()
         try:
             yield ticker
         finally:
             opening.cancel()
+            with self._lock:
+                if ticker in self._unopened:
+                    self._unopened.remove(ticker)
         if ticker.elapsed >= WORTH_A_LINE_S:
-            self._console.print(_done(label, ticker.elapsed, ticker.note), soft_wrap=True, markup=False)
+            ticker.say(_done(label, ticker.elapsed, ticker.note))
+
+    def _open(self, ticker: _PlainTicker) -> None:
+        """Name a bar, and before it the ones around it that are not named yet."""
+        with self._lock:
+            while ticker in self._unopened:
+                outer = self._unopened.pop(0)
+                outer.say(f"{outer.label} ...")
 
 
 class _PlainTicker:
     def __init__(self, console: Console, label: str, total: float | None) -> None:
-        self._console, self._label, self._total = console, label, total
+        self.label, self.note = label, ""
+        self._console, self._total = console, total
         self._started = self._printed = time.monotonic()
         self._done = 0.0
-        self.note = ""
 
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def open(self) -> None:
-        self._console.print(f"{self._label} ...", soft_wrap=True, markup=False)
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
 
     def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
         self._done += steps
@@ -108,11 +122,13 @@ class _PlainTicker:
         if now - self._printed >= BETWEEN_LINES_S:
             self._printed = now
             parts = [part for part in (_count(self._done, self._total), f"{self.elapsed:.0f} s", self.note) if part]
-            self._console.print(f"{self._label}: {', '.join(parts)}", soft_wrap=True, markup=False)
+            self.say(f"{self.label}: {', '.join(parts)}")
 
 
 def _count(done: float, total: float | None) -> str:
-    return f"{done:g}/{total:g}" if total else f"{done:g}" if done else ""
+    """``120/1,000``; ``7.5/25`` where the steps are no whole numbers."""
+    text = f"{done:,.0f}" if done == int(done) else f"{done:,.1f}"
+    return f"{text}/{total:,g}" if total else text if done else ""
 
 
 def _done(label: str, seconds: float, note: str) -> str:

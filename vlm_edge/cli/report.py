@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vlm_edge.cli.settings import Settings, pass_settings, print_json, stdout_console
-from vlm_edge.core.record import RECORD_NAME, RunRecord, read_record
+from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, read_record
 from vlm_edge.errors import VlmEdgeError
 
 
@@ -53,6 +53,12 @@ def find_record(runs: Path, name: str) -> RunRecord:
     for candidate in (runs / name, Path(name)):
         if candidate.is_file() or (candidate / RECORD_NAME).is_file():
             return read_record(candidate)
+    before = runs / name / PREVIOUS_NAME
+    if before.is_file():
+        raise VlmEdgeError(
+            f"{name}: the last run did not end, so it has no record",
+            f"run the recipe again to go on; `vlm-edge report {before}` shows the run before it",
+        )
     from vlm_edge.names import near
 
     known = [path.parent.name for path in runs.glob(f"*/{RECORD_NAME}")]

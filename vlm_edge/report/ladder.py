@@ -17,7 +17,8 @@ from vlm_edge.report.numbers import (
     value_text,
 )
 
-_CORE = ("accuracy", "latency_p90_ms", "size_bytes")
+_WANTED = ("accuracy", "latency_p90_ms", "size_bytes", "latency_p50_ms", "parameters", "peak_rss_mb")
+"""Metrics that are shown first, after those that a budget bounds."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def ladder_of(record: RunRecord, *, most_columns: int | None = None) -> Ladder:
             then the others.
     """
     columns = tuple(_column(metric, record) for metric in _metrics(record, most_columns))
-    rows = tuple(_row(variant, columns, record.best) for variant in record.variants)
+    rows = tuple(_row(variant, columns, record) for variant in record.variants)
     return Ladder(columns, rows)
 
 
@@ -131,7 +132,8 @@ def _metrics(record: RunRecord, most: int | None) -> list[str]:
     known = [metric for metric in METRICS if metric in measured | judged]
     known += sorted(judged - set(METRICS))
     if most is not None:
-        wanted = sorted(known, key=lambda metric: (metric not in judged, metric not in _CORE, known.index(metric)))
+        ranks = {metric: rank for rank, metric in enumerate(_WANTED)}
+        wanted = sorted(known, key=lambda metric: (metric not in judged, ranks.get(metric, len(ranks))))
         known = [metric for metric in known if metric in wanted[:most]]
     return known
 
@@ -150,11 +152,13 @@ def _column(metric: str, record: RunRecord) -> Column:
     )
 
 
-def _row(variant: VariantRecord, columns: tuple[Column, ...], best: str | None) -> Row:
+def _row(variant: VariantRecord, columns: tuple[Column, ...], record: RunRecord) -> Row:
     measured = {found.metric: found for found in variant.measurements}
     judged = {judgement.metric: judgement for judgement in variant.verdicts}
+    if variant is record.variants[0] and variant.name != record.decided_by:
+        judged = {}  # nobody expects the baseline to be faster than itself
     cells = tuple(_cell(measured.get(column.metric), judged.get(column.metric), column) for column in columns)
-    note = "left out" if variant.dropped else "best" if variant.name == best else ""
+    note = "left out" if variant.dropped else "best" if variant.name == record.best else ""
     return Row(variant.name, note, cells, variant.verdict)
 
 
