@@ -2,6 +2,7 @@
 # make test       the tests (minutes);  make test-slow  the ones that take longer
 # make lint       ruff, ruff format, mypy
 # make bench      what the tool itself costs
+# make docs       the settings of every stage, from their configs into docs/recipe.md
 # make clean      remove .venv and the caches, but no results: they are in .vlm-edge/ and runs/
 
 SHELL := /bin/bash
@@ -19,7 +20,7 @@ INSTALL = @echo "installing vlm-edge[$(1)] into $(VENV) (about 1 GB the first ti
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]' \
 	| sed -unE 's/^ +(Downloading|Using cached) ([^ ]+) \(([0-9.]+ [MG]B)\).*/  \2 (\3)/p; s/^Installing collected.*/  unpacking/p'
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow lint bench docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -53,6 +54,9 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/cli_startup.py
+
+docs: $(VENV)/.test
+	$(BIN)/python docs/write_settings.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
