@@ -72,8 +72,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
 def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> PipelineManifest:
     from vlm_edge.processing.manifest import PipelineManifest
 
-    family, model = loaded.family, loaded.model
-    scale: Any = getattr(model, "logit_scale", None)
+    family = loaded.family
     return PipelineManifest.model_validate(
         {
             "family": family.name,
@@ -82,7 +81,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
             "image": family.image_processing(loaded.folder),
             "text": family.text_processing(loaded.folder),
             "generation": family.generation(loaded.folder),
-            "logit_scale": None if scale is None else float(scale.exp()),
+            "logit_scale": family.logit_scale(loaded.model),
             "precision": dict.fromkeys(components, "float32"),
         }
     )
