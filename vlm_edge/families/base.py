@@ -112,7 +112,13 @@ class Family(Protocol):
 
     def text_processing(self, checkpoint: Path) -> TextProcessing: ...
 
-    def generation(self, checkpoint: Path) -> Generation | None: ...
+    def generation(self, checkpoint: Path) -> Generation | None:
+        """How answers are decoded; None for dual encoders."""
+        ...
+
+    def logit_scale(self, model: nn.Module) -> float | None:
+        """What dual encoders multiply cosines by; None for the others."""
+        ...
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         """Every component, in the order that the pipeline runs them."""

@@ -62,6 +62,9 @@ class BlipVqa:
             max_new_tokens=asked or MAX_NEW_TOKENS,
         )
 
+    def logit_scale(self, model: nn.Module) -> float | None:
+        return None
+
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         vision = vision_encoder_export(model, image)
         with torch.no_grad():

@@ -83,6 +83,10 @@ class Clip:
     def generation(self, checkpoint: Path) -> Generation | None:
         return None
 
+    def logit_scale(self, model: nn.Module) -> float | None:
+        clip: Any = model
+        return float(clip.logit_scale.detach().exp())
+
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         clip: Any = model
         generator = torch.Generator().manual_seed(0)
