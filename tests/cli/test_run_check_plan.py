@@ -101,6 +101,18 @@ def test_a_metric_that_is_missing_is_1_and_leaves_no_record(toy: Toy, empty: Any
     assert result.stdout == ""
 
 
+def test_an_evaluator_that_crashes_is_1_and_leaves_no_record(
+    toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy.toolbox.evaluators, "latency", Mock(side_effect=OSError("the worker died")))
+    result = empty.invoke("run", "--json", str(write_recipe(toy.folder)))
+    assert result.exit_code == 1
+    assert "error: OSError: the worker died" in result.stderr
+    assert result.stdout == ""
+    assert not (empty.runs / "toy" / RECORD_NAME).exists()
+    Path(result.stderr.rsplit(" ", 1)[1].strip()).unlink()
+
+
 FIVE_FAULTS: dict[str, Any] = {
     "budgets": {"accuracy": {"max_dropt": 1.0}},
     "target": "cpu-otr",
