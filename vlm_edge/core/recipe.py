@@ -16,10 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vlm_edge.core.budget import Budgets
-from vlm_edge.names import near
 from vlm_edge.core.stage import Level, StageConfig, StageSpec, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.names import near
 
 
 class OnMiss(StrEnum):
