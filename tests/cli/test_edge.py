@@ -63,6 +63,17 @@ def test_something_unforeseen_is_one_line_and_a_saved_traceback() -> None:
     assert "vlm-edge" in text
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch.nn", "compress"), ("easy_vqa", "demo"), ("openvino", "openvino")]
+)
+def test_a_missing_extra_is_named(module: str, extra: str) -> None:
+    result = ended_by(raising(ModuleNotFoundError(f"No module named {module!r}", name=module)))
+    assert result.exit_code == 1
+    assert (
+        result.stderr == f"error: this needs {module}, which is not installed\nhint: pip install 'vlm-edge[{extra}]'\n"
+    )
+
+
 @pytest.mark.parametrize("error", [VlmEdgeError("known"), ZeroDivisionError("unknown")])
 def test_debug_raises_it_as_it_is(error: Exception) -> None:
     assert ended_by(raising(error), debug=True).exception is error

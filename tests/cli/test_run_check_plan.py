@@ -150,6 +150,14 @@ def test_check_of_a_good_recipe(toy: Toy, empty: Any) -> None:
     assert toy.log == []
 
 
+def test_a_recipe_that_comes_with_vlm_edge_is_found_from_anywhere(
+    empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = empty.invoke("check", "recipes/quickstart.yaml")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["check", "run", "plan"])
 def test_a_recipe_that_is_not_there_is_1(toy: Toy, empty: Any, command: str) -> None:
     result = empty.invoke(command, str(toy.folder / "none.yaml"))

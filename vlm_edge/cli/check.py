@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
+from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json
 from vlm_edge.errors import RecipeError
 
 
@@ -24,7 +24,7 @@ def check(settings: Settings, recipe: Path, as_json: bool) -> None:
 
     try:
         with settings.working():
-            checked = check_recipe(recipe)
+            checked = check_recipe(find_recipe(recipe))
     except RecipeError as error:
         if as_json:
             print_json({"faults": error.faults, "recipe": None})

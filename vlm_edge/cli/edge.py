@@ -44,9 +44,25 @@ def edge(ctx: click.Context) -> Iterator[None]:
     except Exception as error:
         if _debug(ctx):
             raise
+        if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
+            _show(VlmEdgeError(f"this needs {error.name}, which is not installed", f"pip install 'vlm-edge[{extra}]'"))
+            ctx.exit(ERROR)
         click.secho(f"error: {type(error).__name__}: {_first_line(error)}", fg="red", err=True)
         click.echo(f"hint: this is a fault in vlm-edge; the traceback is in {_save_traceback()}", err=True)
         ctx.exit(ERROR)
+
+
+_EXTRAS = {
+    "compress": ("torch", "transformers", "huggingface_hub", "safetensors", "onnx", "onnxscript", "nncf", "optimum"),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "demo": ("easy_vqa",),
+}
+"""Modules that an installation for a device alone does not have, by the extra that brings them."""
+
+
+def _extra_of(module: str) -> str | None:
+    return next((extra for extra, modules in _EXTRAS.items() if module.partition(".")[0] in modules), None)
 
 
 def _debug(ctx: click.Context) -> bool:

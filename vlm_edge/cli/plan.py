@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json, stdout_console
 
 
 @click.command()
@@ -25,7 +25,7 @@ def plan(settings: Settings, recipe: Path, as_json: bool) -> None:
     from vlm_edge.api import plan_recipe
 
     with settings.working():
-        planned = plan_recipe(recipe, settings.store)
+        planned = plan_recipe(find_recipe(recipe), settings.store)
     if as_json:
         print_json([asdict(row) for row in planned])
         return

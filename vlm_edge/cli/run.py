@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.record import RECORD_NAME, RunRecord
 
@@ -32,7 +32,7 @@ def run(ctx: click.Context, settings: Settings, recipe: Path, as_json: bool) -> 
     from vlm_edge.api import run_recipe
 
     with settings.working() as progress:
-        record = run_recipe(recipe, store=settings.store, runs=settings.runs, progress=progress)
+        record = run_recipe(find_recipe(recipe), store=settings.store, runs=settings.runs, progress=progress)
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:

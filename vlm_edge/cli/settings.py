@@ -57,6 +57,14 @@ pass_settings = click.make_pass_decorator(Settings)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+def find_recipe(path: Path) -> Path:
+    """The recipe itself, or the one of that name that comes with vlm-edge (``recipes/quickstart.yaml``)."""
+    from vlm_edge.api import shipped_folder
+
+    shipped = shipped_folder() / path
+    return shipped if not path.exists() and shipped.is_file() else path
+
+
 def print_json(value: Any) -> None:
     """Write one JSON document to stdout."""
     click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
