@@ -6,6 +6,7 @@ in short blocks that take turns, so that what slows the machine down for a while
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec
+from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec, Ticker
 from vlm_edge.data import load_dataset
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.worker_process import WorkerProcess
@@ -61,6 +62,7 @@ BLOCK_QUERIES = (8, 64)
 UNCOUNTED = 1
 """Queries at the start of each block that are not counted: the other engine has just filled the caches."""
 WARMUP_QUERIES = 4
+LOOK_AGAIN = 1.2
 STEADY = 0.05
 """Warm-up ends when two blocks' medians differ by no more than this share."""
 
@@ -128,25 +130,13 @@ def _samples(task: TaskSpec, settings: LatencySettings) -> dict[str, Any]:
 
 
 def _measure(runs: Sequence[Run], settings: LatencySettings, progress: Progress) -> None:
-    """Fill the blocks of every run, in turns, until there is enough."""
-    total = settings.seconds + len(runs) * settings.warmup_seconds
-    with progress.bar("latency", total) as bar:
+    """Warm every engine up, then fill their blocks."""
+    with progress.bar("latency", settings.seconds + len(runs) * settings.warmup_seconds) as bar:
         for run in runs:
             began = time.monotonic()
             _warm_up(run, settings)
             bar.advance(min(time.monotonic() - began, settings.warmup_seconds))
-        slowest = max(run.median_ms for run in runs)
-        least, most = BLOCK_QUERIES
-        count = min(most, max(least, round(1e3 * settings.block_seconds / slowest)))
-        began = last = time.monotonic()
-        start = 0
-        while not _finished(runs, settings, last - began):
-            for run in runs:
-                run.blocks.append(run.query(start, UNCOUNTED + count)[UNCOUNTED:])
-            start += count
-            now = time.monotonic()
-            bar.advance(max(0.0, min(now - began, settings.seconds) - (last - began)), note=f"{start} queries")
-            last = now
+        _take_turns(runs, settings, bar)
 
 
 def _warm_up(run: Run, settings: LatencySettings) -> None:
@@ -159,13 +149,27 @@ def _warm_up(run: Run, settings: LatencySettings) -> None:
             return
 
 
-def _finished(runs: Sequence[Run], settings: LatencySettings, elapsed: float) -> bool:
-    if elapsed >= settings.max_seconds:
-        return True
+def _take_turns(runs: Sequence[Run], settings: LatencySettings, bar: Ticker) -> None:
+    """Blocks in turns until there is enough; whether the interval is narrow is looked at as the queries grow."""
+    least, most = BLOCK_QUERIES
+    slowest = max(run.median_ms for run in runs)
+    count = min(most, max(least, round(1e3 * settings.block_seconds / slowest)))
     rarest = max(settings.percentiles)
-    if len(runs[0].times) < max(settings.min_queries, settings.enough(rarest)):
-        return False
-    return elapsed >= settings.seconds or _is_precise(runs, rarest, settings)
+    needed = look_at = max(settings.min_queries, settings.enough(rarest))
+    began = time.monotonic()
+    start, elapsed = 0, 0.0
+    while elapsed < settings.max_seconds:
+        for run in runs:
+            run.blocks.append(run.query(start, UNCOUNTED + count)[UNCOUNTED:])
+        start += count
+        before, elapsed = elapsed, time.monotonic() - began
+        bar.advance(min(elapsed, settings.seconds) - min(before, settings.seconds), note=f"{start} queries")
+        if start >= needed and elapsed >= settings.seconds:
+            return
+        if start >= look_at:
+            if _is_precise(runs, rarest, settings):
+                return
+            look_at = math.ceil(LOOK_AGAIN * start)
 
 
 def _is_precise(runs: Sequence[Run], quantile: float, settings: LatencySettings) -> bool:
@@ -174,7 +178,9 @@ def _is_precise(runs: Sequence[Run], quantile: float, settings: LatencySettings)
         interval = percentile_interval(runs[0].times, quantile)
         value = percentile(runs[0].times, quantile)
     else:
-        interval = percentile_ratio_interval(runs[0].blocks, runs[1].blocks, quantile, seed=settings.seed)
+        interval = percentile_ratio_interval(
+            runs[0].blocks, runs[1].blocks, quantile, seed=settings.seed, resamples=500
+        )
         value = percentile(runs[0].times, quantile) / percentile(runs[1].times, quantile)
     if interval is None:
         return False
