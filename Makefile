@@ -1,7 +1,7 @@
 # make demo       run the quickstart recipe in a fresh .venv
 # make test       the tests (minutes);  make test-slow  the ones that take longer
 # make lint       ruff, ruff format, mypy
-# make bench      what the tool itself costs
+# make bench      every script of benchmarks/, one after another
 # make docs       the settings of every stage, from their configs into docs/recipe.md
 # make clean      remove .venv and the caches, but no results: they are in .vlm-edge/ and runs/
 
@@ -53,7 +53,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/cli_startup.py
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/write_settings.py
