@@ -81,7 +81,21 @@ def find_family(folder: Path, config: Mapping[str, Any]) -> Family:
     try:
         return family_for(architectures[0])
     except VlmEdgeError as error:
-        raise VlmEdgeError(f"{folder / CONFIG_NAME}: {error.message}", error.hint) from error
+        task = _task_of(architectures[0])
+        note = f" ({task}, by transformers)" if task else ""
+        raise VlmEdgeError(f"{folder / CONFIG_NAME}: {error.message}{note}", error.hint) from error
+
+
+def _task_of(architecture: str) -> str | None:
+    """What transformers' class of this name is for (``text-generation``), as optimum's TasksManager knows it."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        task: str = TasksManager.infer_task_from_model(getattr(transformers, architecture))
+    except (AttributeError, ImportError, ValueError):
+        return None
+    return task
 
 
 def build_model(folder: Path, family: Family, config: Mapping[str, Any]) -> nn.Module:
