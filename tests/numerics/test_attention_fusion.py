@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -66,7 +69,9 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
 
 def fused(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> tuple[onnx.ModelProto, list[Attention]]:
     found = find_attentions(model)
-    shapes = tensor_shapes(model, sorted({name for match in found for name in operands(match)}), feed)
+    names = sorted({name for match in found for name in operands(match)})
+    with tempfile.TemporaryDirectory() as scratch:
+        shapes = tensor_shapes(model, names, feed, Path(scratch))
     proven = [match for match in (fitted(match, shapes) for match in found) if match is not None]
     return fuse_attentions(model, proven), proven
 

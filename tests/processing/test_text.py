@@ -66,6 +66,12 @@ class TestEncode:
         np.testing.assert_array_equal(input_ids, [[2, 4, 5, 3]])
         np.testing.assert_array_equal(attention_mask, [[1, 1, 1, 1]])
 
+    @pytest.mark.parametrize("texts", [["\ud800"], ["red", "caf\udce9"], [b"red"], [3]])
+    def test_what_is_no_text_is_named(self, folder: Path, texts: list[str]) -> None:
+        with pytest.raises(VlmEdgeError, match="no valid Unicode") as caught:
+            TextEncoder(folder, spec()).encode(texts)
+        str(caught.value).encode("utf-8")
+
 
 class TestDecode:
     def test_joins_word_pieces_and_leaves_special_tokens_out(self, folder: Path) -> None:

@@ -40,11 +40,18 @@ class TextEncoder:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
-        """Texts -> ``input_ids`` and ``attention_mask``, each (texts, tokens) int64; the mask is 0 at padding."""
-        if len(texts) == 1:
-            rows = [self._tokenizer.encode(texts[0]).ids]
-        else:
-            rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        """Texts -> ``input_ids`` and ``attention_mask``, each (texts, tokens) int64; the mask is 0 at padding.
+
+        Raises:
+            VlmEdgeError: a text is no valid Unicode string.
+        """
+        try:
+            if len(texts) == 1:
+                rows = [self._tokenizer.encode(texts[0]).ids]
+            else:
+                rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        except TypeError as error:
+            raise VlmEdgeError(f"a text is no valid Unicode string: {list(texts)!r}", "give it as UTF-8") from error
         lengths = [len(row) for row in rows]
         tokens = self.spec.pad_to or max(lengths, default=0)
         padding = self.spec.pad_token_id

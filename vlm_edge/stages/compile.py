@@ -54,7 +54,7 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
         ticker.advance(note="compiling")
         for name, component in manifest.components.items():
             rows[name], facts[name] = _compile_component(
-                config, source, component, references[name], target, manifest, work.out
+                config, source, component, references[name], target, manifest, work
             )
             ticker.advance(note=name)
         compiled = manifest.model_copy(update={"components": rows, "engine": engine_info(target)})
@@ -103,9 +103,9 @@ def _compile_component(
     reference: ReferenceEngine,
     target: Target,
     manifest: PipelineManifest,
-    out: Path,
+    work: StageWork,
 ) -> tuple[Component, dict[str, Any]]:
-    graph, name = source / component.file, Path(component.file).stem
+    graph, name, out = source / component.file, Path(component.file).stem, work.out
     if target.engine == "tensorrt":
         from vlm_edge.engines.tensorrt import build_plan, dimension_ranges
 
@@ -119,7 +119,7 @@ def _compile_component(
     from vlm_edge.stages.compile_onnxruntime import compile_component
 
     full = config.optimize == "full" and target.engine == "onnxruntime"
-    return compile_component(graph, out / f"{name}.onnx", component, reference, target.threads, full=full)
+    return compile_component(graph, out / f"{name}.onnx", component, reference, target.threads, work.scratch, full=full)
 
 
 def _size_bytes(folder: Path, file: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ OPTIONS: dict[str, str | int | float | bool] = {"graph_optimization": "all", "sp
 WORK_PER_THREAD = 32_000_000
 """Multiply-adds at batch 1 that are worth one more thread: below, waking it takes what it saves."""
 
+LARGEST_FILE_BYTES = 1_900_000_000
+"""Weights above this go beside the graph: a protobuf message ends at 2 GiB."""
+
 _PRODUCTS = {
     "MatMul": 0, "FusedMatMul": 0, "Gemm": 0, "MatMulInteger": 0, "MatMulIntegerToFloat": 0,
     "DynamicQuantizeMatMul": 0, "QLinearMatMul": 0, "QGemm": 0, "MatMulNBits": 0,
@@ -34,7 +38,14 @@ the left matrix's last dimension, or the convolution's weight (out, in / groups,
 
 
 def compile_component(
-    source: Path, target: Path, component: Component, reference: ReferenceEngine, threads: int, *, full: bool
+    source: Path,
+    target: Path,
+    component: Component,
+    reference: ReferenceEngine,
+    threads: int,
+    scratch: Path,
+    *,
+    full: bool,
 ) -> tuple[Component, dict[str, Any]]:
     """Write one component for onnxruntime; its row in the manifest, and facts.
 
@@ -45,47 +56,59 @@ def compile_component(
     facts: dict[str, Any] = {}
     row = component.model_copy(update={"file": target.name})
     if full:
-        facts["attentions_found"], model = _with_fused_attention(model, reference)
+        facts["attentions_found"], model = _with_fused_attention(model, reference, scratch)
         facts["attentions_fused"] = sum(node.op_type == "MultiHeadAttention" for node in model.graph.node)
-        facts["multiply_adds"] = multiply_adds(source, reference.runs[0][0], target.with_suffix(".profile"))
+        facts["multiply_adds"] = multiply_adds(source, reference.runs[0][0], scratch)
         facts["threads"] = max(1, min(threads, math.ceil(facts["multiply_adds"] / WORK_PER_THREAD)))
         row = row.model_copy(update={"threads": facts["threads"]})
     model = slim(model)
-    target.write_bytes(model.SerializeToString(deterministic=True))
+    write_graph(model, target)
     facts["nodes"] = len(model.graph.node)
     return row, facts
 
 
-def _with_fused_attention(model: onnx.ModelProto, reference: ReferenceEngine) -> tuple[int, onnx.ModelProto]:
+def write_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write ``path``, and ``path.data`` with the weights where one file can't hold them; the same bytes every time."""
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGEST_FILE_BYTES:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+
+
+def _with_fused_attention(
+    model: onnx.ModelProto, reference: ReferenceEngine, scratch: Path
+) -> tuple[int, onnx.ModelProto]:
     """How many attentions look like ones, and the model with those fused whose shapes prove it in a run."""
     found = find_attentions(model)
     names = sorted({name for attention in found for name in operands(attention)})
-    shapes = tensor_shapes(model, names, reference.runs[-1][0]) if names else {}
+    shapes = tensor_shapes(model, names, reference.runs[-1][0], scratch) if names else {}
     proven = [match for match in (fitted(attention, shapes) for attention in found) if match is not None]
     return len(found), fuse_attentions(model, proven)
 
 
-def tensor_shapes(model: onnx.ModelProto, names: list[str], feed: Feed) -> dict[str, tuple[int, ...]]:
-    """Shapes of inner tensors in one run, by running the graph with them as outputs."""
+def tensor_shapes(model: onnx.ModelProto, names: list[str], feed: Feed, scratch: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of inner tensors in one run, by running the graph with them as outputs from a file in ``scratch``."""
     listening = copied(model)
     there = {value.name for value in listening.graph.output}
     inner = [name for name in names if name not in there and name not in feed]
     listening.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
-    session = ort.InferenceSession(
-        listening.SerializeToString(),
-        session_options(1, OnnxRuntimeOptions(graph_optimization="disabled")),
-        providers=["CPUExecutionProvider"],
-    )
+    folder = scratch / "shapes"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir()
+    write_graph(listening, folder / "graph.onnx")
+    options = session_options(1, OnnxRuntimeOptions(graph_optimization="disabled"))
+    session = ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])
     asked = [name for name in names if name not in feed]
     shapes = {name: value.shape for name, value in zip(asked, session.run(asked, feed), strict=True)}
+    shutil.rmtree(folder)
     return shapes | {name: feed[name].shape for name in names if name in feed}
 
 
-def multiply_adds(path: Path, feed: Feed, prefix: Path) -> int:
+def multiply_adds(path: Path, feed: Feed, scratch: Path) -> int:
     """Multiply-adds of one run's matrix products and convolutions, from the shapes in onnxruntime's profile."""
     options = session_options(1, OnnxRuntimeOptions(graph_optimization="disabled"))
     options.enable_profiling = True
-    options.profile_file_prefix = str(prefix)
+    options.profile_file_prefix = str(scratch / "profile")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     session.run(None, feed)
     profile = Path(session.end_profiling())
