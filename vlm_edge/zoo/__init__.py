@@ -34,7 +34,13 @@ ZOO: dict[str, ZooEntry] = _by_name(
     ),
 )
 
-STUDENT_WEIGHTS: dict[str, ZooEntry] = _by_name()
+STUDENT_WEIGHTS: dict[str, ZooEntry] = _by_name(
+    ZooEntry(
+        "mobilevit-xxs-easyvqa",
+        MODELS / "mobilevit-xxs-easyvqa",
+        "MobileViT-XXS distilled from blip-easyvqa's vision tower by recipes/distill-easyvqa.yaml",
+    ),
+)
 """Weights that distillation may start from (``start: zoo:NAME``): vision towers alone, not whole checkpoints."""
 
 SIZES: dict[str, tuple[str, ...]] = {
