@@ -29,11 +29,9 @@ def distillation_loss(
     return temperature**2 * _mean(divergence, labels)
 
 
-def answer_loss(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of (..., classes) logits with (...) int64 labels, the mean over positions not :data:`IGNORED`."""
-    return F.cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing
-    )
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
 
 
 def sample_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,11 +48,6 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     target = teacher.detach().float()
     return F.mse_loss(student.float(), target) / target.square().mean().clamp_min(1e-12)
-
-
-def cosine_feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 - cosine similarity along the last dimension, the mean over all others; float32, in [0, 2]."""
-    return 1 - F.cosine_similarity(student.float(), teacher.detach().float(), dim=-1).mean()
 
 
 def _mean(values: Tensor, labels: Tensor | None) -> Tensor:
