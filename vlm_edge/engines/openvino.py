@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
     for index, operator in enumerate(model.get_ordered_ops()):
         operator.set_friendly_name(f"n{index}")  # OpenVINO's own names count on through the process
     openvino.save_model(model, str(xml_path), compress_to_fp16=False)
+    xml_path.write_text(re.sub(r">\s+<", "><", xml_path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 class OpenVinoEngine:

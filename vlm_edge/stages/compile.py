@@ -111,15 +111,28 @@ def _compile_component(
 
         build_plan(graph, component, dimension_ranges(manifest, config.max_batch), out / f"{name}.plan")
         return component.model_copy(update={"file": f"{name}.plan"}), {}
-    if target.engine == "openvino" and config.optimize == "full":
-        from vlm_edge.engines.openvino import write_ir
-
-        write_ir(graph, out / f"{name}.xml")
-        return component.model_copy(update={"file": f"{name}.xml"}), {}
     from vlm_edge.stages.compile_onnxruntime import compile_component
 
-    full = config.optimize == "full" and target.engine == "onnxruntime"
-    return compile_component(graph, out / f"{name}.onnx", component, reference, target.threads, work.scratch, full=full)
+    full = config.optimize == "full"
+    to_ir = full and target.engine == "openvino"
+    folder = work.scratch if to_ir else out
+    row, facts = compile_component(
+        graph,
+        folder / f"{name}.onnx",
+        component,
+        reference,
+        target.threads,
+        work.scratch,
+        full=full and not to_ir,
+    )
+    if not to_ir:
+        return row, facts
+    from vlm_edge.engines.openvino import write_ir
+
+    write_ir(work.scratch / row.file, out / f"{name}.xml")
+    for path in work.scratch.glob(f"{row.file}*"):
+        path.unlink()
+    return row.model_copy(update={"file": f"{name}.xml"}), facts
 
 
 def _size_bytes(folder: Path, file: str) -> int:
