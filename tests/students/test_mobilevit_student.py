@@ -76,10 +76,10 @@ def test_a_fresh_student_tells_images_apart_and_passes_gradients_to_its_stem() -
     student = build().train()
     tokens = student(images(8)).last_hidden_state
     assert tokens.detach().std(dim=0).mean().item() > 0.3
-    tokens[:, 1:].square().mean(dim=(1, 2)).var().backward()
+    tokens[:, 1:, 0].var().backward()
     gradient = student.backbone.conv_stem.convolution.weight.grad
     assert gradient is not None
-    assert gradient.abs().max().item() > 1e-6
+    assert gradient.abs().max().item() > 1e-3
 
 
 def test_the_same_seed_gives_the_same_student() -> None:

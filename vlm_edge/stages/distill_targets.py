@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlm_edge.core.stage import StageWork
 from vlm_edge.families.base import Family, TrainingBatch
-from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
+from vlm_edge.stages.training import IMAGES_PER_PASS, Minibatch, autocast, flushed_denormals, training_device
 from vlm_edge.stages.training_data import RowCache, TrainingSet
 from vlm_edge.students.tokens import pool_tokens
 
@@ -82,24 +82,28 @@ def record_teacher(teacher: Teacher, data: TrainingSet, work: StageWork) -> Targ
     def compute(rows: range) -> NDArray[Any]:
         records = np.zeros(len(rows), dtype=dtype)
         known = [row for row in rows if len(data.rows[row])]
-        if not known:
-            return records
-        batch = data.batch(known).to(training_device())
-        with autocast(training_device()):
-            features, logits = teacher.ask(batch)
-        image = np.array(known)[batch.image_index.cpu().numpy()] - rows.start
-        slots = np.concatenate([np.arange(len(data.rows[row])) for row in known])
-        records["features"][np.array(known) - rows.start] = features.float().cpu().numpy()
-        values = logits.float().cpu().numpy()
-        if values.ndim == 3:
-            records["logits"][image, slots, : values.shape[1]] = values
-        else:
-            records["logits"][image, slots] = values
+        for start in range(0, len(known), IMAGES_PER_PASS):
+            images = known[start : start + IMAGES_PER_PASS]
+            batch = data.batch(images).to(training_device())
+            with autocast(training_device()):
+                features, logits = teacher.ask(batch)
+            places = np.array(images) - rows.start
+            slots = np.concatenate([np.arange(len(data.rows[image])) for image in images])
+            records["features"][places] = features.float().cpu().numpy()
+            _put(records["logits"], places[batch.image_index.cpu().numpy()], slots, logits.float().cpu().numpy())
         return records
 
     with flushed_denormals():
         records = RowCache(work.scratch / "teacher", len(data.images), compute).fill("teacher's answers", work)
     return RecordedTeacher(records, data)
+
+
+def _put(logits: NDArray[Any], images: NDArray[np.int64], slots: NDArray[np.int64], values: NDArray[Any]) -> None:
+    """values (questions, classes), or (questions, answer_tokens, classes) of which no later token is used here."""
+    if values.ndim == 3:
+        logits[images, slots, : values.shape[1]] = values
+    else:
+        logits[images, slots] = values
 
 
 def _record_dtype(teacher: Teacher, data: TrainingSet) -> np.dtype[Any]:
