@@ -43,6 +43,9 @@ ATTEMPTS: dict[str, tuple[str, ...]] = {
 """What is tried for each scheme, in this order; the last, float arithmetic, only where nothing before it is accepted.
 ``int8-smooth`` is int8 after SmoothQuant, which costs a multiplication before some layers."""
 
+PASSES = {"int8": 1, "int8-smooth": 2}
+"""How often NNCF reads the calibration inputs."""
+
 
 class QuantizeConfig(StageConfig):
     """``quantize: {components: {"*": int8}}``.
@@ -145,10 +148,12 @@ def _quantize_component(
         best = max((other.cosine for other in tried), default=-1.0)
         if best >= (MIN_COSINE if attempt == "int8-weights" else GOOD_COSINE):
             break
-        with work.progress.bar(f"quantize {name} ({attempt})", None) as ticker:
+        total = PASSES.get(attempt, 0) * len(captured.calibration) + 1
+        with work.progress.bar(f"quantize {name} ({attempt})", total) as ticker:
             graph = quantize_graph(model, attempt, _Ticking(captured.calibration, ticker), form)
             path.write_bytes(graph.SerializeToString(deterministic=True))
             tried.append(Attempt(attempt, graph, _check(path, component, captured, threads)))
+            ticker.advance()
     chosen = max(tried, key=lambda attempt: attempt.cosine)
     facts = [{"scheme": attempt.scheme, "cosine": round(attempt.cosine, 6)} for attempt in tried]
     if chosen.cosine < MIN_COSINE:
