@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from vlm_edge.data import load_dataset
@@ -29,6 +31,13 @@ def test_classes_come_with_the_manifests_labels(write_folder, write_manifest):
     data = load_dataset(path, "test")
     assert data.samples[0].answers == ("cat",)
     assert (data.labels, data.prompts) == (("dog", "cat"), ("a {}",))
+
+
+def test_a_byte_order_mark_and_odd_separators_are_no_faults(write_folder, write_manifest):
+    folder = write_folder([])
+    line = json.dumps(question(question="which\u2028way?"), ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(f"\ufeff{line}\r\n{line}\r\n", encoding="utf-8", newline="")
+    assert [sample.text for sample in load_dataset(write_manifest(), "test").samples] == ["which\u2028way?"] * 2
 
 
 def test_every_bad_line_is_named_by_file_and_line(write_folder, write_manifest):

@@ -27,7 +27,7 @@ def content_digest(folder: Path) -> str:
     if not listing:
         raise VlmEdgeError(f"{folder}: no such folder, or it holds no file", "check the data manifest's source")
     fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    record = _cache_folder() / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()}.json"
+    record = _cache_folder() / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()}.json"
     known = _read_record(record)
     if known.get("fingerprint") == fingerprint:
         return known["digest"]
@@ -60,8 +60,14 @@ def _hash(folder: Path, names: list[str]) -> str:
 
 
 def _cache_folder() -> Path:
+    """Below the user's cache folder; below the temporary files where the user has no home, as in some containers."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vlm-edge" / "digests"
+    if not base:
+        try:
+            base = str(Path.home() / ".cache")
+        except RuntimeError:
+            base = tempfile.gettempdir()
+    return Path(base) / "vlm-edge" / "digests"
 
 
 def _read_record(path: Path) -> dict[str, str]:

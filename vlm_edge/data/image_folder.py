@@ -32,7 +32,7 @@ def read_image_folder(manifest: DatasetManifest, folder: Path) -> list[Sample]:
     """
     path = folder / METADATA_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
     except (OSError, UnicodeDecodeError) as error:
         raise VlmEdgeError(
             f"{folder}: cannot read {METADATA_NAME}: {error}",
