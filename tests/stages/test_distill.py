@@ -16,8 +16,9 @@ import pytest
 import torch
 from color_task import write_color_task
 from pydantic import ValidationError
+from scipy.stats import binomtest
 
-from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
+from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file, digest_folder, folder_size_bytes
 from vlm_edge.core.stage import SilentProgress, StageInputs, StageWork, TaskSpec, Ticker
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
@@ -27,8 +28,9 @@ from vlm_edge.stages.distill import Augmentation, DistillConfig, student_config
 from vlm_edge.stages.distill_targets import RecordedTeacher, Teacher, hold_out, record_teacher
 from vlm_edge.stages.training import Minibatch
 from vlm_edge.stages.training_data import load_training_set
-from vlm_edge.students.weights import StudentRecord, save_student, tower_digest
-from vlm_edge.zoo import ZooEntry
+from vlm_edge.students import build_vision_student
+from vlm_edge.students.weights import StudentRecord, load_student, read_record, save_student, tower_digest
+from vlm_edge.zoo import MODELS, ZooEntry
 
 CONFIG = DistillConfig(epochs=4, images_per_batch=6, learning_rate=3e-3, start="random", held_out_images=0)
 
@@ -76,7 +78,7 @@ def test_distillation_lowers_every_term_and_says_what_it_did(distilled: tuple[Pa
     assert facts["start"] == {"from": "random", "why": "start: random"}
     assert facts["student"]["name"] == "mobilevit-xxs"
     assert facts["student"]["output_stride"] == 8
-    assert facts["held_out"]["questions"] == 0
+    assert facts["held_out"] == {"images": 0, "questions": 0}
     assert json.loads(json.dumps(facts)) == facts
 
 
@@ -196,14 +198,16 @@ def test_held_out_images_are_the_last_and_not_trained_on(task: TaskSpec, tiny_bl
     _, facts = run(CONFIG.model_copy(update={"held_out_images": 5, "epochs": 1.0}), tiny_blip, task, tmp_path / "run")
     assert facts["held_out"]["images"] == 1
     assert facts["held_out"]["questions"] == 3
+    agreeing = round(3 * facts["held_out"]["agreement"])
+    interval = binomtest(agreeing, 3).proportion_ci(method="wilson")
+    found = (facts["held_out"]["agreement_low"], facts["held_out"]["agreement_high"])
+    assert found == pytest.approx((interval.low, interval.high), abs=1e-6)
     assert facts["training"]["images"] == 11
 
 
 @pytest.fixture
 def shipped(tiny_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Weights ``tiny`` that belong to tiny_blip's tower, in the zoo's table."""
-    from vlm_edge.students import build_vision_student
-
     folder = tmp_path / "weights"
     wanted = student_config(CONFIG, 32, 32).model_dump(mode="json")
     student = build_vision_student("mobilevit-xxs", wanted, 32)
@@ -243,6 +247,28 @@ def test_shipped_weights_of_another_teacher_are_left_out_or_refused(
         run(DistillConfig(start="zoo:tiny", **short), tmp_path / "other", task, tmp_path / "named")
     with pytest.raises(VlmEdgeError, match=r"does not fit: another config\n"):
         run(DistillConfig(start="zoo:tiny", activation="relu", **short), tiny_blip, task, tmp_path / "relu")
+
+
+SHIPPED = {1: {"mobilevit-xxs-easyvqa": "9f5aaf66ef8be221b8a197d99e894dbcf17a48a8aa2792a5502959af2794b3ad"}}
+"""distill's version -> sha256 of each of the weights that it may start from."""
+
+
+def test_new_shipped_weights_raise_the_stages_version() -> None:
+    """They are no part of a stage run's key: with the old version the store would go on giving the old result."""
+    digests = {name: digest_file(entry.folder / "model.safetensors") for name, entry in distill.STUDENT_WEIGHTS.items()}
+    assert {distill.SPEC.version: digests} == SHIPPED, "raise SPEC.version, and write the new digests here"
+
+
+def test_shipped_weights_belong_to_the_shipped_teacher_and_are_small() -> None:
+    for entry in distill.STUDENT_WEIGHTS.values():
+        record = read_record(entry.folder)
+        teacher = load_checkpoint(MODELS / "blip-easyvqa")
+        tower = teacher.model.get_submodule(teacher.family.vision_tower_path)
+        assert record.teacher == tower_digest(tower)
+        student = build_vision_student(record.student, record.config, record.hidden)
+        load_student(entry.folder, student)
+        assert student_config(DistillConfig(student=record.student), 64, 64).model_dump(mode="json") == record.config
+        assert folder_size_bytes(entry.folder) < 6e6
 
 
 def test_a_dual_encoder_learns_a_student_too(tiny_clip: Path, tmp_path: Path) -> None:

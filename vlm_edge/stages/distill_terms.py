@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm_edge.families.base import Family
 from vlm_edge.numerics.losses import IGNORED, answer_loss, distillation_loss, feature_loss
+from vlm_edge.numerics.statistics import wilson_interval
 from vlm_edge.stages.distill_targets import Targets, Teacher
 from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
 from vlm_edge.stages.training_data import TrainingSet
@@ -54,7 +55,8 @@ class DistillationTerms:
 def agreement(
     model: nn.Module, family: Family, teacher: Teacher, data: TrainingSet, images: Sequence[int], size: int
 ) -> dict[str, Any]:
-    """How many questions about ``images`` the student answers as the teacher does, and how many each has right.
+    """How many questions about ``images`` the student answers as the teacher does, with a 95% Wilson interval, and how
+    many each has right.
 
     Teacher-forced: an answer counts when the most likely token is right at each of its positions. ``size`` images are
     taken at a time.
@@ -75,13 +77,17 @@ def agreement(
             teacher_right += _whole(told == batch.labels, ignored)
             questions += len(batch.labels)
     model.cpu()
-    counted = max(1, questions)
+    if not questions:
+        return {"images": 0, "questions": 0}
+    low, high = wilson_interval(agreeing, questions)
     return {
         "images": len(images),
         "questions": questions,
-        "agreement": round(agreeing / counted, 6),
-        "student_accuracy": round(student_right / counted, 6),
-        "teacher_accuracy": round(teacher_right / counted, 6),
+        "agreement": round(agreeing / questions, 6),
+        "agreement_low": round(low, 6),
+        "agreement_high": round(high, 6),
+        "student_accuracy": round(student_right / questions, 6),
+        "teacher_accuracy": round(teacher_right / questions, 6),
     }
 
 
