@@ -25,8 +25,8 @@ from vlm_edge.families.blip_training import answer_logits
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
 
-MAX_NEW_TOKENS = 19
-"""transformers generates up to a length of 20, the start token included, unless generation_config.json says else."""
+MAX_NEW_TOKENS = 20
+"""What transformers' ``generate`` adds at most, unless it is told otherwise (5.23; generation/utils.py)."""
 IGNORE_INDEX = -100
 
 

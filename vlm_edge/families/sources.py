@@ -26,9 +26,9 @@ def resolve_model(ref: str) -> Path:
     if ref.startswith(ZOO_PREFIX):
         return _zoo_folder(ref.removeprefix(ZOO_PREFIX))
     folder = Path(ref).expanduser()
-    if folder.is_dir():
+    if ref and folder.is_dir():
         return folder.resolve()
-    if folder.exists():
+    if ref and folder.exists():
         raise VlmEdgeError(f"model: {ref}: is a file, not a folder", "give the folder that holds config.json")
     if _looks_like_path(ref):
         raise VlmEdgeError(
@@ -52,32 +52,32 @@ def _looks_like_path(ref: str) -> bool:
 
 
 def _hub_folder(ref: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub.utils import httpx
 
     repository, _, revision = ref.partition("@")
+    absent = f"model: {ref}: no such folder, and"
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES)))
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise VlmEdgeError(
             f"model: {ref}: this Hub repository is gated", "accept its terms on its page, then `hf auth login`"
         ) from error
-    except RevisionNotFoundError as error:
-        raise VlmEdgeError(f"model: {ref}: the Hub has no revision {revision!r} of it", "check the revision") from error
-    except RepositoryNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise VlmEdgeError(
-            f"model: {ref}: no such folder, and no such repository on the Hugging Face Hub",
+            f"model: {ref}: the Hub has no revision {revision!r} of {repository}", "see its Files page for revisions"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise VlmEdgeError(
+            f"{absent} no such repository on the Hugging Face Hub",
             "check the name; a private repository needs `hf auth login`",
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError) as error:
         raise VlmEdgeError(
-            f"model: {ref}: no such folder, and the Hugging Face Hub can't be reached and has it not in its cache",
-            f"download it where there is a network: `hf download {repository}`, and give that folder; "
-            "HF_HUB_OFFLINE=1 keeps the Hub from being asked",
+            f"{absent} the Hugging Face Hub can't be reached, nor is the model in its cache on this machine",
+            f"where there is a network: `hf download {repository}`, and give the folder that it prints",
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise VlmEdgeError(
+            f"{absent} it can't be downloaded from the Hugging Face Hub: {error}", "try again, or give a folder"
         ) from error
