@@ -87,6 +87,13 @@ def test_a_changed_budget_recomputes_nothing(bench: Bench) -> None:
     assert verdict.measured is not None
 
 
+def test_a_budget_on_the_tail_alone_measures_latency_again(bench: Bench) -> None:
+    bench.run()
+    record = bench.run(budgets={"latency": {"p99_ms": 30.0}})
+    assert set(bench.log) == {"latency"}
+    assert record.verdict is Verdict.PASS
+
+
 def test_a_changed_stage_recomputes_what_follows_from_it_alone(bench: Bench) -> None:
     bench.run()
     bench.run(stages=[{"export": {}}, {"quantize": {}}, {"prune": {"strength": 0.25}}, {"compile": {}}])

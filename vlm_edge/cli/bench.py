@@ -58,7 +58,9 @@ def bench(
     candidate = bundle_folder(engine)
     info = read_manifest(candidate).engine
     threads = threads or (info.threads if info else os.cpu_count() or 1)
-    how = LatencySettings(percentiles=tuple(percent / 100 for percent in percentiles), seconds=seconds)
+    how = LatencySettings(
+        percentiles=tuple(percent / 100 for percent in percentiles), seconds=seconds, max_seconds=seconds
+    )
     with settings.working() as progress:
         measurements = measure_latency(
             bundle_folder(baseline) if baseline else candidate,

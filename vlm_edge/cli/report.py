@@ -41,7 +41,7 @@ def report(settings: Settings, run: str, form: str, as_json: bool) -> None:
         console = stdout_console()
         console.print(stages_table(record))
         console.print()
-        console.print(run_summary(record, console))
+        console.print(run_summary(record, console), crop=False)
 
 
 def find_record(runs: Path, name: str) -> RunRecord:

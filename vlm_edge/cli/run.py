@@ -44,7 +44,7 @@ def _print_summary(record: RunRecord, folder: Path) -> None:
     from vlm_edge.report.table import run_summary
 
     console = stdout_console()
-    console.print(run_summary(record, console))
+    console.print(run_summary(record, console), crop=False)
     console.print(f"record: {folder / RECORD_NAME}", soft_wrap=True, markup=False)
     bundle = folder / "bundle"
     if bundle.is_dir():

@@ -28,9 +28,11 @@ from vlm_edge.errors import VlmEdgeError
 
 
 class Evaluators(Protocol):
-    """How variants are measured. ``version`` is part of every cached measurement's key."""
+    """How variants are measured."""
 
-    version: str
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """One for each of ``accuracy``, ``compare``, ``latency`` and ``footprint``: part of its measurements' keys."""
 
     def unmeasurable(self, target: Target) -> str | None:
         """Why this host can't run the target's engine, or None."""
@@ -42,9 +44,9 @@ class Evaluators(Protocol):
         """Accuracy of the candidate, and its paired drop against the baseline."""
 
     def latency(
-        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, progress: Progress
+        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, tail: bool, progress: Progress
     ) -> list[Measurement]:
-        """End-to-end latency of the candidate and its speed-up, alternating with the baseline."""
+        """End-to-end latency of the candidate and its speed-up, alternating with the baseline; p99 with ``tail``."""
 
     def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
         """Size on disk and parameters of the candidate."""
@@ -162,17 +164,14 @@ class Runner:
 
     def _cached(self, identity: dict[str, Any], measure: Callable[[], Any], artifacts: Sequence[Artifact]) -> Any:
         """A measurement from the store, or taken now and kept there."""
-        identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluators": self._version}
+        version = self.toolbox.evaluators.versions[identity["measure"]]
+        identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluator": version}
         key = key_of(identity)
         kept = self.store.measurement(key)
         if kept is None:
             kept = {"artifacts": identity["artifacts"], "identity": identity, "value": measure()}
             self.store.keep_measurement(key, kept)
         return kept["value"]
-
-    @property
-    def _version(self) -> str:
-        return self.toolbox.evaluators.version
 
     def _outcomes(self, engine: Artifact) -> dict[str, Any]:
         evaluators, task = self.toolbox.evaluators, self.recipe.task
@@ -192,12 +191,15 @@ class Runner:
             return {"measurements": _dump(found), "skipped": candidate.get("skipped", [])}
 
         def latency() -> list[dict[str, Any]]:
-            return _dump(evaluators.latency(baseline.path, engine.path, recipe.task, recipe.target, self.progress))
+            return _dump(
+                evaluators.latency(baseline.path, engine.path, recipe.task, recipe.target, tail, self.progress)
+            )
 
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        threads = {"threads": recipe.target.threads, "device": recipe.target.device}
-        timed = self._cached({"measure": "latency", "task": task, "host": self.host, **threads}, latency, pair)
+        tail = any(bound.metric == "latency_p99_ms" for entry in recipe.stages for bound in bounds_of(entry.budgets))
+        conditions = {"threads": recipe.target.threads, "device": recipe.target.device, "host": self.host, "tail": tail}
+        timed = self._cached({"measure": "latency", "task": task, **conditions}, latency, pair)
         sized = self._cached(
             {"measure": "footprint"}, lambda: _dump(evaluators.footprint(baseline.path, engine.path)), pair
         )

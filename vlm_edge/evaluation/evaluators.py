@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,12 @@ class EngineEvaluators:
 
     def __init__(self, latency: LatencySettings | None = None) -> None:
         self._latency = latency or LatencySettings()
-        settings = hashlib.sha256(repr(self._latency).encode()).hexdigest()[:12]
-        self.version = f"{EVALUATOR_VERSION}-{settings}"
+        self.versions = {
+            "accuracy": EVALUATOR_VERSION,
+            "compare": EVALUATOR_VERSION,
+            "latency": f"{EVALUATOR_VERSION} {self._latency.model_dump_json()}",
+            "footprint": EVALUATOR_VERSION,
+        }
 
     def unmeasurable(self, target: Target) -> str | None:
         """Why this host can't run the target's engine, or None."""
@@ -36,12 +39,15 @@ class EngineEvaluators:
         return compare(Outcomes.from_json(baseline), Outcomes.from_json(candidate), seed)
 
     def latency(
-        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, progress: Progress
+        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, tail: bool, progress: Progress
     ) -> list[Measurement]:
-        """End-to-end latency of the candidate and its speed-up over the baseline, in alternating blocks."""
-        return measure_latency(
-            baseline, candidate, task, threads=target.threads, settings=self._latency, progress=progress
-        )
+        """End-to-end latency of the candidate and its speed-up over the baseline, in alternating blocks.
+
+        ``tail`` adds p99, which takes several hundred queries of each engine.
+        """
+        percentiles = (*self._latency.percentiles, *((0.99,) if tail else ()))
+        settings = self._latency.model_copy(update={"percentiles": percentiles})
+        return measure_latency(baseline, candidate, task, threads=target.threads, settings=settings, progress=progress)
 
     def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
         """Size on disk and parameters of the candidate."""

@@ -33,7 +33,8 @@ def run_summary(record: RunRecord, console: Console) -> RenderableType:
     if hidden:
         lines.append(Text(f"not shown at this width: {', '.join(hidden)}", style="dim"))
     lines += [Text(line, style="yellow") for line in remarks(record)]
-    lines += [Text(line, style="red") for line in (unmet(variant) if variant else [])]
+    missed = unmet(variant) if variant else []
+    lines += [Text(line, style="red", no_wrap=True, overflow="ignore") for line in missed]  # one line each, for grep
     lines.append(Text(headline(record), style=_STYLES[record.verdict]))
     return Group(*lines)
 
