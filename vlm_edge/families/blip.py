@@ -59,7 +59,7 @@ class BlipVqa:
             start_token_id=text["bos_token_id"],
             eos_token_id=text["sep_token_id"],
             pad_token_id=text["pad_token_id"],
-            max_new_tokens=asked or MAX_NEW_TOKENS,
+            max_new_tokens=min(asked or MAX_NEW_TOKENS, text["max_position_embeddings"]),
         )
 
     def logit_scale(self, model: nn.Module) -> float | None:

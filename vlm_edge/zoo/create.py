@@ -1,9 +1,11 @@
 """Checkpoints of real architectures at real sizes with seeded random weights, for speed and parity work.
 
 Sizes are those of the published models: Salesforce/blip-vqa-base, openai/clip-vit-base-patch32, -patch16 and
--large-patch14; ``small`` is the reference model's, ``tiny`` is for tests. Weights are drawn with variance 1 / fan_in
-(2 / fan_in for convolutions; He et al. 2015, arXiv:1502.01852), so that activations neither fade into denormals, which
-are slow, nor explode.
+-large-patch14; ``small`` is the reference model's, ``tiny`` is for tests. ``blip-mobilevit`` is the reference's text
+part behind a MobileViT student that sees 256 x 256 pixels.
+
+Weights are drawn with variance 1 / fan_in (2 / fan_in for convolutions; He et al. 2015, arXiv:1502.01852), so that
+activations neither fade into denormals, which are slow, nor explode.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import nn
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
+from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
 from vlm_edge.families.weights import WEIGHTS_NAME, tied_aliases
 from vlm_edge.zoo import SIZES
 from vlm_edge.zoo.tokenizer import SPECIAL_TOKENS, write_tokenizer
@@ -65,6 +68,10 @@ _SIZES: dict[str, dict[str, Size]] = {
         "small": Size(64, 4, Tower(160, 8, 5, 1280), Tower(160, 2, 10, 256), 128, 32, 64),
         "base": Size(384, 16, BASE, BASE, 30524, 512, 512),
     },
+    "blip-mobilevit": {
+        f"mobilevit-{width}": Size(256, 16, Tower(160, 0, 5, 1280), Tower(160, 2, 10, 256), 128, 32, 64)
+        for width in ("xxs", "xs", "s")
+    },
     "clip": {
         "tiny": Size(32, 8, Tower(32, 2, 4, 64), Tower(32, 2, 4, 64), 128, 24),
         "vit-b-32": Size(224, 32, BASE, Tower(512, 12, 8, 2048), 49408, 77, 512),
@@ -86,9 +93,12 @@ def create(name: str, size: str, out: Path, seed: int = 0) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VlmEdgeError(f"{out}: exists and is not an empty folder", "give a new folder")
     sizes = _SIZES[name][size]
-    config = _blip_config(sizes) if name == "blip-vqa" else _clip_config(sizes)
+    family = FAMILIES["clip" if name == "clip" else "blip-vqa"]
+    config = _clip_config(sizes) if name == "clip" else _blip_config(sizes)
     with torch.random.fork_rng(devices=[]):
-        model = FAMILIES[name].build(config).float()
+        model = family.build(config).float()
+        surgery = _student(size, sizes.image) if name == "blip-mobilevit" else []
+        apply_surgery(model, family, surgery, out / SURGERY_NAME)
     randomize(model, seed)
     out.mkdir(parents=True, exist_ok=True)
     aliases = tied_aliases(model)
@@ -96,8 +106,10 @@ def create(name: str, size: str, out: Path, seed: int = 0) -> Path:
     save_file(state, out / WEIGHTS_NAME, metadata={"format": "pt"})
     _write_json(out / "config.json", config)
     _write_json(out / "preprocessor_config.json", _image_processor(name, sizes.image))
-    if name == "blip-vqa":
+    if name != "clip":
         _write_json(out / "generation_config.json", {"max_new_tokens": 5})
+    if surgery:
+        _write_json(out / SURGERY_NAME, surgery)
     write_tokenizer(out, sizes.vocabulary, sizes.positions)
     return out
 
@@ -173,6 +185,12 @@ def _clip_config(sizes: Size) -> dict[str, Any]:
     }
 
 
+def _student(name: str, image: int) -> list[dict[str, Any]]:
+    """The surgery that replaces the vision tower by a MobileViT."""
+    config = {"image_height": image, "image_width": image}
+    return [{"op": "replace_vision_tower", "student": name, "config": config}]
+
+
 def _image_processor(name: str, image: int) -> dict[str, Any]:
     square = {"height": image, "width": image}
     common = {
@@ -185,7 +203,7 @@ def _image_processor(name: str, image: int) -> dict[str, Any]:
         "image_mean": list(CLIP_MEAN),
         "image_std": list(CLIP_STD),
     }
-    if name == "blip-vqa":
+    if name != "clip":
         return common | {"image_processor_type": "BlipImageProcessor", "size": square}
     return common | {
         "image_processor_type": "CLIPImageProcessor",
@@ -195,5 +213,5 @@ def _image_processor(name: str, image: int) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: dict[str, Any] | list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
