@@ -62,3 +62,24 @@ def test_the_host_is_told_without_importing_an_engine():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "isa", "reason"),
+    [
+        ("x86_64", {"avx512_vnni"}, "x86-vnni", None),
+        ("x86_64", {"avx2"}, "x86-vnni", "no VNNI"),
+        ("x86_64", {"avx2"}, "x86", None),
+        ("x86_64", {"avx_vnni"}, "arm", "this host is x86_64"),
+        ("aarch64", {"asimddp"}, "arm", None),
+        ("aarch64", {"asimddp"}, "x86", "this host is aarch64"),
+        ("aarch64", {"asimddp"}, "auto", None),
+    ],
+)
+def test_a_target_of_another_instruction_set_is_named(
+    monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], isa: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(host.platform, "machine", lambda: machine)
+    monkeypatch.setattr(host, "_cpu", lambda: ("cpu", frozenset(flags)))
+    found = host.lacks_isa(isa)
+    assert found is None if reason is None else found is not None and reason in found

@@ -11,6 +11,7 @@ from vlm_edge.core.target import Target
 from vlm_edge.engines import engine_available
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
+from vlm_edge.evaluation.host import lacks_isa
 from vlm_edge.evaluation.latency import LatencySettings, measure_latency
 
 
@@ -27,8 +28,8 @@ class EngineEvaluators:
         }
 
     def unmeasurable(self, target: Target) -> str | None:
-        """Why this host can't run the target's engine, or None."""
-        return engine_available(target.engine)
+        """Why this host can't run what is compiled for the target, or None."""
+        return engine_available(target.engine) or lacks_isa(target.isa)
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         """Per-sample outcomes on the task's test split, as JSON."""

@@ -50,6 +50,17 @@ def host_record() -> dict[str, Any]:
     }
 
 
+def lacks_isa(isa: str) -> str | None:
+    """Why this host can't run code lowered for an instruction set of :class:`vlm_edge.core.target.Target`, or None."""
+    machine, flags = platform.machine(), _cpu()[1]
+    wanted = {"x86": ("x86_64", "AMD64"), "x86-vnni": ("x86_64", "AMD64"), "arm": ("aarch64", "arm64")}.get(isa)
+    if wanted is not None and machine not in wanted:
+        return f"the target's instruction set is {isa}, this host is {machine}"
+    if isa == "x86-vnni" and not flags & {"avx512_vnni", "avx_vnni"}:
+        return "the target's instruction set is x86-vnni, this host's CPU has no VNNI"
+    return None
+
+
 @cache
 def _cpu() -> tuple[str | None, frozenset[str]]:
     """Model name and flags of the first CPU."""
