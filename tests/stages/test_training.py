@@ -329,7 +329,7 @@ def test_a_bad_image_is_a_named_skip_and_more_than_one_percent_an_error(
     broken.write_bytes(b"not an image")
     work = work_in(tmp_path)
     if fails:
-        with pytest.raises(VlmEdgeError, match=r"1 of 12 train images cannot be read.*4\.png"):
+        with pytest.raises(VlmEdgeError, match=r"1 of 12 train images can't be read.*4\.png"):
             load_set(broken_task, tiny_blip, work)
         return
     for _ in range(2):  # the second time from the cache

@@ -11,6 +11,7 @@ from vlm_edge.core.artifact import digest_folder
 from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Dataset, Sample
+from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.outcomes import Outcomes, Skipped
@@ -24,7 +25,6 @@ EVALUATOR_VERSION = "1"
 """Raised whenever the same engine and data would give other outcomes or another comparison."""
 IMAGES_AT_ONCE = 16
 QUESTIONS_AT_ONCE = 64
-MAX_BAD_IMAGES = 0.01
 
 Images = dict[Path, list[Sample]]
 Answers = Callable[[Sequence[Pixels], Sequence[Sequence[Sample]]], list[str]]
@@ -61,7 +61,7 @@ def evaluate(
         for start in range(0, len(paths), IMAGES_AT_ONCE):
             part = paths[start : start + IMAGES_AT_ONCE]
             decoded = _decode(part, bad)
-            _check_bad(bad, len(paths), dataset)
+            check_unreadable(dataset.name, "test", {path.name: reason for path, reason in bad.items()}, len(paths))
             if decoded:
                 samples = [images[path] for path in decoded]
                 given = answers(list(decoded.values()), samples)
@@ -126,15 +126,6 @@ def _decode(paths: Sequence[Path], bad: dict[Path, str]) -> dict[Path, Pixels]:
         except VlmEdgeError as error:
             bad[path] = error.message
     return decoded
-
-
-def _check_bad(bad: dict[Path, str], total: int, dataset: Dataset) -> None:
-    if len(bad) > MAX_BAD_IMAGES * total:
-        raise VlmEdgeError(
-            f"{dataset.name}: {len(bad)} of {total} test images cannot be read, more than {MAX_BAD_IMAGES:.0%}: "
-            + next(iter(bad.values())),
-            "repair these images, or remove them from the data set",
-        )
 
 
 def _outcomes(dataset: Dataset, predictions: dict[str, str], bad: dict[Path, str], engine: str) -> Outcomes:

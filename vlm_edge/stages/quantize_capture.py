@@ -11,6 +11,7 @@ import numpy as np
 
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
+from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
@@ -22,8 +23,6 @@ from vlm_edge.runtime.pipeline import Pipeline, build_pipeline
 
 HELD_OUT_EVERY = 8
 """One sample in so many is kept from the calibration, and what is quantized is checked on it."""
-MAX_UNREADABLE = 0.01
-"""The share of images that may be skipped because they can't be read."""
 
 
 class ArrayFile:
@@ -136,13 +135,7 @@ def capture_inputs(
             else:
                 _run_sample(pipeline, image, sample.text)
             ticker.advance()
-    if len(skipped) > MAX_UNREADABLE * samples:
-        name, reason = next(iter(skipped.items()))
-        raise VlmEdgeError(
-            f"quantize: {len(skipped)} of {samples} calibration images of {dataset.name} can't be read; "
-            f"the first is {name}: {reason}",
-            f"at most {MAX_UNREADABLE:.0%} may be skipped: repair or remove them",
-        )
+    check_unreadable(dataset.name, "calibration", skipped, samples)
     if isinstance(pipeline, DualEncoderPipeline):
         _run_texts(pipeline, dataset, engines)
     return Capture(captured, samples, held_out, skipped)

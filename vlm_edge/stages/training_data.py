@@ -24,6 +24,7 @@ from torch import Tensor
 from vlm_edge.core.stage import StageWork, TaskSpec
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Sample, Split
+from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family, TrainingBatch
 from vlm_edge.numerics.losses import IGNORED
@@ -32,7 +33,6 @@ from vlm_edge.processing.manifest import ImageProcessing
 
 CHUNK_ROWS = 128
 MAX_OPEN_CHUNKS = 128
-MAX_BAD_FRACTION = 0.01
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -207,12 +207,7 @@ def load_training_set(
     pixels, bad = _cache_pixels(paths, spec, work.scratch / f"pixels-{dataset.digest[:16]}", work)
     if bad:
         work.facts["skipped_images"] = bad
-    if len(bad) > MAX_BAD_FRACTION * len(paths):
-        name, reason = next(iter(bad.items()))
-        raise VlmEdgeError(
-            f"{dataset.name}: {len(bad)} of {len(paths)} {split} images cannot be read; the first is {name}: {reason}",
-            f"at most {MAX_BAD_FRACTION:.0%} may be skipped: repair or remove them",
-        )
+    check_unreadable(dataset.name, split, bad, len(paths))
     rows = {path: row for row, path in enumerate(paths) if str(path) not in bad}
     samples = tuple(sample for sample in dataset.samples if sample.image in rows)
     if not samples:
