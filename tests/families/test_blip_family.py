@@ -17,6 +17,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.blip import MAX_NEW_TOKENS
+from vlm_edge.families.blip_components import Decoder, TextEncoder
 from vlm_edge.families.checkpoint import load_checkpoint
 from vlm_edge.processing.manifest import ImageProcessing
 
@@ -200,3 +201,12 @@ def test_the_table() -> None:
     assert FAMILY.logit_scale(torch.nn.Linear(1, 1)) is None
     with pytest.raises(VlmEdgeError, match=r"did you mean 'CLIPModel'"):
         family_for("ClipModel")
+
+
+@torch.no_grad()
+def test_no_mask_stays_behind_on_the_cpu(tiny_blip: Path) -> None:
+    model: Any = load_checkpoint(tiny_blip).model.to("meta")
+    ids = torch.zeros(2, 4, dtype=torch.int64, device="meta")
+    cross = TextEncoder(model)(ids, torch.ones_like(ids), torch.zeros(2, 17, 32, device="meta"))
+    logits, *_ = Decoder(model)(ids, torch.ones_like(ids), *cross, *(tensor[:, :, :0] for tensor in cross))
+    assert logits.device.type == "meta"

@@ -114,9 +114,12 @@ def test_image_processing_crops_the_middle(tiny_clip: Path) -> None:
     assert FAMILY.generation(tiny_clip) is None
 
 
-def test_batches_move_whole(tiny_clip: Path) -> None:
+@torch.no_grad()
+def test_batches_move_whole_and_no_mask_stays_behind(tiny_clip: Path) -> None:
     batch = FAMILY.collate([classified("red")], pixels()[:1], torch.tensor([0]), tiny_clip).to(torch.device("meta"))
     assert batch.decoder_input_ids is None
     assert batch.labels is not None
     tensors = (batch.pixel_values, batch.image_index, batch.input_ids, batch.attention_mask, batch.labels)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+    model = load_checkpoint(tiny_clip).model.to("meta")
+    assert FAMILY.task_logits(model, FAMILY.encode_image(model, batch.pixel_values), batch).shape == (1, 1)

@@ -14,10 +14,10 @@ def visible_tokens(attention_mask: Tensor) -> Tensor:
     return attention_mask[:, None, None, :].to(torch.float32)
 
 
-def visible_past(new: int, past: int) -> Tensor:
+def visible_past(new: int, past: int, device: torch.device) -> Tensor:
     """(new, past + new) float32: 1 where query i may see the key, that is keys 0 .. past + i."""
-    query = torch.arange(past, past + new)[:, None]
-    key = torch.arange(past + new)[None, :]
+    query = torch.arange(past, past + new, device=device)[:, None]
+    key = torch.arange(past + new, device=device)[None, :]
     return (key <= query).to(torch.float32)
 
 

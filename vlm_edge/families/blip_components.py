@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         crosses, pasts = caches[:count], caches[count:]
         new, past = input_ids.shape[1], pasts[0].shape[2]
         question_mask = additive_mask(visible_tokens(attention_mask))
-        self_mask = additive_mask(visible_past(new, past))
+        self_mask = additive_mask(visible_past(new, past, input_ids.device))
         hidden = self.embeddings(input_ids=input_ids, past_key_values_length=past)
         presents: list[Tensor] = []
         for index, layer in enumerate(self.layers):

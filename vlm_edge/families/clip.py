@@ -51,33 +51,41 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
         texts, tokens = input_ids.shape
-        mask = additive_mask(visible_past(tokens, 0) * visible_tokens(attention_mask))
+        mask = additive_mask(visible_past(tokens, 0, input_ids.device) * visible_tokens(attention_mask))
         hidden = self.tower.embeddings(input_ids=input_ids)
         hidden = self.tower.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
         hidden = self.tower.final_layer_norm(hidden)
         ends = input_ids if self.tower.eos_token_id == LEGACY_EOS else (input_ids == self.tower.eos_token_id)
-        pooled = hidden[torch.arange(texts), ends.to(torch.int32).argmax(dim=-1)]
+        pooled = hidden[torch.arange(texts, device=hidden.device), ends.to(torch.int32).argmax(dim=-1)]
         return (normalize(self.projection(pooled), dim=-1),)
 
 
 class Clip:
-    """CLIPModel, with attention spelled out (``eager``): the exporter then writes the pattern that engines fuse."""
+    """CLIPModel, with attention spelled out (``eager``): the exporter then writes the pattern that engines fuse.
+
+    Relatives of CLIP differ in the classes below, and inherit the rest.
+    """
 
     name = "clip"
     architectures: tuple[str, ...] = ("CLIPModel",)
     pipeline = "dual_encoder"
     task_kinds: tuple[str, ...] = ("classification",)
     vision_tower_path = "vision_model"
+    config_class: Any = CLIPConfig
+    model_class: Any = CLIPModel
+    image_processor_class: Any = CLIPImageProcessorPil
+    attention_class: Any = CLIPAttention
+    text_encoder_class: type[nn.Module] = TextEncoder
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model: nn.Module = CLIPModel(CLIPConfig.from_dict(dict(config), attn_implementation="eager"))
+        model: nn.Module = self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
         return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, CLIPImageProcessorPil)
+        return read_image_processing(checkpoint, self.image_processor_class)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
-        config = CLIPConfig.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+        config = self.config_class.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
         return read_text_processing(checkpoint, config.text_config.max_position_embeddings)
 
     def generation(self, checkpoint: Path) -> Generation | None:
@@ -91,7 +99,7 @@ class Clip:
         clip: Any = model
         generator = torch.Generator().manual_seed(0)
         dim = clip.projection_dim
-        vocabulary = clip.text_model.embeddings.token_embedding.num_embeddings
+        vocabulary = clip.config.text_config.vocab_size
         input_ids = torch.randint(0, vocabulary, (BATCH, TOKENS), generator=generator)
         attention_mask = torch.ones_like(input_ids)
         attention_mask[-1, -2:] = 0
@@ -104,7 +112,7 @@ class Clip:
                 output_shapes={"image_embeds": ("images", dim)},
             ),
             "text_encoder": ComponentExport(
-                module=TextEncoder(clip).eval(),
+                module=self.text_encoder_class(clip).eval(),
                 example={"input_ids": input_ids, "attention_mask": attention_mask},
                 dynamic={"input_ids": tokens, "attention_mask": tokens},
                 output_shapes={"text_embeds": ("texts", dim)},
@@ -127,14 +135,14 @@ class Clip:
                 num_heads_attr="num_heads",
             )
             for path, module in model.named_modules()
-            if isinstance(module, CLIPAttention)
+            if isinstance(module, self.attention_class)
         ]
 
     def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         """image_embeds (images, dim), L2-normalised."""
-        clip: Any = model
-        pooled = clip.vision_model(pixel_values=pixel_values).pooler_output
-        return normalize(clip.visual_projection(pooled), dim=-1)
+        (image_embeds,) = VisionEncoder(model)(pixel_values)
+        embeds: Tensor = image_embeds
+        return embeds
 
     def collate(
         self,
@@ -167,7 +175,6 @@ class Clip:
     def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """exp(logit_scale) times the cosine similarities (questions, labels)."""
         clip: Any = model
-        pooled = clip.text_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).pooler_output
-        text_embeds = normalize(clip.text_projection(pooled), dim=-1)
+        (text_embeds,) = self.text_encoder_class(clip)(batch.input_ids, batch.attention_mask)
         logits: Tensor = image_features[batch.image_index] @ text_embeds.T * clip.logit_scale.exp()
         return logits
