@@ -132,12 +132,14 @@ def test_shards_are_one_checkpoint(blip: Path) -> None:
 
 def test_saving_is_complete_and_reproducible(blip: Path, tmp_path: Path) -> None:
     (blip / "pytorch_model.bin").write_bytes(b"not copied")
-    (blip / "README.md").write_text("a model card")
+    (blip / "README.md").write_text("a model card, with the score of these weights")
+    (blip / "LICENSE").write_text("goes where the weights go")
+    (blip / "special_tokens_map.json").write_text("{}")
     loaded = load_checkpoint(blip)
     save_checkpoint(tmp_path / "first", loaded.model, loaded)
     save_checkpoint(tmp_path / "second", loaded.model, loaded)
     names = {path.name for path in (tmp_path / "first").iterdir()}
-    assert names == {path.name for path in blip.iterdir()} - {"pytorch_model.bin"}
+    assert names == {path.name for path in blip.iterdir()} - {"pytorch_model.bin", "README.md"}
     assert digest_folder(tmp_path / "first") == digest_folder(tmp_path / "second")
     again = load_checkpoint(tmp_path / "first")
     save_checkpoint(tmp_path / "third", again.model, again)

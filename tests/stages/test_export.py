@@ -19,7 +19,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+from vlm_edge.families.checkpoint import load_checkpoint
 from vlm_edge.families.surgery import apply_surgery
 from vlm_edge.processing.manifest import Component, TensorSpec, read_manifest
 from vlm_edge.stages import export_graph
@@ -155,7 +155,7 @@ def test_clip_scores_as_transformers_does(tiny_clip_graphs: Any, tiny_clip: Path
     np.testing.assert_allclose(manifest.logit_scale * images @ embeds.T, expected, atol=1e-4)
 
 
-def test_a_pruned_model_with_a_student_tower_exports(tiny_blip: Path, tmp_path: Path) -> None:
+def test_a_pruned_decoder_and_a_student_tower_export(tiny_blip: Path, tmp_path: Path) -> None:
     """Heads differ from layer to layer, self from cross, and the image's tokens from the dense model's."""
     operations: list[dict[str, Any]] = [
         {"op": "prune_heads", "site": "text_encoder.encoder.layer.0.crossattention.self", "keep": [1]},
@@ -169,15 +169,15 @@ def test_a_pruned_model_with_a_student_tower_exports(tiny_blip: Path, tmp_path: 
     ]
     loaded = load_checkpoint(tiny_blip)
     apply_surgery(loaded.model, loaded.family, operations, tmp_path)
-    save_checkpoint(tmp_path / "small", loaded.model, loaded, operations)
-    work = work_in(tmp_path / "work")
-    run(ExportConfig(), inputs_of(tmp_path / "small"), work)
-    components = read_manifest(work.out).components
-    assert components["vision_encoder"].outputs["image_features"].shape == ("images", 5, 32)
-    assert components["decoder"].inputs["cross_key_values.0.key"].shape == ("batch", 2, "question_tokens", 8)
-    assert components["decoder"].inputs["cross_key_values.1.key"].shape == ("batch", 4, "question_tokens", 8)
-    assert components["decoder"].inputs["past_key_values.1.key"].shape == ("batch", 3, "past", 8)
-    assert work.facts["composed"]["questions_equal"] == 6
+    exports = loaded.family.components(loaded.model.eval(), loaded.family.image_processing(tiny_blip))
+    for name in ("vision_encoder", "decoder"):
+        entry = export_component(name, exports[name], tmp_path, opset=20)
+        check_component(name, exports[name], load_graph(tmp_path / entry.file, entry), 1e-5)
+    assert entry.inputs["cross_key_values.0.key"].shape == ("batch", 2, "question_tokens", 8)
+    assert entry.inputs["cross_key_values.1.key"].shape == ("batch", 4, "question_tokens", 8)
+    assert entry.inputs["past_key_values.1.key"].shape == ("batch", 3, "past", 8)
+    assert exports["text_encoder"].example["image_features"].shape == (2, 5, 32)
+    assert exports["text_encoder"].output_shapes["cross_key_values.0.key"] == ("batch", 2, "question_tokens", 8)
 
 
 def test_a_second_export_has_the_same_bytes(tiny_clip_graphs: Any, tiny_clip: Path, tmp_path: Path) -> None:
@@ -246,6 +246,14 @@ def test_a_component_that_differs_is_refused(change: Callable[[Any], Any], messa
     engine: Any = FakeEngine(lambda feed: {"y": change(feed["x"] * np.arange(1, 5, dtype=np.float32))}, {})
     with pytest.raises(VlmEdgeError, match=message):
         check_component("scale", scale_component(), engine, 1e-4)
+
+
+def test_a_model_that_is_not_finite_is_told_apart() -> None:
+    module = Scale()
+    module.weight.data[2] = float("nan")
+    engine: Any = FakeEngine(lambda feed: {"y": feed["x"]}, {})
+    with pytest.raises(VlmEdgeError, match="the model's own y is not finite"):
+        check_component("scale", scale_component(module), engine, 1e-4)
 
 
 def test_a_difference_is_relative_to_the_largest_value() -> None:

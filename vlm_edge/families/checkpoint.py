@@ -17,9 +17,23 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
 from vlm_edge.families.table import family_for
-from vlm_edge.families.weights import WEIGHTS_NAME, is_weights_file, load_weights, read_weights, tied_aliases
+from vlm_edge.families.weights import WEIGHTS_NAME, load_weights, read_weights, tied_aliases
 
 CONFIG_NAME = "config.json"
+KEPT_FILES = (
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "token*.json",
+    "*_tokens*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""What a derived checkpoint takes over as it is. A model card and a training log tell of other weights."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +50,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """One JSON object from a file.
 
     Raises:
-        VlmEdgeError: the file holds no JSON, or no object.
+        VlmEdgeError: the file can't be read, holds no JSON, or no object.
     """
     try:
         value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise VlmEdgeError(f"{path}: can't be read: {error.strerror}", "check the file's permissions") from error
     except ValueError as error:
         raise VlmEdgeError(f"{path}: not valid JSON: {error}", "copy the file from its source again") from error
     if not isinstance(value, dict):
@@ -142,12 +158,12 @@ def save_checkpoint(
 ) -> None:
     """Write ``model`` as a complete checkpoint folder; the same model gives the same bytes.
 
-    Everything but the weights comes from ``loaded``'s folder: config, generation config, tokenizer, processor, model
-    card. ``surgery`` lists the operations done since ``loaded``; they are appended to its own.
+    Config, generation config, tokenizer, processor and licence come from ``loaded``'s folder. ``surgery`` lists the
+    operations done since ``loaded``; they are appended to its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(loaded.folder.iterdir()):
-        if path.is_file() and not is_weights_file(path.name) and path.name not in (CONFIG_NAME, SURGERY_NAME):
+        if path.is_file() and any(path.match(pattern) for pattern in KEPT_FILES):
             shutil.copyfile(path, folder / path.name)
     config = read_config(loaded.folder) | {"dtype": "float32"}
     config.pop("torch_dtype", None)

@@ -17,15 +17,8 @@ from vlm_edge.errors import VlmEdgeError
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-OTHER_FRAMEWORKS = (".h5", ".msgpack", ".onnx", ".gguf")
 NEVER_SAVED = "position_ids"
 """Buffers that older transformers saved; every model makes them itself."""
-
-
-def is_weights_file(name: str) -> bool:
-    """Whether a file of a checkpoint folder holds weights, or lists their shards."""
-    parts = (".safetensors", ".safetensors.index.json", ".bin.index.json", *PICKLED, *OTHER_FRAMEWORKS)
-    return name.endswith(parts)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -51,7 +51,8 @@ def check_component(name: str, component: ComponentExport, graph: Engine, tolera
         ``max_abs_error`` and ``max_relative_error``.
 
     Raises:
-        VlmEdgeError: a difference is above ``tolerance``, relative to the output's largest magnitude.
+        VlmEdgeError: a difference is above ``tolerance``, relative to the output's largest magnitude, or the model's
+            own output is not finite.
     """
     worst = Difference(0.0, 0.0)
     for sizes in size_sets(component):
@@ -60,6 +61,11 @@ def check_component(name: str, component: ComponentExport, graph: Engine, tolera
             expected = component.module(*feed.values())
         actual = graph.infer({key: tensor.numpy() for key, tensor in feed.items()})
         for output, reference in zip(component.output_shapes, expected, strict=True):
+            if not reference.isfinite().all():
+                raise VlmEdgeError(
+                    f"{name}: the model's own {output} is not finite at {sizes}",
+                    "its weights hold NaN or infinity, or are too large: train or copy the checkpoint again",
+                )
             difference = Difference.between(actual[output], reference.numpy())
             if difference.relative > tolerance:
                 raise VlmEdgeError(
