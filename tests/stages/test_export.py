@@ -114,7 +114,7 @@ def test_facts_say_what_was_checked(tiny_blip_graphs: Any, tiny_clip_graphs: Any
         for name, graph in exported.facts["graphs"].items():
             assert graph["size_bytes"] == (exported.folder / f"{name}.onnx").stat().st_size
             assert graph["nodes"] == sum(operators(exported.folder / f"{name}.onnx").values())
-    assert tiny_blip_graphs.facts["composed"]["questions_equal"] == 6
+    assert tiny_blip_graphs.facts["composed"] == {"questions_equal": 6, "ties": 0}
     assert tiny_clip_graphs.facts["composed"]["similarities"] == 36
 
 
@@ -279,12 +279,14 @@ def test_sizes_that_every_component_is_checked_at() -> None:
     assert resized(component, least)["cache"].shape == (1, 0, 2)
 
 
+def graphs_of(folder: Path) -> dict[str, Any]:
+    components = read_manifest(folder).components
+    return {name: load_graph(folder / component.file, component) for name, component in components.items()}
+
+
 def test_one_wrong_token_is_refused(tiny_blip: Path, tiny_blip_graphs: Any) -> None:
     loaded, manifest = load_checkpoint(tiny_blip), read_manifest(tiny_blip_graphs.folder)
-    graphs: dict[str, Any] = {
-        name: load_graph(tiny_blip_graphs.folder / component.file, component)
-        for name, component in manifest.components.items()
-    }
+    graphs = graphs_of(tiny_blip_graphs.folder)
     real = graphs["decoder"]
 
     def second_best(feed: dict[str, Any]) -> dict[str, Any]:
@@ -299,12 +301,36 @@ def test_one_wrong_token_is_refused(tiny_blip: Path, tiny_blip_graphs: Any) -> N
         check_pipeline(loaded.model, manifest, graphs, 1e-4)
 
 
+def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) -> None:
+    """Two tokens with one embedding and one bias: the model can't tell them apart, so neither is wrong."""
+    loaded, manifest = load_checkpoint(tiny_blip), read_manifest(tiny_blip_graphs.folder)
+    head = loaded.model.get_submodule("text_decoder.cls.predictions.decoder")
+    weight, bias = head.get_parameter("weight"), head.get_parameter("bias")
+    with torch.no_grad():
+        bias[[90, 91]] = 1e3
+        weight[91] = weight[90]
+    graphs = graphs_of(tiny_blip_graphs.folder)
+    real = graphs["decoder"]
+
+    def take(token: int) -> FakeEngine:
+        def infer(feed: dict[str, Any]) -> dict[str, Any]:
+            result: dict[str, Any] = real.infer(feed)
+            result["logits"][:] = 0
+            result["logits"][:, :, token] = 1
+            return result
+
+        return FakeEngine(infer, real.inputs)
+
+    for token, ties in ((90, 0), (91, 6)):
+        facts = check_pipeline(loaded.model, manifest, graphs | {"decoder": take(token)}, 1e-4)
+        assert facts == {"questions_equal": 6 - ties, "ties": ties}
+    with pytest.raises(VlmEdgeError, match="question 0 is answered"):
+        check_pipeline(loaded.model, manifest, graphs | {"decoder": take(92)}, 1e-4)
+
+
 def test_wrong_similarities_are_refused(tiny_clip: Path, tiny_clip_graphs: Any) -> None:
     loaded, manifest = load_checkpoint(tiny_clip), read_manifest(tiny_clip_graphs.folder)
-    graphs: dict[str, Any] = {
-        name: load_graph(tiny_clip_graphs.folder / component.file, component)
-        for name, component in manifest.components.items()
-    }
+    graphs = graphs_of(tiny_clip_graphs.folder)
     with pytest.raises(VlmEdgeError, match="similarities differ from the model's"):
         check_pipeline(loaded.model, manifest.model_copy(update={"logit_scale": 14.0}), graphs, 1e-4)
 
