@@ -48,7 +48,11 @@ def test_a_folder_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "ref", ["./a/b", "/nowhere/model", "../x", "a/b/c", "model", "runs/", "~/nowhere", "", "a b/c", "C:\\x"]
 )
-def test_what_looks_like_a_path_is_never_asked_of_the_hub(ref: str) -> None:
+def test_what_looks_like_a_path_is_never_asked_of_the_hub(
+    ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # where no such folder happens to be
     assert "no such folder" in refusal(ref)
 
 
