@@ -18,7 +18,7 @@ from vlm_edge.core.stage import SilentProgress
     [(-1, {"error"}), (0, {"error"}), (1, {"error", "warning"}), (2, {"error", "warning", "info", "debug"})],
 )
 def test_what_libraries_log(verbosity: int, shown: set[str], capsys: pytest.CaptureFixture[str]) -> None:
-    logger = logging.getLogger("some.library")
+    logger = logging.getLogger("some.package")
     with logs_on_stderr(verbosity):
         logger.setLevel(logging.DEBUG)  # as torch and NNCF do when they are imported
         for level in ("debug", "info", "warning", "error"):
