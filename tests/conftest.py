@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("no-times", deadline=None)  # no test asserts a time, and a busy machine would fail one
+settings.load_profile("no-times")
 
 
 @dataclass(frozen=True)
