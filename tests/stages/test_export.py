@@ -24,7 +24,8 @@ from vlm_edge.families.surgery import apply_surgery
 from vlm_edge.processing.manifest import Component, TensorSpec, read_manifest
 from vlm_edge.stages import export_graph
 from vlm_edge.stages.export import SPEC, ExportConfig, run
-from vlm_edge.stages.export_check import Difference, check_component, check_pipeline, load_graph, resized, size_sets
+from vlm_edge.stages.export_check import Difference, check_component, load_graph, resized, size_sets
+from vlm_edge.stages.export_composed import check_pipeline
 from vlm_edge.stages.export_graph import check_graph, export_component
 
 CPU = ["CPUExecutionProvider"]
@@ -298,7 +299,7 @@ def test_one_wrong_token_is_refused(tiny_blip: Path, tiny_blip_graphs: Any) -> N
 
     graphs["decoder"] = FakeEngine(second_best, real.inputs)
     with pytest.raises(VlmEdgeError, match=r"composed graphs: question 5 is answered \[.*\], by generate \["):
-        check_pipeline(loaded.model, manifest, graphs, 1e-4)
+        check_pipeline(loaded, manifest, graphs, 1e-4)
 
 
 def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) -> None:
@@ -322,17 +323,17 @@ def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) 
         return FakeEngine(infer, real.inputs)
 
     for token, ties in ((90, 0), (91, 6)):
-        facts = check_pipeline(loaded.model, manifest, graphs | {"decoder": take(token)}, 1e-4)
+        facts = check_pipeline(loaded, manifest, graphs | {"decoder": take(token)}, 1e-4)
         assert facts == {"questions_equal": 6 - ties, "ties": ties}
     with pytest.raises(VlmEdgeError, match="question 0 is answered"):
-        check_pipeline(loaded.model, manifest, graphs | {"decoder": take(92)}, 1e-4)
+        check_pipeline(loaded, manifest, graphs | {"decoder": take(92)}, 1e-4)
 
 
 def test_wrong_similarities_are_refused(tiny_clip: Path, tiny_clip_graphs: Any) -> None:
     loaded, manifest = load_checkpoint(tiny_clip), read_manifest(tiny_clip_graphs.folder)
     graphs = graphs_of(tiny_clip_graphs.folder)
     with pytest.raises(VlmEdgeError, match="similarities differ from the model's"):
-        check_pipeline(loaded.model, manifest.model_copy(update={"logit_scale": 14.0}), graphs, 1e-4)
+        check_pipeline(loaded, manifest.model_copy(update={"logit_scale": 14.0}), graphs, 1e-4)
 
 
 def test_the_stages_contract() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,23 @@ def bundle_folder(path: Path) -> Path:
 def _result(
     folder: Path, image: Path, question: str | None, labels: Sequence[str], threads: int | None
 ) -> dict[str, Any]:
-    from vlm_edge.runtime import VqaPipeline, load_pipeline
+    from vlm_edge.runtime import CaptioningPipeline, EmbeddingPipeline, VqaPipeline, load_pipeline
 
     pipeline = load_pipeline(folder, threads=threads)
     if isinstance(pipeline, VqaPipeline):
         if question is None:
             raise VlmEdgeError(f"{folder}: this model answers questions, and there is none", "give one after the image")
         return {"image": str(image), "question": question, "answer": pipeline.answer(image, question)}
+    if isinstance(pipeline, CaptioningPipeline):
+        return {"image": str(image), "answer": pipeline.caption(image, question or "")}
+    if isinstance(pipeline, EmbeddingPipeline):
+        return _ranked(image, pipeline.manifest.labels or (), pipeline.classify([image])[0])
     if not labels:
         raise VlmEdgeError(f"{folder}: this model compares images with texts", "give --label once for every class")
-    shares = pipeline.classify([image], list(labels))[0]
+    return _ranked(image, labels, pipeline.classify([image], list(labels))[0])
+
+
+def _ranked(image: Path, labels: Sequence[str], shares: Iterable[float]) -> dict[str, Any]:
+    """The likeliest label, and every label's probability, highest first."""
     ranked = sorted(zip(labels, map(float, shares), strict=True), key=lambda pair: -pair[1])
     return {"image": str(image), "answer": ranked[0][0], "probabilities": dict(ranked)}

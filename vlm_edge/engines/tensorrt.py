@@ -56,11 +56,12 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
     every other dimension counts samples.
     """
     names = {dim for row in manifest.components.values() for spec in row.inputs.values() for dim in spec.shape}
-    longest = manifest.text.pad_to or manifest.text.max_length
+    fixed = manifest.text.pad_to if manifest.text else 1
+    longest = fixed or (manifest.text.max_length if manifest.text else 1)
     past = manifest.generation.max_new_tokens if manifest.generation else 1
     known = {
-        "question_tokens": (1, manifest.text.pad_to or min(16, longest), longest),
-        "tokens": (1, manifest.text.pad_to or min(16, longest), longest),
+        "question_tokens": (1, fixed or min(16, longest), longest),
+        "tokens": (1, fixed or min(16, longest), longest),
         "new": (1, 1, 1),
         "past": (0, min(1, past), past),
     }

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
-from vlm_edge.runtime import VqaPipeline, load_pipeline
+from vlm_edge.runtime import load_pipeline
 
 MAX_SAMPLE_BYTES = 64 * 2**20
 """Decoded images that are kept in memory, so that they weigh little in the peak that is reported."""
@@ -75,10 +75,7 @@ def load_queries(folder: Path, threads: int, samples: dict[str, Any]) -> list[Qu
         held += image.nbytes
         if queries and held > MAX_SAMPLE_BYTES:
             break
-        if isinstance(pipeline, VqaPipeline):
-            queries.append(partial(pipeline.answer, image, text))
-        else:
-            queries.append(partial(pipeline.classify, [image], tuple(samples["labels"]), tuple(samples["prompts"])))
+        queries.append(partial(pipeline.query, image, text, tuple(samples["labels"]), tuple(samples["prompts"])))
     if not queries:
         raise VlmEdgeError(f"none of the images to measure the latency with can be read: {reason}")
     return queries

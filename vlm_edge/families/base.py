@@ -1,18 +1,20 @@
-"""What the tool knows of one architecture. One file per family; the table is in ``families/__init__.py``."""
+"""What the tool knows of one architecture. One file per family; the table is in ``families/table.py``."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edge.data.dataset import Sample
-from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 
 class AttentionRole(StrEnum):
@@ -94,46 +96,74 @@ class TrainingBatch:
         )
 
 
-class Family(Protocol):
-    """One architecture. ``model`` is always the transformers model that :func:`load_checkpoint` gives."""
+class Family(ABC):
+    """One architecture. ``model`` is always the transformers model that :func:`load_checkpoint` gives.
+
+    What a family does not say has a default: nothing read, generated, compared, classified, pruned or trained.
+    """
 
     name: str
     architectures: tuple[str, ...]
     """Class names in config.json's ``architectures`` that this family loads."""
-    pipeline: str
-    """``vqa`` or ``dual_encoder``: which runtime pipeline composes the components."""
+    pipeline: PipelineKind
+    """Which runtime pipeline composes the components."""
     task_kinds: tuple[str, ...]
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The transformers model from its config.json, weights not loaded."""
-        ...
-
-    def image_processing(self, checkpoint: Path) -> ImageProcessing: ...
-
-    def text_processing(self, checkpoint: Path) -> TextProcessing: ...
-
-    def generation(self, checkpoint: Path) -> Generation | None:
-        """How answers are decoded; None for dual encoders."""
-        ...
-
-    def logit_scale(self, model: nn.Module) -> float | None:
-        """What dual encoders multiply cosines by; None for the others."""
-        ...
-
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        """Every component, in the order that the pipeline runs them."""
-        ...
-
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        """Every attention module whose query, key and value are Linears of their own, in the model's order."""
-        ...
-
     vision_tower_path: str
     """Dotted name of the vision tower's module, which distillation replaces."""
 
+    @abstractmethod
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The transformers model from its config.json, weights not loaded."""
+
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The checkpoint's tensors under the names of :meth:`build`'s model, where files name them differently."""
+        return state
+
+    @abstractmethod
+    def image_processing(self, checkpoint: Path) -> ImageProcessing:
+        """The checkpoint's image processor, as data."""
+
+    def text_processing(self, checkpoint: Path) -> TextProcessing | None:
+        """The checkpoint's tokenizer, as data; None where nothing is read or written."""
+        return None
+
+    def generation(self, checkpoint: Path) -> Generation | None:
+        """How answers are decoded; None where nothing is generated."""
+        return None
+
+    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
+        """The classes of the model's own head, in the order of its logits; None where there is none."""
+        return None
+
+    def logit_scale(self, model: nn.Module) -> float | None:
+        """What dual encoders multiply cosines by; None for the others."""
+        return None
+
+    def logit_bias(self, model: nn.Module) -> float | None:
+        """What is added to scaled cosines where each pair is judged for itself (SigLIP); None for the others."""
+        return None
+
+    @abstractmethod
+    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+        """Every component, in the order that the pipeline runs them."""
+
+    @abstractmethod
+    def reference(
+        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> Any:
+        """What transformers' own code gives for these tensors, which the composed graphs are held to.
+
+        Families that generate: ``model.generate``'s result for one row, called with ``settings``. Dual encoders:
+        scaled similarities (images, texts). Others: the embeddings or logits (rows, n).
+        """
+
+    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+        """Every attention module whose query, key and value are Linears of their own, in the model's order."""
+        return []
+
     def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         """(images, 3, height, width) -> features (images, tokens, hidden), or (images, dim) for dual encoders."""
-        ...
+        raise self._untrained()
 
     def collate(
         self,
@@ -150,7 +180,7 @@ class Family(Protocol):
         ``labels`` and ``prompts`` are the data set's (dual encoders only). Without labels the candidates are the
         batch's own classes; only the first prompt is used.
         """
-        ...
+        raise self._untrained()
 
     def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """Logits that the task's answer is read from, teacher-forced.
@@ -158,4 +188,11 @@ class Family(Protocol):
         VQA: (questions, answer_tokens, vocab). Dual encoders: (questions, labels), the scaled similarities.
         ``image_features`` is :meth:`encode_image`'s output, one row an image.
         """
-        ...
+        raise self._untrained()
+
+    def _untrained(self) -> VlmEdgeError:
+        return VlmEdgeError(
+            f"{self.name}: this family can be exported, not trained: no recovery after pruning and no distillation",
+            "leave the stages that train out, or add encode_image, collate and task_logits as "
+            "docs/writing-a-family.md says",
+        )

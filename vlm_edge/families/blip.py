@@ -19,24 +19,24 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
 from vlm_edge.data.dataset import Sample
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, TrainingBatch
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family, TrainingBatch
 from vlm_edge.families.blip_components import decoder_export, text_encoder_export, vision_encoder_export
 from vlm_edge.families.blip_training import answer_logits
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
-from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
+from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 MAX_NEW_TOKENS = 20
 """What transformers' ``generate`` adds at most, unless it is told otherwise (5.23; generation/utils.py)."""
 IGNORE_INDEX = -100
 
 
-class BlipVqa:
+class BlipVqa(Family):
     """BlipForQuestionAnswering. ``generate`` there lets the decoder look at a question's padding when questions of
     different lengths share a batch; here padding is masked, which is the same for every question asked alone."""
 
     name = "blip-vqa"
     architectures: tuple[str, ...] = ("BlipForQuestionAnswering",)
-    pipeline = "vqa"
+    pipeline: PipelineKind = "vqa"
     task_kinds: tuple[str, ...] = ("vqa",)
     vision_tower_path = "vision_model"
 
@@ -62,9 +62,6 @@ class BlipVqa:
             max_new_tokens=min(asked or MAX_NEW_TOKENS, text["max_position_embeddings"]),
         )
 
-    def logit_scale(self, model: nn.Module) -> float | None:
-        return None
-
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         vision = vision_encoder_export(model, image)
         with torch.no_grad():
@@ -74,6 +71,12 @@ class BlipVqa:
             "text_encoder": text_encoder_export(model, image_tokens=features.shape[1], image_hidden=features.shape[2]),
             "decoder": decoder_export(model),
         }
+
+    def reference(
+        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> Any:
+        blip: Any = model
+        return blip.generate(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, **settings)
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder and the decoder; the fused vision tower has none."""

@@ -149,7 +149,7 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     surgery = read_surgery(folder)
     with torch.random.fork_rng(devices=[]):
         apply_surgery(model, family, surgery, folder / SURGERY_NAME)
-    load_weights(model, state, folder)
+    load_weights(model, family.rename_weights(state), folder)
     return LoadedCheckpoint(model=model.float().eval(), family=family, folder=folder, surgery=surgery)
 
 

@@ -17,9 +17,9 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, TrainingBatch
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family, TrainingBatch
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
-from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
+from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 BATCH, TOKENS = 2, 7
 """Sizes of the example inputs."""
@@ -60,7 +60,7 @@ class TextEncoder(nn.Module):
         return (normalize(self.projection(pooled), dim=-1),)
 
 
-class Clip:
+class Clip(Family):
     """CLIPModel, with attention spelled out (``eager``): the exporter then writes the pattern that engines fuse.
 
     Relatives of CLIP differ in the classes below, and inherit the rest.
@@ -68,7 +68,7 @@ class Clip:
 
     name = "clip"
     architectures: tuple[str, ...] = ("CLIPModel",)
-    pipeline = "dual_encoder"
+    pipeline: PipelineKind = "dual_encoder"
     task_kinds: tuple[str, ...] = ("classification",)
     vision_tower_path = "vision_model"
     config_class: Any = CLIPConfig
@@ -87,9 +87,6 @@ class Clip:
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         config = self.config_class.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
         return read_text_processing(checkpoint, config.text_config.max_position_embeddings)
-
-    def generation(self, checkpoint: Path) -> Generation | None:
-        return None
 
     def logit_scale(self, model: nn.Module) -> float | None:
         clip: Any = model
@@ -118,6 +115,12 @@ class Clip:
                 output_shapes={"text_embeds": ("texts", dim)},
             ),
         }
+
+    def reference(
+        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> Any:
+        outputs = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        return outputs.logits_per_image
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self-attention of both towers (of the text tower alone once the vision tower is replaced)."""

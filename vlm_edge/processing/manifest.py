@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlm_edge.errors import VlmEdgeError
 
 MANIFEST_NAME = "manifest.json"
+PipelineKind = Literal["vqa", "captioning", "dual_encoder", "embedding"]
+"""What a pipeline does with its components; ``vlm_edge.runtime.pipeline`` has the class of each."""
 FORMAT: Literal[1] = 1
 
 
@@ -96,16 +98,23 @@ class EngineInfo(_Frozen):
 
 
 class PipelineManifest(_Frozen):
-    """``manifest.json``. ``pipeline`` names the class in ``vlm_edge.runtime`` that composes the components."""
+    """``manifest.json``. ``pipeline`` names the class in ``vlm_edge.runtime`` that composes the components.
+
+    ``text`` is None where nothing is read or written. ``labels`` are the classes of a ``logits`` output, in order.
+    Dual encoders: a match's logit is ``logit_scale`` x cosine (+ ``logit_bias`` where each pair is judged for itself,
+    with a sigmoid, as in SigLIP).
+    """
 
     format: Literal[1] = FORMAT
     family: str
-    pipeline: Literal["vqa", "dual_encoder"]
+    pipeline: PipelineKind
     components: dict[str, Component]
     image: ImageProcessing
-    text: TextProcessing
+    text: TextProcessing | None = None
     generation: Generation | None = None
+    labels: tuple[str, ...] | None = None
     logit_scale: float | None = None
+    logit_bias: float | None = None
     precision: dict[str, str] = {}
     engine: EngineInfo | None = None
 

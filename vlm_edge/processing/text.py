@@ -39,17 +39,20 @@ class TextEncoder:
         """Token ids are below this."""
         return self._tokenizer.get_vocab_size()
 
-    def encode(self, texts: Sequence[str]) -> tuple[Ids, Ids]:
+    def encode(self, texts: Sequence[str], *, special_tokens: bool = True) -> tuple[Ids, Ids]:
         """Texts -> ``input_ids`` and ``attention_mask``, each (texts, tokens) int64; the mask is 0 at padding.
+
+        ``special_tokens=False`` leaves out what the tokenizer puts around a text.
 
         Raises:
             VlmEdgeError: a text is no valid Unicode string.
         """
         try:
             if len(texts) == 1:
-                rows = [self._tokenizer.encode(texts[0]).ids]
+                rows = [self._tokenizer.encode(texts[0], add_special_tokens=special_tokens).ids]
             else:
-                rows = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special_tokens)
+                rows = [encoding.ids for encoding in encodings]
         except TypeError as error:
             raise VlmEdgeError(f"a text is no valid Unicode string: {list(texts)!r}", "give it as UTF-8") from error
         lengths = [len(row) for row in rows]

@@ -13,17 +13,17 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, preprocess, read_image
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import batches, require
+from vlm_edge.runtime.batches import batches, joined, require, require_text, softmax
 
 
 class DualEncoderPipeline:
     """Embeds images and texts into one space; both embeddings have length 1, so a dot product is their cosine."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder) -> None:
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
         self.manifest = manifest
         self._vision = require(engines, manifest, "vision_encoder")
         self._text_encoder = require(engines, manifest, "text_encoder")
-        self._text = text
+        self._text = require_text(text, manifest)
         self._label_embeddings = lru_cache(maxsize=8)(self._embed_labels)
 
     def embed_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
@@ -32,7 +32,7 @@ class DualEncoderPipeline:
             self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})
             for part in batches(images, batch_size)
         ]
-        return _joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")
+        return joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Array:
         """Texts -> (texts, dim) float32, each row of length 1."""
@@ -40,7 +40,20 @@ class DualEncoderPipeline:
         for part in batches(texts, batch_size):
             input_ids, attention_mask = self._text.encode(part)
             parts.append(self._text_encoder.infer({"input_ids": input_ids, "attention_mask": attention_mask}))
-        return _joined([part["text_embeds"] for part in parts], self._text_encoder, "text_embeds")
+        return joined([part["text_embeds"] for part in parts], self._text_encoder, "text_embeds")
+
+    def query(
+        self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """One query of a task, end to end: :meth:`classify`."""
+        return self.classify([image], tuple(labels), tuple(prompts) or ("{}",))
+
+    def rehearse(
+        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> None:
+        """Run both components on a batch; nothing is generated, so ``max_new_tokens`` is left alone."""
+        self.embed_images(images, batch_size=max(1, len(images)))
+        self.embed_texts(texts, batch_size=max(1, len(texts)))
 
     def label_embeddings(self, labels: Sequence[str], prompts: Sequence[str] = ("{}",)) -> Array:
         """Labels -> (labels, dim) float32: the mean over ``prompts`` of the embedded texts, brought back to length 1.
@@ -62,23 +75,19 @@ class DualEncoderPipeline:
     ) -> NDArray[np.float32]:
         """Images -> probabilities (images, labels) float32: softmax of ``logit_scale`` times the cosines.
 
+        With a ``logit_bias`` (SigLIP) every label is judged for itself: sigmoid(logit_scale x cosine + logit_bias),
+        and a row need not sum to 1.
+
         Raises:
             VlmEdgeError: as :meth:`label_embeddings`, or an image can't be read.
         """
         text_embeds = self.label_embeddings(labels, prompts)
         logits = (self.manifest.logit_scale or 1.0) * (self.embed_images(images) @ text_embeds.T)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+        if self.manifest.logit_bias is None:
+            return softmax(logits)
+        return np.asarray(1 / (1 + np.exp(-(logits + self.manifest.logit_bias))), np.float32)
 
     def _embed_labels(self, labels: tuple[str, ...], prompts: tuple[str, ...]) -> Array:
         texts = [prompt.replace("{}", label) for label in labels for prompt in prompts]
         mean = self.embed_texts(texts).reshape(len(labels), len(prompts), -1).mean(axis=1)
         return np.asarray(mean / np.linalg.norm(mean, axis=1, keepdims=True), np.float32)
-
-
-def _joined(parts: list[Array], engine: Engine, output: str) -> Array:
-    """All parts below each other; no part gives (0, dim)."""
-    if parts:
-        return np.concatenate(parts)
-    dim = engine.outputs[output].shape[-1]
-    return np.zeros((0, dim if isinstance(dim, int) else 0), np.float32)

@@ -9,12 +9,21 @@ from pathlib import Path
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import PipelineManifest, read_manifest
+from vlm_edge.processing.manifest import PipelineKind, PipelineManifest, read_manifest
 from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
+from vlm_edge.runtime.embedding import EmbeddingPipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
-Pipeline = VqaPipeline | DualEncoderPipeline
+Pipeline = VqaPipeline | CaptioningPipeline | DualEncoderPipeline | EmbeddingPipeline
+
+PIPELINES: dict[PipelineKind, type[Pipeline]] = {
+    "vqa": VqaPipeline,
+    "captioning": CaptioningPipeline,
+    "dual_encoder": DualEncoderPipeline,
+    "embedding": EmbeddingPipeline,
+}
 
 
 def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int | None = None) -> Pipeline:
@@ -48,11 +57,14 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
         )
         for key, component in manifest.components.items()
     }
-    return build_pipeline(manifest, engines, TextEncoder(folder, manifest.text))
+    return build_pipeline(manifest, engines, folder)
 
 
-def build_pipeline(manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder) -> Pipeline:
-    """The pipeline that ``manifest.pipeline`` names, on engines that are already loaded."""
-    if manifest.pipeline == "vqa":
-        return VqaPipeline(manifest, engines, text)
-    return DualEncoderPipeline(manifest, engines, text)
+def build_pipeline(manifest: PipelineManifest, engines: Mapping[str, Engine], folder: Path) -> Pipeline:
+    """The pipeline that ``manifest.pipeline`` names, on engines that are already loaded; the tokenizer of ``folder``.
+
+    Raises:
+        VlmEdgeError: the tokenizer's file or a component is missing.
+    """
+    text = TextEncoder(folder, manifest.text) if manifest.text else None
+    return PIPELINES[manifest.pipeline](manifest, engines, text)

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, preprocess, read_image
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.processing.text import Ids, TextEncoder
-from vlm_edge.runtime.batches import batches, require
-
-PAST_PREFIX = "past_key_values."
-PRESENT_PREFIX = "present."
-CROSS_PREFIX = "cross_key_values."
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.batches import batches, joined, require, require_text
+from vlm_edge.runtime.greedy import GreedyDecoder
 
 
 class VqaPipeline:
     """Answers questions about images. :meth:`answer` is the path whose latency is measured."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder) -> None:
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
         if manifest.generation is None:
             raise VlmEdgeError("manifest.json: generation: missing for a vqa pipeline", "export the model again")
         self.manifest = manifest
         self._generation = manifest.generation
         self._vision = require(engines, manifest, "vision_encoder")
         self._text_encoder = require(engines, manifest, "text_encoder")
-        self._decoder = require(engines, manifest, "decoder")
-        self._text = text
-        past_names = [name for name in self._decoder.inputs if name.startswith(PAST_PREFIX)]
-        self._present_to_past = [(PRESENT_PREFIX + name.removeprefix(PAST_PREFIX), name) for name in past_names]
-        self._cross_names = [name for name in self._decoder.inputs if name.startswith(CROSS_PREFIX)]
-        self._past_shapes = {name: self._decoder.inputs[name].shape for name in past_names}
+        self._decoder = GreedyDecoder(require(engines, manifest, "decoder"), manifest.generation)
+        self._text = require_text(text, manifest)
 
     def answer(self, image: ImageSource, question: str) -> str:
         """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
@@ -51,10 +42,18 @@ class VqaPipeline:
             self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})
             for part in batches(images, batch_size)
         ]
-        if not parts:
-            shape = [dim if isinstance(dim, int) else 0 for dim in self._vision.outputs["image_features"].shape]
-            return np.zeros(shape, np.float32)
-        return np.concatenate([part["image_features"] for part in parts])
+        return joined([part["image_features"] for part in parts], self._vision, "image_features")
+
+    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
+        """One query of a task, end to end: :meth:`answer`."""
+        return self.answer(image, text)
+
+    def rehearse(
+        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> None:
+        """Run every component on a batch: one question an image."""
+        features = self.encode_images(images, batch_size=max(1, len(images)))
+        self.answer_batch(features, texts, batch_size=max(1, len(texts)), max_new_tokens=max_new_tokens)
 
     def answer_batch(
         self, features: Array, questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int | None = None
@@ -81,35 +80,5 @@ class VqaPipeline:
         cross = self._text_encoder.infer(
             {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features}
         )
-        rows = self._generate(attention_mask, cross, max_new_tokens)
+        rows = self._decoder.decode(cross, len(questions), attention_mask=attention_mask, max_new_tokens=max_new_tokens)
         return [self._text.decode(row) for row in rows]
-
-    def _generate(self, attention_mask: Ids, cross: Mapping[str, Array], max_new_tokens: int) -> list[list[int]]:
-        """Greedy decoding of every row until its first end token, that one left out.
-
-        One decoder run for each new token; the first has a past of length 0. Rows that have ended run on with the
-        others and are cut afterwards.
-        """
-        batch = len(attention_mask)
-        eos = self._generation.eos_token_id
-        feed: dict[str, Array] = {"attention_mask": attention_mask}
-        for name in self._cross_names:
-            feed[name] = cross[name]
-        for name, (_, heads, _, head_dim) in self._past_shapes.items():
-            feed[name] = np.empty((batch, int(heads), 0, int(head_dim)), np.float32)
-        tokens = np.full((batch, 1), self._generation.start_token_id, np.int64)
-        rows: list[list[int]] = [[] for _ in range(batch)]
-        running = list(range(batch))
-        for _ in range(max_new_tokens):
-            feed["input_ids"] = tokens
-            outputs = self._decoder.infer(feed)
-            tokens = outputs["logits"][:, -1:].argmax(-1)
-            chosen = tokens[:, 0].tolist()
-            running = [row for row in running if chosen[row] != eos]
-            for row in running:
-                rows[row].append(chosen[row])
-            if not running:
-                break
-            for present, past in self._present_to_past:
-                feed[past] = outputs[present]
-        return rows

@@ -18,7 +18,6 @@ from vlm_edge.processing.images import Pixels
 from vlm_edge.processing.manifest import PipelineManifest, TensorSpec
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.pipeline import build_pipeline
-from vlm_edge.runtime.vqa import VqaPipeline
 
 BATCHES = (1, 3)
 MAX_RELATIVE_ERROR = 1e-3
@@ -59,18 +58,16 @@ def reference_runs(folder: Path, manifest: PipelineManifest, threads: int, seed:
         )
         for name, component in manifest.components.items()
     }
-    text = TextEncoder(folder, manifest.text)
-    pipeline = build_pipeline(manifest, engines, text)
+    text = TextEncoder(folder, manifest.text) if manifest.text else None
+    pipeline = build_pipeline(manifest, engines, folder)
     generator = np.random.default_rng(seed)
     for batch in BATCHES:
         images = [random_image(generator, manifest.image.height, manifest.image.width) for _ in range(batch)]
-        texts = [text.decode(generator.integers(0, text.vocabulary_size, 3 + index).tolist()) for index in range(batch)]
-        if isinstance(pipeline, VqaPipeline):
-            features = pipeline.encode_images(images, batch_size=batch)
-            pipeline.answer_batch(features, texts, batch_size=batch, max_new_tokens=STEPS)
-        else:
-            pipeline.embed_images(images, batch_size=batch)
-            pipeline.embed_texts(texts, batch_size=batch)
+        texts = [
+            text.decode(generator.integers(0, text.vocabulary_size, 3 + index).tolist()) if text else ""
+            for index in range(batch)
+        ]
+        pipeline.rehearse(images, texts, max_new_tokens=STEPS)
     return engines
 
 

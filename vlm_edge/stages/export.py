@@ -38,7 +38,8 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     """
     from vlm_edge.families.checkpoint import load_checkpoint
     from vlm_edge.processing.manifest import write_manifest
-    from vlm_edge.stages.export_check import check_component, check_pipeline, load_graph
+    from vlm_edge.stages.export_check import check_component, load_graph
+    from vlm_edge.stages.export_composed import check_pipeline
     from vlm_edge.stages.export_graph import export_component, graph_facts
 
     loaded = load_checkpoint(inputs.source.path)
@@ -60,10 +61,11 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
             work.facts["graphs"][name] = graph_facts(path)
             ticker.advance(note=name)
         manifest = _manifest(loaded, components)
-        work.facts["composed"] = check_pipeline(loaded.model, manifest, graphs, config.tolerance)
+        work.facts["composed"] = check_pipeline(loaded, manifest, graphs, config.tolerance)
         ticker.advance(note="composed")
     graphs.clear()
-    shutil.copyfile(loaded.folder / manifest.text.tokenizer, folder / manifest.text.tokenizer)
+    if manifest.text:
+        shutil.copyfile(loaded.folder / manifest.text.tokenizer, folder / manifest.text.tokenizer)
     write_manifest(folder, manifest)
     for path in sorted(folder.iterdir()):
         shutil.move(path, work.out / path.name)
@@ -81,7 +83,9 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
             "image": family.image_processing(loaded.folder),
             "text": family.text_processing(loaded.folder),
             "generation": family.generation(loaded.folder),
+            "labels": family.labels(loaded.model),
             "logit_scale": family.logit_scale(loaded.model),
+            "logit_bias": family.logit_bias(loaded.model),
             "precision": dict.fromkeys(components, "float32"),
         }
     )

@@ -17,7 +17,6 @@ from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import PipelineManifest, TensorSpec
-from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.pipeline import Pipeline, build_pipeline
 
@@ -116,7 +115,7 @@ def capture_inputs(
         captured[name] = Captured(*files)
         engine = load_engine("onnxruntime", graphs / component.file, component, threads)
         engines[name] = ListeningEngine(engine, captured[name])
-    pipeline = build_pipeline(manifest, engines, TextEncoder(graphs, manifest.text))
+    pipeline = build_pipeline(manifest, engines, graphs)
     samples = len(dataset.samples)
     if samples < 2:
         raise VlmEdgeError(
@@ -154,7 +153,7 @@ def _run_sample(pipeline: Pipeline, image: Any, question: str) -> None:
     if isinstance(pipeline, DualEncoderPipeline):
         pipeline.embed_images([image])
     else:
-        pipeline.answer(image, question)
+        pipeline.rehearse([image], [question])
 
 
 def _run_texts(pipeline: DualEncoderPipeline, dataset: Dataset, engines: Mapping[str, Engine]) -> None:

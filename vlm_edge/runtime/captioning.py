@@ -1,0 +1,72 @@
+"""Text from an image alone (captioning, OCR): vision_encoder -> decoder, greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vlm_edge.engines.base import Engine
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.images import ImageSource, preprocess, read_image
+from vlm_edge.processing.manifest import PipelineManifest
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.batches import batches, require, require_text
+from vlm_edge.runtime.greedy import GreedyDecoder
+
+
+class CaptioningPipeline:
+    """Writes text about images. The vision encoder gives the keys and values of the decoder's cross-attention."""
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+        if manifest.generation is None:
+            raise VlmEdgeError(
+                f"manifest.json: generation: missing for a {manifest.pipeline} pipeline", "export the model again"
+            )
+        self.manifest = manifest
+        self._generation = manifest.generation
+        self._vision = require(engines, manifest, "vision_encoder")
+        self._decoder = GreedyDecoder(require(engines, manifest, "decoder"), manifest.generation)
+        self._text = require_text(text, manifest)
+
+    def caption(self, image: ImageSource, prompt: str = "") -> str:
+        """The text of one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
+
+        Args:
+            prompt: how the text begins; the answer goes on from there and leaves it out.
+
+        Raises:
+            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
+        """
+        return self.caption_batch([image], prompt)[0]
+
+    def caption_batch(
+        self,
+        images: Sequence[ImageSource],
+        prompt: str = "",
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """As :meth:`caption`, for many images that share a prompt, ``batch_size`` at a time."""
+        captions = []
+        for part in batches(images, batch_size):
+            pixel_values = preprocess(list(map(read_image, part)), self.manifest.image)
+            cross = self._vision.infer({"pixel_values": pixel_values})
+            start = np.full((len(part), 1), self._generation.start_token_id, np.int64)
+            if prompt:
+                prompt_ids, _ = self._text.encode([prompt], special_tokens=False)
+                start = np.concatenate([start, prompt_ids.repeat(len(part), axis=0)], axis=1)
+            rows = self._decoder.decode(cross, len(part), prompt=start, max_new_tokens=max_new_tokens)
+            captions += [self._text.decode(row) for row in rows]
+        return captions
+
+    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
+        """One query of a task, end to end: :meth:`caption`, begun as the task's first prompt says."""
+        return self.caption(image, prompts[0] if prompts else "")
+
+    def rehearse(
+        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> None:
+        """Run both components on a batch; texts are left alone."""
+        self.caption_batch(images, batch_size=max(1, len(images)), max_new_tokens=max_new_tokens)
