@@ -32,7 +32,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluate_is_the_evaluator_s_accuracy(task: TaskSpec, engine: Path, empty: Any) -> None:
-    scores = evaluate(engine, task).scores
+    scores = evaluate(engine, task).scores["accuracy"]
     result = empty.invoke("evaluate", str(engine), "--data", str(task.data), "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
@@ -61,7 +61,7 @@ def test_outcomes_are_kept_sample_by_sample(task: TaskSpec, engine: Path, empty:
     assert len(outcomes.predictions) == 5
     rows = [line.split() for line in result.stdout.splitlines()[2:]]
     accuracy = next(row for row in rows if row[0] == "accuracy")
-    assert accuracy[1] == f"{100 * sum(outcomes.scores) / 5:.2f}"
+    assert accuracy[1] == f"{100 * sum(outcomes.scores['accuracy']) / 5:.2f}"
     assert accuracy[-2:] == ["5", "%"]
 
 

@@ -20,4 +20,4 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.fixture
 def dual_bench(tmp_path: Path) -> Bench:
     """20 images of two classes."""
-    return build_dual_bench(tmp_path)
+    return build_dual_bench(tmp_path / "dual")

@@ -47,7 +47,7 @@ def test_every_answer_is_that_of_plain_numpy(bench):
         id: "" if answer == "nothing" else answer for id, answer in bench.answers.items()
     }
     wrong = [answer == "nothing" for answer in bench.answers.values()]
-    assert outcomes.scores == tuple(float(not each) for each in wrong)
+    assert outcomes.scores == {"accuracy": tuple(float(not each) for each in wrong)}
     assert len(outcomes.ids) == 84
     assert set(outcomes.groups) == {f"{number}.png" for number in range(21)}
     assert outcomes.groups == tuple(id.partition("#")[0] for id in outcomes.ids)
@@ -76,8 +76,8 @@ def test_classes_are_the_pipelines_argmax(dual_bench):
     images = [read_image(dual_bench.images / f"{number}.png") for number in range(20)]
     best = pipeline.classify(images, ["red", "green"], ["is it {}", "{}"]).argmax(axis=1)
     assert outcomes.predictions == tuple(["red", "green"][index] for index in best)
-    assert outcomes.scores == tuple(float(index == number % 2) for number, index in enumerate(best))
-    assert outcomes.metric == "top1"
+    assert outcomes.scores == {"accuracy": tuple(float(index == number % 2) for number, index in enumerate(best))}
+    assert outcomes.task == "classification"
 
 
 class TestUnreadableImages:
@@ -113,6 +113,8 @@ class TestRefusals:
         with pytest.raises(VlmEdgeError, match=r"decoder\.onnx"):
             evaluate(bench.engine, bench.task)
 
-    def test_outcomes_of_unequal_length(self):
-        with pytest.raises(ValueError, match="one entry for each sample"):
-            Outcomes(metric="top1", engine="e", data="d", ids=("a",), groups=(), scores=(), predictions=(), slices=())
+    def test_a_pipeline_that_cannot_do_the_task(self, bench, dual_bench):
+        with pytest.raises(VlmEdgeError, match="vqa pipeline cannot do a task of kind classification") as caught:
+            evaluate(bench.engine, dual_bench.task, threads=1)
+        assert "it can do: " in (caught.value.hint or "")
+        assert "vqa" in (caught.value.hint or "")

@@ -13,12 +13,12 @@ from vlm_edge.evaluation.accuracy import Outcomes, compare
 def outcomes(scores, *, engine="candidate", data="d", questions=10, slices=None):
     n = len(scores)
     return Outcomes(
-        metric="vqa_accuracy",
+        task="vqa",
         engine=engine,
         data=data,
         ids=tuple(f"s{index}" for index in range(n)),
         groups=tuple(f"{index // questions}.png" for index in range(n)),
-        scores=tuple(float(score) for score in scores),
+        scores={"accuracy": tuple(float(score) for score in scores)},
         predictions=("x",) * n,
         slices=tuple(slices or [()] * n),
     )
@@ -33,19 +33,17 @@ def test_values_are_the_plain_means():
     before, after = generator.random(500) < 0.9, generator.random(500) < 0.8
     slices = [("color",) if index % 2 else ("shape", "rare") for index in range(500)]
     found = named(compare(outcomes(before, engine="b"), outcomes(after, slices=slices)))
-    assert list(found) == [
-        "accuracy",
-        "accuracy_drop_pt",
-        "accuracy_ratio",
-        "accuracy[color]",
-        "accuracy[rare]",
-        "accuracy[shape]",
-    ]
+    names = ("accuracy", "accuracy_drop_pt", "accuracy_ratio")
+    parts = ("", "[color]", "[rare]", "[shape]")
+    assert list(found) == [*(f"{name}{part}" for part in parts for name in names), "mcnemar_p"]
     assert found["accuracy"].value == pytest.approx(after.mean())
     assert found["accuracy_drop_pt"].value == pytest.approx(100 * (before.mean() - after.mean()))
     assert found["accuracy_ratio"].value == pytest.approx(after.mean() / before.mean())
     assert found["accuracy[color]"].value == pytest.approx(after[1::2].mean())
-    assert found["accuracy[shape]"].n == 250
+    assert found["accuracy_drop_pt[color]"].value == pytest.approx(100 * (before[1::2].mean() - after[1::2].mean()))
+    assert found["accuracy_ratio[shape]"].value == pytest.approx(after[::2].mean() / before[::2].mean())
+    assert found["accuracy_drop_pt[shape]"].n == 250
+    del found["mcnemar_p"]
     assert all(m.low <= m.value <= m.high for m in found.values())
     assert all(m.low < m.high for m in found.values())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vlm_edge.data.dataset import TaskKind
+from vlm_edge.evaluation.embeddings import Embeddings
 
 
 class Skipped(BaseModel):
@@ -20,32 +23,45 @@ class Skipped(BaseModel):
 class Outcomes(BaseModel):
     """One row a sample, in the data set's order.
 
-    ``groups`` names each sample's image: samples of one image are resampled together. ``scores`` are in 0..1.
-    ``engine`` and ``data`` are the digests of the engine folder and of the split.
+    ``scores`` maps a metric to its column; the first is ``accuracy``, the task's primary metric. ``groups`` names what
+    a sample shares its luck with (its image): samples of one group are resampled together. ``expected`` is given where
+    a metric needs the right answers beside the predictions, ``tokens`` where the engine generates them, ``embeddings``
+    for a dual encoder. ``engine`` and ``data`` are the digests of the engine folder and of the split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    metric: Literal["vqa_accuracy", "top1"]
+    task: TaskKind
     engine: str
     data: str
     ids: tuple[str, ...]
     groups: tuple[str, ...]
-    scores: tuple[float, ...]
+    scores: dict[str, tuple[float, ...]] = Field(min_length=1)
     predictions: tuple[str, ...]
     slices: tuple[tuple[str, ...], ...]
+    expected: tuple[str, ...] | None = None
+    tokens: tuple[tuple[int, ...], ...] | None = None
+    embeddings: Embeddings | None = None
     skipped: tuple[Skipped, ...] = ()
 
     @model_validator(mode="after")
-    def _same_length(self) -> Outcomes:
-        columns = ("groups", "scores", "predictions", "slices")
-        if any(len(getattr(self, name)) != len(self.ids) for name in columns):
-            raise ValueError(f"ids, {', '.join(columns)} must have one entry for each sample")
+    def _consistent(self) -> Outcomes:
+        columns: dict[str, Any] = {
+            **{name: getattr(self, name) for name in ("groups", "predictions", "slices", "expected", "tokens")},
+            **{f"scores.{name}": column for name, column in self.scores.items()},
+        }
+        if self.embeddings is not None:
+            columns |= {"image_rows": self.embeddings.image_rows, "text_rows": self.embeddings.text_rows}
+        uneven = [name for name, column in columns.items() if column is not None and len(column) != len(self.ids)]
+        if uneven:
+            raise ValueError(f"{', '.join(uneven)} must have one entry for each sample")
+        if next(iter(self.scores)) != "accuracy":
+            raise ValueError("the first of scores must be accuracy, the primary metric")
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, which :meth:`from_json` reads back."""
-        return self.model_dump(mode="json")
+        """JSON values, which :meth:`from_json` reads back; what is not given is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Outcomes:

@@ -1,0 +1,116 @@
+"""What a task kind's evaluation is made of, and what all of them do alike: reading images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.core.stage import Progress
+from vlm_edge.data.dataset import Dataset, Sample, TaskKind
+from vlm_edge.data.unreadable import check_unreadable
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.embeddings import Embeddings
+from vlm_edge.evaluation.outcomes import Outcomes
+from vlm_edge.processing.images import Pixels, read_image
+
+IMAGES_AT_ONCE = 16
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a task's ``run`` gives: one entry a sample in every column, in the order of ``samples``.
+
+    ``samples`` are those of the data set whose image could be read, in its order; ``unreadable`` gives the reason for
+    the other images. The columns are :class:`Outcomes`' own; without ``groups`` a sample's group is its image.
+    """
+
+    samples: Sequence[Sample]
+    scores: Mapping[str, Sequence[float]]
+    predictions: Sequence[str]
+    unreadable: Mapping[Path, str] = field(default_factory=dict)
+    groups: Sequence[str] | None = None
+    expected: Sequence[str] | None = None
+    tokens: Sequence[Sequence[int]] | None = None
+    embeddings: Embeddings | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric that is no mean of per-sample scores, such as F1: a function of the sums of per-sample columns.
+
+    ``columns`` makes the columns (samples, k) from the outcomes; ``statistic`` takes their sums over samples
+    (..., k) to the metric (...), in 0..1 and NaN where it is not defined.
+    """
+
+    metric: str
+    columns: Callable[[Outcomes], Floats]
+    statistic: Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True)
+class TaskEvaluation:
+    """One row of the table of tasks.
+
+    Args:
+        kind: the kind of data set.
+        primary: what the field calls the metric that is reported as ``accuracy``.
+        pipelines: the runtime's classes that can do the task.
+        run: (pipeline, data set, progress) -> rows. Its scores begin with ``accuracy``.
+        largest: the largest score of a metric, where it is not 1.
+        summaries: the metrics that are no mean of per-sample scores.
+    """
+
+    kind: TaskKind
+    primary: str
+    pipelines: tuple[type, ...]
+    run: Callable[[Any, Dataset, Progress], Rows]
+    largest: Mapping[str, float] = field(default_factory=dict)
+    summaries: tuple[Summary, ...] = ()
+
+
+def samples_by_image(dataset: Dataset) -> dict[Path, list[Sample]]:
+    """Every image's samples, both in the data set's order."""
+    images: dict[Path, list[Sample]] = defaultdict(list)
+    for sample in dataset.samples:
+        images[sample.image].append(sample)
+    return dict(images)
+
+
+def decoded_images(dataset: Dataset, progress: Progress, unreadable: dict[Path, str]) -> Iterator[dict[Path, Pixels]]:
+    """Every image once, some at a time. Those that cannot be read go to ``unreadable`` with the reason.
+
+    Raises:
+        VlmEdgeError: more than 1% of the images cannot be read.
+    """
+    paths = list(samples_by_image(dataset))
+    with progress.bar(f"{dataset.name}: {len(dataset.samples):,} samples", len(paths)) as bar:
+        for start in range(0, len(paths), IMAGES_AT_ONCE):
+            part = paths[start : start + IMAGES_AT_ONCE]
+            decoded = _decode(part, unreadable)
+            reasons = {path.name: reason for path, reason in unreadable.items()}
+            check_unreadable(dataset.name, dataset.split, reasons, len(paths))
+            if decoded:
+                yield decoded
+            bar.advance(len(part))
+
+
+def readable_samples(dataset: Dataset, unreadable: Mapping[Path, str]) -> list[Sample]:
+    """The samples whose image could be read, in the data set's order."""
+    return [sample for sample in dataset.samples if sample.image not in unreadable]
+
+
+def _decode(paths: Sequence[Path], unreadable: dict[Path, str]) -> dict[Path, Pixels]:
+    decoded = {}
+    for path in paths:
+        try:
+            decoded[path] = read_image(path)
+        except VlmEdgeError as error:
+            unreadable[path] = error.message
+    return decoded
