@@ -1,0 +1,58 @@
+"""POPE's rule for answers, and its metrics against counts by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_edge.evaluation.yes_no import Counts, count_answers, f1, precision, recall, says_yes, yes_ratio
+
+
+@pytest.mark.parametrize(
+    ("answer", "yes"),
+    [
+        ("yes", True),
+        ("Yes, there is a dog.", True),
+        ("no", False),
+        ("No", False),
+        ("No, there is no dog.", False),
+        ("There is not a dog in the image.", False),
+        ("no,", False),
+        ("Yes. But there is no cat.", True),  # the first sentence alone
+        ("nothing of the kind", True),  # words, not their beginnings
+        ("NO", True),  # as written there: No, no, not
+        ("", True),
+        ("a dog", True),
+    ],
+)
+def test_answers_are_read_as_popes_own_script_reads_them(answer: str, yes: bool) -> None:
+    assert says_yes(answer) is yes
+
+
+def test_the_metrics_are_popes_formulas() -> None:
+    said = [True] * 3 + [True] * 2 + [False] * 4 + [False] * 1
+    true = [True] * 3 + [False] * 2 + [False] * 4 + [True] * 1
+    counts = count_answers(said, true)
+    assert counts == Counts(3, 2, 4, 1)
+    assert precision(counts) == 3 / 5
+    assert recall(counts) == 3 / 4
+    assert f1(counts) == pytest.approx(2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
+    assert yes_ratio(counts) == 5 / 10
+
+
+def test_what_divides_by_nothing_is_not_defined() -> None:
+    never = count_answers([False, False], [False, False])
+    assert precision(never) is None
+    assert recall(never) is None
+    assert f1(never) is None
+    assert yes_ratio(never) == 0
+    assert yes_ratio(count_answers([], [])) is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_every_answer_is_counted_once(pairs: list[tuple[bool, bool]]) -> None:
+    counts = count_answers([said for said, _ in pairs], [true for _, true in pairs])
+    assert sum(counts) == len(pairs)
+    assert counts.true_positives + counts.false_negatives == sum(true for _, true in pairs)
+    assert counts.true_positives + counts.false_positives == sum(said for said, _ in pairs)
