@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"core", "data", "runtime", "engines", "processing", "numerics"},
     "report": {"core"},
     "api": {"core", "stages", "evaluation", "families", "data", "processing", "zoo"},
+    "pytest_plugin": {"api", "core", "report"},
     "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "processing", "zoo",
             "data"},
 }  # fmt: skip

@@ -14,8 +14,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact, digest_folder
+from vlm_edge.core.budget import Budgets, Judgement
+from vlm_edge.core.gate import (
+    Change,
+    Gate,
+    Tolerances,
+    change_bounds,
+    check_comparable,
+    find_variant,
+    gate,
+    judge_change,
+    judged_percentiles,
+    recorded_budgets,
+)
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
-from vlm_edge.core.record import RunRecord
+from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import PlannedRun, Runner, Toolbox
 from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork, TaskSpec
 from vlm_edge.core.store import Store
@@ -23,6 +36,7 @@ from vlm_edge.core.target import Target
 from vlm_edge.data import dataset_digest, load_dataset
 from vlm_edge.data.manifest import read_dataset_manifest
 from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.evaluation.change import Side, change_between, check_bundle, engine_of, joined, measured_again
 from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.families.sources import resolve_model
@@ -171,3 +185,68 @@ def _needed_task(stage: str, data: Path | None) -> TaskSpec:
     if data is None:
         raise VlmEdgeError(f"{stage} needs data", "give a manifest with --data, such as calibration/easy-vqa.yaml")
     return find_task(data)
+
+
+def gate_run(
+    run: Path,
+    *,
+    recipe: Path | None = None,
+    variant: str | None = None,
+    against: Path | None = None,
+    tolerances: Tolerances | None = None,
+    measure: Path | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[RunRecord, Gate]:
+    """Judge a run again from its record, and with ``against`` what it lost against another run.
+
+    Args:
+        run: a run's folder, or its record.
+        recipe: take the budgets from this recipe; default: those in the record.
+        variant: default: the one that decides the run.
+        against: another run of the same recipe, as a folder or a record.
+        tolerances: how much worse than ``against`` the run may be.
+        measure: a data manifest: measure the latency of both engines now, in turns, instead of reading it.
+        store: where an engine is looked for that is not in its run's bundle.
+        progress: where bars are drawn.
+
+    Raises:
+        UsageError: no such variant, nothing to judge, or runs that are not of one recipe.
+        VlmEdgeError: a record, the outcomes or the bundle is missing or damaged.
+    """
+    after = _side(run, variant)
+    check_bundle(after.record, after.folder)
+    name = after.variant.name
+    budgets = recorded_budgets(after.record, name) if recipe is None else _budgets_for(recipe, name)
+    changes: list[Judgement] = []
+    if against is not None:
+        before = _side(against, variant)
+        check_comparable(after.record, before.record)
+        percentiles = judged_percentiles(budgets)
+        change = change_between(before, after, percentiles)
+        if measure is not None:
+            change = joined([change, _timed_again(before, after, measure, percentiles, store, progress)])
+        changes = judge_change(change, change_bounds(tolerances or Tolerances(), percentiles))
+    label = str(against) if against is not None else None
+    return after.record, gate(after.record, after.variant, budgets, changes, against=label, recorded=recipe is None)
+
+
+def _side(run: Path, variant: str | None) -> Side:
+    record = read_record(run)
+    return Side(record, find_variant(record, variant), run if run.is_dir() else run.parent)
+
+
+def _timed_again(
+    before: Side, after: Side, data: Path, percentiles: list[str], store: Path | None, progress: Progress | None
+) -> Change:
+    """The slow-down between the engines of two runs, measured now for the later one's target."""
+    engines = [engine_of(side, store) for side in (before, after)]
+    target = Target.model_validate(after.record.recipe["target"])
+    evaluators, bars = toolbox().evaluators, progress or SilentProgress()
+    return measured_again(engines[0], engines[1], find_task(data), target, evaluators, percentiles, bars)
+
+
+def _budgets_for(recipe: Path, variant: str) -> Budgets:
+    """The budgets that a recipe has for a variant; its model and data need not be here."""
+    read = read_recipe(recipe, STAGES, shipped=shipped_folder())
+    return next((entry.budgets for entry in read.stages if entry.name == variant), read.budgets)

@@ -26,3 +26,7 @@ class RecipeError(VlmEdgeError):
     def __init__(self, faults: list[str], hint: str | None = None) -> None:
         super().__init__("\n".join(faults), hint)
         self.faults = faults
+
+
+class UsageError(VlmEdgeError):
+    """What was asked for can't be done with what was given; the command line ends with 2, as for a wrong option."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.errors import RecipeError, UsageError, VlmEdgeError
 
 ERROR = 1
 USAGE = 2
@@ -32,7 +32,7 @@ def edge(ctx: click.Context) -> Iterator[None]:
         if _debug(ctx):
             raise
         _show(error)
-        ctx.exit(USAGE if isinstance(error, RecipeError) else ERROR)
+        ctx.exit(USAGE if isinstance(error, RecipeError | UsageError) else ERROR)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted; what is finished is in the store: run the same command again to go on", err=True)
         ctx.exit(INTERRUPTED)

@@ -1,7 +1,7 @@
 """``vlm-edge``: the table of commands, the global options, and the edge where errors become exit codes.
 
 Exit codes: 0 every budget met (or the command did what it was asked), 1 error, 2 usage (a faulty recipe is one),
-3 a budget missed, 4 undecided or not measured, 130 interrupted, 141 nobody reads the output any more.
+3 a budget missed, 4 undecided, 5 not measured, 130 interrupted, 141 nobody reads the output any more.
 
 Nothing here imports more than click: a command's module is imported when that command is called.
 """
@@ -25,6 +25,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "check": ("check", "check", "Check a recipe without running it."),
         "plan": ("plan", "plan", "List the stage runs of a recipe, and which the store already has."),
         "run": ("run", "run", "Run a recipe: compress, measure, judge against its budgets."),
+        "gate": ("gate", "gate", "Judge a run again from its record, alone or against another."),
         "report": ("report", "report", "Show the record of a run."),
     },
     "Single stages": {
@@ -86,7 +87,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 budgets met, 1 error, 2 usage or a faulty recipe, 3 a budget missed, "
-    "4 undecided or not measured.",
+    "4 undecided, 5 not measured.",
 )
 @click.option(
     "--store",

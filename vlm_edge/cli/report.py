@@ -48,11 +48,20 @@ def find_record(runs: Path, name: str) -> RunRecord:
     """The record of a run by name, folder or file.
 
     Raises:
+        VlmEdgeError: there is none, with the runs that there are; or it can't be read.
+    """
+    return read_record(find_run(runs, name))
+
+
+def find_run(runs: Path, name: str) -> Path:
+    """The folder of a run, or the file that is its record, by name, folder or file.
+
+    Raises:
         VlmEdgeError: there is none, with the runs that there are.
     """
     for candidate in (runs / name, Path(name)):
         if candidate.is_file() or (candidate / RECORD_NAME).is_file():
-            return read_record(candidate)
+            return candidate
     before = runs / name / PREVIOUS_NAME
     if before.is_file():
         raise VlmEdgeError(

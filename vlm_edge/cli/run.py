@@ -6,33 +6,31 @@ from pathlib import Path
 
 import click
 
+from vlm_edge.cli.ci import EXIT_CODES, ci_options, publishing
 from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json, stdout_console
-from vlm_edge.core.budget import Verdict
+from vlm_edge.core.gate import gate_of
 from vlm_edge.core.record import RECORD_NAME, RunRecord
-
-EXIT_CODES: dict[Verdict, int] = {
-    Verdict.PASS: 0,
-    Verdict.FAIL: 3,
-    Verdict.UNDECIDED: 4,
-    Verdict.NOT_MEASURED: 4,
-}
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
+@ci_options
 @json_option
 @pass_settings
 @click.pass_context
-def run(ctx: click.Context, settings: Settings, recipe: Path, as_json: bool) -> None:
+def run(ctx: click.Context, settings: Settings, recipe: Path, junit: Path | None, github: bool, as_json: bool) -> None:
     """Run RECIPE: make every variant of its ladder, measure it and judge it against the budgets.
 
     Finished stages come from the store, so an interrupted run goes on when it is run again. The record is written to
-    RUNS/NAME/run.json and the best engine to RUNS/NAME/bundle.
+    RUNS/NAME/run.json and the best engine to RUNS/NAME/bundle. Exit codes: 0 every budget met, 3 one missed,
+    4 undecided, 5 not measured; 1 an error, 2 a faulty recipe.
     """
     from vlm_edge.api import run_recipe
 
-    with settings.working() as progress:
-        record = run_recipe(find_recipe(recipe), store=settings.store, runs=settings.runs, progress=progress)
+    with publishing(recipe.stem, junit, github) as publish:
+        with settings.working() as progress:
+            record = run_recipe(find_recipe(recipe), store=settings.store, runs=settings.runs, progress=progress)
+        publish(record, gate_of(record))
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:

@@ -1,0 +1,260 @@
+"""What changed from one run of a recipe to another: accuracy, latency, size and memory of one variant of each.
+
+Accuracy is paired, sample by sample, through the outcomes that both runs kept. Latency is the ratio of two speed-ups
+over the same baseline engine, both taken on hosts of one fingerprint; or both engines are measured again in turns
+(:func:`measured_again`), which is the right way where one host has both. What can't be compared gets a reason, never
+a number.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from vlm_edge.core.artifact import digest_folder
+from vlm_edge.core.gate import Change
+from vlm_edge.core.measurement import LatencyAsked, Measurement
+from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.core.runner import Evaluators
+from vlm_edge.core.stage import Progress, TaskSpec
+from vlm_edge.core.target import Target
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.comparison import compare
+from vlm_edge.evaluation.host import ENGINE_PACKAGES
+from vlm_edge.evaluation.outcomes import Outcomes
+from vlm_edge.numerics.statistics import Interval
+
+HOST_KEYS = ("cpu", "isa", "cores", "machine", "system")
+"""With the versions of the engines' packages, what :func:`vlm_edge.evaluation.host.host_fingerprint` is made of."""
+
+
+class Side(NamedTuple):
+    """One variant of one run; ``folder`` is the run's."""
+
+    record: RunRecord
+    variant: VariantRecord
+    folder: Path
+
+    @property
+    def engine(self) -> str | None:
+        """Digest of the variant's engine."""
+        return self.variant.artifacts.get("engine")
+
+    def measured(self, metric: str) -> Measurement | None:
+        return next((found for found in self.variant.measurements if found.metric == metric), None)
+
+
+def change_between(before: Side, after: Side, percentiles: Sequence[str]) -> Change:
+    """Everything that the two records and their outcomes say of the change, ``after`` being the later run.
+
+    Args:
+        percentiles: whose slow-down is wanted, such as ``p90``.
+    """
+    parts = [
+        _accuracy(before, after),
+        *(_slowdown(before, after, each) for each in percentiles),
+        _ratio("size_growth", "size_bytes", before, after, None),
+        _ratio("peak_rss_growth", "peak_rss_mb", before, after, _other_conditions(before, after)),
+    ]
+    return joined(parts)
+
+
+def joined(parts: Sequence[Change]) -> Change:
+    """Several changes as one; a later part replaces what an earlier one has of the same metric."""
+    measurements = {each.metric: each for part in parts for each in part.measurements}
+    reasons = {metric: why for part in parts for metric, why in part.reasons.items() if metric not in measurements}
+    control = {each.metric: each for part in parts for each in part.control}
+    return Change(measurements=list(measurements.values()), reasons=reasons, control=list(control.values()))
+
+
+def measured_again(
+    before: Path,
+    after: Path,
+    task: TaskSpec,
+    target: Target,
+    evaluators: Evaluators,
+    percentiles: Sequence[str],
+    progress: Progress,
+) -> Change:
+    """The slow-down from one engine to another, both measured now, in a process each and in turns.
+
+    The earlier engine is measured against itself too: the A/A control, which says what this host can tell apart.
+    """
+    asked = LatencyAsked(percentiles=tuple(int(each[1:]) / 100 for each in percentiles))
+    pair = evaluators.latency(before, after, task, target, asked, progress)
+    control = evaluators.latency(before, before, task, target, asked, progress)
+    slowdowns = [
+        _measurement(f"latency_{each}_slowdown", Interval(1 / found.high, 1 / found.low), 1 / found.value, found.n)
+        for each in percentiles
+        for found in pair.measurements
+        if found.metric == f"latency_{each}_speedup"
+    ]
+    controls = [each for each in control.measurements if each.metric.endswith("_control")]
+    return Change(measurements=slowdowns, control=controls)
+
+
+def check_bundle(record: RunRecord, folder: Path) -> None:
+    """Raise VlmEdgeError if the bundle beside a record is none of the engines that the run measured."""
+    bundle = folder / "bundle"
+    engines = {digest for variant in record.variants if (digest := variant.artifacts.get("engine"))}
+    if bundle.is_dir() and digest_folder(bundle) not in engines:
+        raise VlmEdgeError(
+            f"{bundle}: not what was judged: its content is none of the engines in the record",
+            "run the recipe again: it copies the engine from the store",
+        )
+
+
+def engine_of(side: Side, store: Path | None) -> Path:
+    """The folder of a variant's engine: the run's bundle if it is that one, else the store's object.
+
+    Raises:
+        VlmEdgeError: it is in neither, or has changed.
+    """
+    objects = [store / "objects" / side.engine] if store is not None and side.engine else []
+    for folder in (side.folder / "bundle", *objects):
+        if folder.is_dir() and digest_folder(folder) == side.engine:
+            return folder
+    raise VlmEdgeError(
+        f"{side.folder}: the engine of {side.variant.name} is neither its bundle nor in the store",
+        "keep the bundle with the run, and judge the variant that it holds (`best` in run.json) with --variant",
+    )
+
+
+def _accuracy(before: Side, after: Side) -> Change:
+    metric = "accuracy_drop_pt"
+    outcomes = []
+    for side in (before, after):
+        reason, found = _outcomes(side)
+        if found is None:
+            return _missing(metric, reason)
+        outcomes.append(found)
+    if outcomes[0].data != outcomes[1].data:
+        digests = " and ".join(each.data[:12] for each in outcomes)
+        return _missing(metric, f"the two runs were evaluated on other data: {digests}")
+    try:
+        measurements = compare(outcomes[0], outcomes[1], after.record.seed)
+    except VlmEdgeError as error:
+        return _missing(metric, error.message)
+    return Change(measurements=[each for each in measurements if each.metric == metric])
+
+
+def _outcomes(side: Side) -> tuple[str, Outcomes | None]:
+    """The outcomes that a run kept of its variant, or why there are none.
+
+    Raises:
+        VlmEdgeError: the file is damaged.
+    """
+    if side.variant.outcomes is None:
+        return side.variant.unmeasured or f"{side.folder} kept no outcomes of {side.variant.name}", None
+    file = side.folder / side.variant.outcomes
+    try:
+        return "", Outcomes.from_json(json.loads(gzip.decompress(file.read_bytes())))
+    except FileNotFoundError:
+        return f"{file} is not there: keep the whole folder of a run, not run.json alone", None
+    except (OSError, EOFError, ValueError, ValidationError) as error:  # ValueError: not JSON, not UTF-8
+        raise VlmEdgeError(f"{file}: damaged: {str(error).splitlines()[0]}", "run the recipe again") from error
+
+
+def _slowdown(before: Side, after: Side, percentile: str) -> Change:
+    """The earlier speed-up over the later one; both are over the same baseline engine."""
+    metric, speedup = f"latency_{percentile}_slowdown", f"latency_{percentile}_speedup"
+    if reason := _other_conditions(before, after):
+        return _missing(metric, reason)
+    if _baseline_engine(before) != _baseline_engine(after):
+        return _missing(metric, "the two runs have another baseline engine, so their speed-ups can't be compared")
+    earlier, later = before.measured(speedup), after.measured(speedup)
+    if earlier is None or later is None:
+        side = before if earlier is None else after
+        return _missing(metric, side.variant.unmeasured or f"{side.folder} has no {speedup} of {side.variant.name}")
+    n = min(earlier.n, later.n)
+    if before.engine == after.engine and before.record.versions == after.record.versions:
+        return Change(measurements=[_measurement(metric, Interval(1.0, 1.0), 1.0, n)])
+    value, interval = _quotient(earlier, later)
+    return Change(
+        measurements=[_measurement(metric, interval, value, n)],
+        control=_controls(before, after, percentile),
+    )
+
+
+def _quotient(above: Measurement, below: Measurement) -> tuple[float, Interval]:
+    """``above / below`` and its interval, the two being independent.
+
+    Ends from the two intervals, on the logarithms: Zou & Donner, Statistics in Medicine 27 (2008) 1693, equation 4
+    (method of variance estimates recovery).
+    """
+    value = above.value / below.value
+    down = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
+    up = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
+    return value, Interval(value * math.exp(-down), value * math.exp(up))
+
+
+def _controls(before: Side, after: Side, percentile: str) -> list[Measurement]:
+    """Both runs' A/A controls as one: each speed-up may be off by as much as its own control was."""
+    metric = f"latency_{percentile}_control"
+    found = [each for side in (before, after) for each in side.record.variants[0].measurements if each.metric == metric]
+    if not found:
+        return []
+    low, value, high = 1.0, 1.0, 1.0
+    for each in found:
+        low, value, high = low * min(each.low, 1.0), value * each.value, high * max(each.high, 1.0)
+    return [Measurement(metric=metric, low=low, value=value, high=high, n=min(each.n for each in found), unit="x")]
+
+
+def _ratio(metric: str, of: str, before: Side, after: Side, reason: str | None) -> Change:
+    """Later over earlier; the interval is as wide as both ends allow, and a point for two exact counts."""
+    if reason:
+        return _missing(metric, reason)
+    earlier, later = before.measured(of), after.measured(of)
+    if earlier is None or later is None:
+        side = before if earlier is None else after
+        return _missing(metric, side.variant.unmeasured or f"{side.folder} has no {of} of {side.variant.name}")
+    if not earlier.low > 0:
+        return _missing(metric, f"the earlier run's {of} is 0")
+    interval = Interval(later.low / earlier.high, later.high / earlier.low)
+    return Change(measurements=[_measurement(metric, interval, later.value / earlier.value, min(earlier.n, later.n))])
+
+
+def _other_conditions(before: Side, after: Side) -> str | None:
+    """Why times and memory of the two runs can't be compared: another host, other engines, another target."""
+    hosts = [_comparable(side.record.host) for side in (before, after)]
+    odd = [key for key in hosts[0] if hosts[0][key] != hosts[1][key]]
+    if odd:
+        shown = "; ".join(f"{key}: {_short(hosts[0][key])} / {_short(hosts[1][key])}" for key in odd)
+        return f"the two runs were measured on other hosts ({shown})"
+    targets = [_target(side.record) for side in (before, after)]
+    if targets[0] != targets[1]:
+        odd = sorted(key for key in {**targets[0], **targets[1]} if targets[0].get(key) != targets[1].get(key))
+        return f"the two runs are for other targets ({', '.join(odd)})"
+    return None
+
+
+def _comparable(host: dict[str, Any]) -> dict[str, Any]:
+    packages = host.get("packages") or {}
+    return {**{key: host.get(key) for key in HOST_KEYS}, **{name: packages.get(name) for name in ENGINE_PACKAGES}}
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _target(record: RunRecord) -> dict[str, Any]:
+    target = record.recipe.get("target")
+    return {key: value for key, value in (target or {}).items() if key not in ("name", "description")}
+
+
+def _baseline_engine(side: Side) -> str | None:
+    return side.record.variants[0].artifacts.get("engine")
+
+
+def _missing(metric: str, reason: str) -> Change:
+    return Change(reasons={metric: reason})
+
+
+def _measurement(metric: str, interval: Interval, value: float, n: int) -> Measurement:
+    return Measurement(metric=metric, low=interval.low, value=value, high=interval.high, n=n, unit="x")

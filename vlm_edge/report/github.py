@@ -1,0 +1,80 @@
+"""GitHub Actions: a job summary in Markdown, and annotations on the run's page.
+
+Annotations are workflow commands, lines that the runner reads from a step's output. What they carry is escaped as in
+actions/toolkit, packages/core/src/command.ts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vlm_edge.core.budget import Verdict
+from vlm_edge.core.gate import Gate
+from vlm_edge.core.record import RunRecord
+from vlm_edge.report.gate import found_text, gate_headline
+from vlm_edge.report.markdown import run_markdown
+from vlm_edge.report.numbers import VERDICT_WORDS, bound_text, judgement_text, reason_text
+
+SUMMARY_BYTES = 1_000_000
+"""A step's summary over 1 MiB is not shown at all."""
+
+_LEVELS = {Verdict.FAIL: "error", Verdict.NOT_MEASURED: "error", Verdict.UNDECIDED: "warning"}
+
+
+def annotate(gate: Gate) -> list[str]:
+    """One workflow command for each budget that is not met, the missed ones first: GitHub shows ten of a kind."""
+    order = [Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED]
+    unmet = sorted((each for each in gate.judgements if each.verdict in order), key=lambda e: order.index(e.verdict))
+    return [
+        workflow_command(
+            _LEVELS[each.verdict],
+            f"{gate.run}: {VERDICT_WORDS[each.verdict]}: {each.budget}",
+            f"{gate.variant}: {judgement_text(each)}",
+        )
+        for each in unmet
+    ]
+
+
+def workflow_command(level: str, title: str, message: str) -> str:
+    """``::error title=TITLE::MESSAGE``, escaped."""
+    return f"::{level} title={_property(title)}::{_data(message)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def job_summary(record: RunRecord, gate: Gate) -> str:
+    """The verdict and every budget, and folded below it the whole run."""
+    rows = [
+        [VERDICT_WORDS[each.verdict], each.budget, found_text(each), bound_text(each), reason_text(each)]
+        for each in gate.judgements
+    ]
+    lines = [f"## {_plain(gate_headline(gate))}", ""]
+    if rows:
+        lines += _table(["verdict", "budget", "value, 95% interval, n", "bound", "why"], rows)
+    lines += [f"\n> {_plain(note)}" for note in gate.notes]
+    whole = f"\n<details><summary>The whole run</summary>\n\n{run_markdown(record)}\n</details>\n"
+    head = "\n".join(lines) + "\n"
+    if len((head + whole).encode()) > SUMMARY_BYTES:
+        whole = "\nThe whole run is too long for a job summary: see run.json among the job's artifacts.\n"
+    return head + whole
+
+
+def crash_summary(name: str, message: str) -> str:
+    """What the summary says of a run or gate that gave no verdict."""
+    return f"## {_plain(name)}: NO VERDICT\n\n{_plain(message)}\n"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines]
+
+
+def _plain(text: str) -> str:
+    """Text that neither ends a table's cell nor starts HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,142 @@
+"""A run as JUnit XML, for what reads nothing else: Jenkins, GitLab, Azure, Buildkite.
+
+One testsuite a variant, one testcase a budget. A missed budget is a ``failure`` of type ``missed``, an undecided one a
+``failure`` of type ``undecided``, one that was not measured an ``error``, so that whatever is not a pass is red.
+Variants that don't decide the run can't make it red: what they miss is ``skipped``, with the verdict in its message.
+
+The file is valid by Jenkins's junit-10.xsd and by the schema of Ant's JUnit task (Windy Road's JUnit.xsd), which asks
+for a local time without a zone (UTC here) and for a host name (no host's name is in the record: ``localhost``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from vlm_edge.core.budget import Judgement, Verdict
+from vlm_edge.core.gate import Gate
+from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.gate import gate_lines
+from vlm_edge.report.numbers import VERDICT_WORDS, judgement_text
+
+_ELEMENTS = {
+    Verdict.FAIL: ("failure", "missed"),
+    Verdict.UNDECIDED: ("failure", "undecided"),
+    Verdict.NOT_MEASURED: ("error", "not_measured"),
+}
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 has no characters for (section 2.2)."""
+
+
+def run_junit(record: RunRecord, gate: Gate) -> bytes:
+    """The XML of a run, of which ``gate`` judged one variant."""
+    root = ElementTree.Element("testsuites")
+    for index, variant in enumerate(record.variants):
+        decides = variant.name == gate.variant
+        judgements = gate.judgements if decides else variant.verdicts
+        classname = _legal(f"{record.name}.{variant.name}")
+        cases = [_case(judgement, classname, decides) for judgement in judgements]
+        seconds = sum(run.wall_s for run in variant.runs)
+        suite = _suite(index, record.name, variant.name, cases, record.started, seconds)
+        suite.insert(0, _properties(_facts(record, variant, gate if decides else None)))
+        _text(suite, "system-out", "\n".join(gate_lines(gate)) if decides else "")
+        _text(suite, "system-err", "")
+        root.append(suite)
+    return _document(root)
+
+
+def crash_junit(name: str, kind: str, message: str, started: str) -> bytes:
+    """The XML of a run or gate that gave no verdict: one testcase with an ``error``.
+
+    Args:
+        name: the recipe's or the run's.
+        kind: of the error, one word.
+        message: what happened.
+        started: ISO 8601.
+    """
+    case = ElementTree.Element("testcase", name="gives a verdict", classname=_legal(name), time="0")
+    error = ElementTree.SubElement(case, "error", message=_legal(message), type=kind)
+    error.text = _legal(message)
+    suite = _suite(0, name, name, [case], started, 0.0)
+    suite.insert(0, _properties({}))
+    _text(suite, "system-out", "")
+    _text(suite, "system-err", message)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    return _document(root)
+
+
+def _suite(
+    index: int, package: str, name: str, cases: Sequence[ElementTree.Element], started: str, seconds: float
+) -> ElementTree.Element:
+    def count(element: str) -> str:
+        return str(sum(case.find(element) is not None for case in cases))
+
+    suite = ElementTree.Element(
+        "testsuite",
+        id=str(index),
+        package=_legal(package),
+        name=_legal(name),
+        timestamp=started[:19],
+        hostname="localhost",
+        tests=str(len(cases)),
+        failures=count("failure"),
+        errors=count("error"),
+        skipped=count("skipped"),
+        time=f"{seconds:.3f}",
+    )
+    suite.extend(cases)
+    return suite
+
+
+def _case(judgement: Judgement, classname: str, decides: bool) -> ElementTree.Element:
+    case = ElementTree.Element("testcase", name=_legal(judgement.budget), classname=classname, time="0")
+    if judgement.verdict is Verdict.PASS:
+        return case
+    line = judgement_text(judgement)
+    word = VERDICT_WORDS[judgement.verdict]
+    if decides:
+        element, kind = _ELEMENTS[judgement.verdict]
+        _text(case, element, line, message=f"{word}: {line}", type=kind)
+    else:
+        _text(case, "skipped", "", message=f"{word}, but another variant decides: {line}")
+    return case
+
+
+def _facts(record: RunRecord, variant: VariantRecord, gate: Gate | None) -> dict[str, Any]:
+    """What a reader needs to know where the numbers come from."""
+    verdict = gate.verdict if gate else variant.verdict
+    facts: dict[str, Any] = {"verdict": verdict.value, "decides": gate is not None, "dropped": variant.dropped}
+    if gate is not None and gate.against:
+        facts["against"] = gate.against
+    facts |= {"commit": record.commit, "seed": record.seed, "started": record.started}
+    facts |= {f"artifact.{kind}": digest for kind, digest in variant.artifacts.items()}
+    facts |= {f"host.{name}": value for name, value in record.host.items()}
+    return facts | {f"version.{name}": value for name, value in record.versions.items()}
+
+
+def _properties(facts: Mapping[str, Any]) -> ElementTree.Element:
+    element = ElementTree.Element("properties")
+    for name, value in facts.items():
+        if value is not None:
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            ElementTree.SubElement(element, "property", name=_legal(name), value=_legal(shown))
+    return element
+
+
+def _text(parent: ElementTree.Element, tag: str, text: str, **attributes: str) -> None:
+    element = ElementTree.SubElement(parent, tag, {name: _legal(value) for name, value in attributes.items()})
+    element.text = _legal(text)
+
+
+def _legal(text: str) -> str:
+    return _ILLEGAL.sub("�", text)
+
+
+def _document(root: ElementTree.Element) -> bytes:
+    ElementTree.indent(root)
+    content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return content + b"\n"
