@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from vlm_edge.data.dataset import TaskKind
+from vlm_edge.data.kinds import KINDS
 from vlm_edge.data.manifest import read_dataset_manifest
 from vlm_edge.errors import RecipeError, VlmEdgeError
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["easy-vqa", "easy-vqa-zero-shot"])
+@pytest.mark.parametrize("name", ["easy-vqa", "easy-vqa-zero-shot", "easy-vqa-retrieval"])
 def test_the_shipped_manifests_are_read(name):
     manifest = read_dataset_manifest(ROOT / "calibration" / f"{name}.yaml")
     assert manifest.name == name
@@ -20,6 +23,10 @@ def test_the_shipped_manifests_are_read(name):
     assert set(manifest.splits) == {"calibration", "train", "test"}
     assert manifest.splits["calibration"].source_part == "train"
     assert {len(digest) for digest in manifest.digests.values()} == {64}
+
+
+def test_every_kind_has_a_row():
+    assert set(KINDS) == set(get_args(TaskKind))
 
 
 def test_five_faults_are_reported_at_once(tmp_path):
@@ -32,7 +39,7 @@ def test_five_faults_are_reported_at_once(tmp_path):
         read_dataset_manifest(path)
     text = str(caught.value)
     for part in (
-        "data.yaml: kind: Input should be 'vqa' or 'classification'",
+        "data.yaml: kind: Input should be 'vqa', 'classification'",
         "data.yaml: license: unknown key; known: name, kind,",
         "did you mean licence?",
         "data.yaml: licence: Field required",
@@ -52,6 +59,7 @@ def test_five_faults_are_reported_at_once(tmp_path):
         ({"kind": "classification", "labels": ["a", "a"], "prompts": ["{}"]}, "names a class twice"),
         ({"kind": "classification", "labels": ["a"], "prompts": ["a photo"]}, "one {} for the class"),
         ({"labels": ["a"]}, "`labels` belongs to kind classification"),
+        ({"kind": "retrieval", "prompts": ["a {}"]}, "`prompts` belongs to kind classification"),
         ({"source": {"folder": "a", "version": "1"}}, "`version` belongs to a `package`"),
         ({"splits": {"test": {"from": "all"}, "train": {"from": "all"}}}, "which splits.test takes whole"),
         ({"splits": {}}, "splits"),

@@ -33,6 +33,48 @@ def test_classes_come_with_the_manifests_labels(write_folder, write_manifest):
     assert (data.labels, data.prompts) == (("dog", "cat"), ("a {}",))
 
 
+def test_captions_are_gathered_by_image(write_folder, write_manifest):
+    folder = write_folder(
+        [
+            {"file_name": "1.png", "captions": ["a dog", "the dog"], "slice": "pets"},
+            {"file_name": "0.png", "caption": "a car"},
+            {"file_name": "1.png", "caption": "a pet", "slice": ["pets", "new"]},
+            {"file_name": "1.png", "caption": "a dog"},
+        ]
+    )
+    data = load_dataset(write_manifest(kind="retrieval"), "test")
+    assert [sample.image for sample in data.samples] == [folder / "1.png", folder / "0.png"]
+    assert [sample.answers for sample in data.samples] == [("a dog", "the dog", "a pet"), ("a car",)]
+    assert [sample.text for sample in data.samples] == ["a dog", "a car"]
+    assert [sample.slices for sample in data.samples] == [("pets", "new"), ()]
+
+
+def test_faults_of_captions_are_named(write_folder, write_manifest):
+    folder = write_folder(
+        [
+            {"file_name": "0.png", "question": "?"},
+            {"file_name": "0.png", "captions": ["a", " "]},
+            {"file_name": "0.png", "captions": ["a"], "caption": "a"},
+            {"file_name": "0.png", "caption": 3},
+        ]
+    )
+    path = write_manifest(kind="retrieval")
+    with pytest.raises(RecipeError) as caught:
+        load_dataset(path, "test")
+    messages = [
+        "no `caption`; the line has: file_name, question",
+        "captions: give a list of texts, one for each caption",
+        "give `caption` or `captions`, not both",
+        "caption: give a text that is not empty, not 3",
+    ]
+    for number, (fault, message) in enumerate(zip(caught.value.faults, messages, strict=True), start=1):
+        assert fault.endswith(f"metadata.jsonl:{number}: {message}")
+    (folder / "metadata.jsonl").unlink()
+    with pytest.raises(VlmEdgeError, match="cannot read") as missing:
+        load_dataset(path, "test")
+    assert '"captions": ["...", "..."]' in (missing.value.hint or "")
+
+
 def test_a_byte_order_mark_and_odd_separators_are_no_faults(write_folder, write_manifest):
     folder = write_folder([])
     line = json.dumps(question(question="which\u2028way?"), ensure_ascii=False)

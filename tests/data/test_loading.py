@@ -16,6 +16,7 @@ from vlm_edge.errors import VlmEdgeError
 ROOT = Path(__file__).parents[2]
 EASY_VQA = ROOT / "calibration" / "easy-vqa.yaml"
 ZERO_SHOT = ROOT / "calibration" / "easy-vqa-zero-shot.yaml"
+RETRIEVAL = ROOT / "calibration" / "easy-vqa-retrieval.yaml"
 
 
 def rows(images=40, questions=2):
@@ -67,6 +68,12 @@ class TestEasyVqa:
             colors.setdefault(sample.answers[0].split()[0], set()).add(tuple(round(c / 64) for c in ink))
         assert len(colors) == 8
         assert len(set().union(*colors.values())) == sum(map(len, colors.values())), "a colour has two names"
+
+    def test_captions_are_made_of_the_class(self):
+        data, classes = load_dataset(RETRIEVAL, "test"), load_dataset(ZERO_SHOT, "test")
+        assert [sample.id for sample in data.samples] == [sample.id for sample in classes.samples]
+        names = [sample.answers[0] for sample in classes.samples]
+        assert [s.answers for s in data.samples] == [(f"a {name}", f"an image of a {name}") for name in names]
 
     @pytest.mark.parametrize(
         ("asked", "expected"),

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 Split = Literal["calibration", "train", "test"]
-TaskKind = Literal["vqa", "classification"]
+TaskKind = Literal["vqa", "classification", "retrieval"]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image, or one image with its class.
+    """One question about one image, or one image with its class or its captions.
 
-    ``answers`` holds every annotator's answer (VQA), or the class label (classification). ``slices`` names the groups
-    that the report breaks the score down by (``color``, ``yes/no`` ...).
+    ``answers`` holds every annotator's answer (VQA), the class label (classification), or every caption (retrieval;
+    ``text`` is the first of them). ``slices`` names the groups that the report breaks the score down by (``color``,
+    ``yes/no`` ...).
     """
 
     id: str
@@ -35,6 +36,6 @@ class Dataset:
     samples: tuple[Sample, ...]
     digest: str
     labels: tuple[str, ...] = ()
-    """Candidate classes (classification) in the order of the model's answer; empty for VQA."""
+    """Candidate classes (classification) in the order of the model's answer; empty for other kinds."""
     prompts: tuple[str, ...] = ()
     """Prompt templates with ``{}`` for the label (classification)."""

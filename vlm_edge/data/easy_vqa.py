@@ -15,13 +15,25 @@ from vlm_edge.errors import VlmEdgeError
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+CAPTIONS = ("a {}", "an image of a {}")
+"""What an image's captions are made of, in a retrieval task."""
 
 
 def read_easy_vqa(manifest: DatasetManifest, folder: Path) -> list[Sample]:
-    """Every question of a part (``kind: vqa``), or every image whose class the answers tell (``classification``)."""
+    """Every question of a part (``kind: vqa``), or every image whose colour and shape the answers tell.
+
+    Those two are its class (``classification``, for the manifest's labels) or make its captions (``retrieval``).
+
+    Raises:
+        VlmEdgeError: the data set has nothing for this kind of task, or cannot be read.
+    """
+    if manifest.kind not in ("vqa", "classification", "retrieval"):
+        raise VlmEdgeError(
+            f"{manifest.name}: kind: easy-vqa has no {manifest.kind} task", "it has vqa, classification and retrieval"
+        )
     questions = _questions(folder)
-    if manifest.kind == "classification":
-        return _classes(manifest, folder, questions)
+    if manifest.kind != "vqa":
+        return _images(manifest, folder, questions)
     return [
         _sample(folder, number, index, question, answer)
         for number, asked in questions.items()
@@ -69,12 +81,16 @@ def _sample(folder: Path, number: int, index: int, question: str, answer: str) -
     return Sample(f"{folder.name}/{number}#{index}", image, question, (answer,), (kind,))
 
 
-def _classes(manifest: DatasetManifest, folder: Path, questions: dict[int, list[tuple[str, str]]]) -> list[Sample]:
+def _images(manifest: DatasetManifest, folder: Path, questions: dict[int, list[tuple[str, str]]]) -> list[Sample]:
     samples = []
     for number, asked in questions.items():
         color, shape = implied_attributes(asked)
-        label = f"{color} {shape}"
-        if color is not None and shape is not None and label in manifest.labels:
-            image = folder / "images" / f"{number}.png"
-            samples.append(Sample(f"{folder.name}/{number}", image, "", (label,), (shape,)))
+        if color is None or shape is None:
+            continue
+        name, image = f"{color} {shape}", folder / "images" / f"{number}.png"
+        if manifest.kind == "retrieval":
+            captions = tuple(template.format(name) for template in CAPTIONS)
+            samples.append(Sample(f"{folder.name}/{number}", image, captions[0], captions, (shape,)))
+        elif name in manifest.labels:
+            samples.append(Sample(f"{folder.name}/{number}", image, "", (name,), (shape,)))
     return samples

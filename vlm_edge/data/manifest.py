@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlm_edge.data.dataset import Split, TaskKind
+from vlm_edge.data.kinds import KINDS
 from vlm_edge.errors import RecipeError, VlmEdgeError
 
 
@@ -62,21 +63,10 @@ class DatasetManifest(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetManifest:
-        problems = [*self._kind_problems(), *self._overlap_problems()]
+        problems = [*KINDS[self.kind].faults(self.labels, self.prompts), *self._overlap_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-    def _kind_problems(self) -> list[str]:
-        if self.kind == "vqa":
-            named = [name for name in ("labels", "prompts") if getattr(self, name)]
-            return [f"`{name}` belongs to kind classification" for name in named]
-        problems = [] if self.labels else ["kind classification needs `labels`, the candidate classes"]
-        if len(set(self.labels)) != len(self.labels):
-            problems.append("`labels` names a class twice")
-        if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
-            problems.append("kind classification needs `prompts`, templates with one {} for the class")
-        return problems
 
     def _overlap_problems(self) -> list[str]:
         test = self.splits.get("test")

@@ -21,7 +21,8 @@ def embed_every_image(
 ) -> tuple[Array, dict[Path, int], dict[Path, str]]:
     """Embeddings (images, dim), each image's row, and why the others could not be read."""
     unreadable: dict[Path, str] = {}
-    parts, paths = [], []
+    parts: list[Array] = []
+    paths: list[Path] = []
     for images in decoded_images(dataset, progress, unreadable):
         parts.append(pipeline.embed_images(list(images.values())))
         paths += images

@@ -1,0 +1,93 @@
+"""The table of task kinds: what a line of ``metadata.jsonl`` holds, and what a manifest needs besides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_edge.data.dataset import TaskKind
+
+Row = Mapping[str, Any]
+
+
+class LineError(Exception):
+    """What is wrong with one line."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row of the table.
+
+    Args:
+        read: (line, the manifest's labels) -> a sample's text and answers. Raises LineError.
+        example: what a line holds beside ``file_name``.
+        faults: (labels, prompts) -> what is wrong with these two keys of the manifest.
+        one_sample_an_image: several lines of an image are one sample with the answers of all.
+    """
+
+    read: Callable[[Row, Sequence[str]], tuple[str, tuple[str, ...]]]
+    example: str
+    faults: Callable[[Sequence[str], Sequence[str]], list[str]]
+    one_sample_an_image: bool = False
+
+
+def text_of(row: Row, key: str) -> str:
+    """A text that is there and not empty."""
+    if key not in row:
+        raise LineError(f"no `{key}`; the line has: {', '.join(sorted(row)) or 'nothing'}")
+    if not isinstance(row[key], str) or not row[key].strip():
+        raise LineError(f"{key}: give a text that is not empty, not {json.dumps(row[key])}")
+    return str(row[key])
+
+
+def texts_of(row: Row, one: str, several: str, each: str) -> tuple[str, ...]:
+    """``one`` (a text) or ``several`` (a list of texts, one for each ``each``)."""
+    if one in row and several in row:
+        raise LineError(f"give `{one}` or `{several}`, not both")
+    if several not in row:
+        return (text_of(row, one),)
+    texts = row[several]
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise LineError(f"{several}: give a list of texts, one for each {each}")
+    return tuple(texts)
+
+
+def no_classes(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    """For kinds that have neither classes nor prompts."""
+    named = [name for name, value in (("labels", labels), ("prompts", prompts)) if value]
+    return [f"`{name}` belongs to kind classification" for name in named]
+
+
+def _question(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    return text_of(row, "question"), texts_of(row, "answer", "answers", "annotator")
+
+
+def _class(row: Row, labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    label = text_of(row, "label")
+    if label not in labels:
+        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise LineError(f"label: {label} is not among the manifest's labels: {shown}")
+    return "", (label,)
+
+
+def _captions(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    captions = texts_of(row, "caption", "captions", "caption")
+    return captions[0], captions
+
+
+def _class_faults(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    problems = [] if labels else ["kind classification needs `labels`, the candidate classes"]
+    if len(set(labels)) != len(labels):
+        problems.append("`labels` names a class twice")
+    if not prompts or any(prompt.count("{}") != 1 for prompt in prompts):
+        problems.append("kind classification needs `prompts`, templates with one {} for the class")
+    return problems
+
+
+KINDS: dict[TaskKind, Kind] = {
+    "vqa": Kind(_question, '"question": "...", "answer": "..."', no_classes),
+    "classification": Kind(_class, '"label": "..."', _class_faults),
+    "retrieval": Kind(_captions, '"captions": ["...", "..."]', no_classes, one_sample_an_image=True),
+}
