@@ -11,9 +11,11 @@ from vlm_edge.report.numbers import (
     METRICS,
     VERDICT_WORDS,
     bound_text,
+    format_of,
     interval_text,
     is_exact,
     judgement_text,
+    named_format,
     value_text,
 )
 
@@ -142,11 +144,11 @@ def _column(metric: str, record: RunRecord) -> Column:
     found = [each for variant in record.variants for each in variant.measurements if each.metric == metric]
     bounds = {bound_text(each) for variant in record.variants for each in variant.verdicts if each.metric == metric}
     counts = {f"n {each.n}" for each in found if not is_exact(each)} or {"exact" for _ in found}
-    form = METRICS.get(metric)
+    form = format_of(found[0]) if found else named_format(metric)
     return Column(
         metric,
-        title=form.title if form else metric,
-        unit=form.unit if form else found[0].unit if found else "",
+        title=form.title,
+        unit=form.unit,
         n=counts.pop() if len(counts) == 1 else None,
         bound=bounds.pop() if len(bounds) == 1 else None,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
@@ -31,12 +32,37 @@ METRICS: dict[str, MetricFormat] = {
     "latency_p99_ms": MetricFormat("p99", "ms"),
     "latency_p50_speedup": MetricFormat("p50 speed-up", "x"),
     "latency_p90_speedup": MetricFormat("p90 speed-up", "x"),
+    "latency_p99_speedup": MetricFormat("p99 speed-up", "x"),
+    "cold_start_ms": MetricFormat("cold start", "ms", digits=0),
+    "throughput_per_s": MetricFormat("throughput", "/s", digits=1),
+    "cost_per_1000": MetricFormat("cost of 1,000", "", digits=5),
     "size_bytes": MetricFormat("size", "MB", 1e-6, exact=True),
     "size_ratio": MetricFormat("size ratio", "x", digits=4, exact=True),
     "parameters": MetricFormat("parameters", "M", 1e-6, exact=True),
+    "macs": MetricFormat("MACs", "G", 1e-9, digits=3, exact=True),
     "peak_rss_mb": MetricFormat("peak memory", "MiB", digits=0),
 }
 """In the order of a table's columns."""
+
+_SHARES = {
+    "top5": "top-5",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "yes_ratio": "yes ratio",
+    "token_agreement": "tokens equal",
+    "exact_match": "answers equal",
+    **{f"recall_at_{k}": f"R@{k}" for k in (1, 5, 10)},
+}
+_OTHERS = {
+    "cider": MetricFormat("CIDEr", "", digits=4),
+    "embedding_cosine": MetricFormat("embedding cosine", "", digits=5),
+    "modality_gap": MetricFormat("modality gap", "", digits=4),
+    "modality_gap_change": MetricFormat("change of the modality gap", "", digits=4),
+    "mcnemar_p": MetricFormat("McNemar p", "", digits=4, exact=True),
+    **{f"latency_p{p}_control": MetricFormat(f"p{p} A/A control", "x", digits=4) for p in (50, 90, 99)},
+}
+_NAMED = METRICS | {name: MetricFormat(title, "%", 100.0) for name, title in _SHARES.items()} | _OTHERS
 
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.PASS: "pass",
@@ -45,11 +71,43 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.NOT_MEASURED: "NOT MEASURED",
 }
 
+_PART = re.compile(r"(?P<base>[^\[]*)(?:\[(?P<part>.*)\])?", re.DOTALL)
+
+
+def split_metric(metric: str) -> tuple[str, str | None]:
+    """``accuracy[color]`` -> (``accuracy``, ``color``); the part is None where there is none."""
+    found = _PART.fullmatch(metric)
+    return (found["base"], found["part"]) if found else (metric, None)
+
+
+def named_format(metric: str, unit: str = "") -> MetricFormat:
+    """The format of a metric by its name; one that is not known is a plain number in ``unit``.
+
+    ``accuracy[color]`` is written as an accuracy, ``f1_drop_pt`` in points, ``f1_ratio`` as what was kept.
+    """
+    base, part = split_metric(metric)
+    form = _NAMED.get(base)
+    if form is None and base.endswith("_drop_pt"):
+        form = MetricFormat(f"{_title(base.removesuffix('_drop_pt'))} drop", "pt")
+    elif form is None and base.endswith("_ratio"):
+        form = MetricFormat(f"{_title(base.removesuffix('_ratio'))} kept", "%", 100.0)
+    elif form is None:
+        return MetricFormat(metric, unit, digits=4)
+    return replace(form, title=f"{form.title}, {part}") if part is not None else form
+
+
+def _title(metric: str) -> str:
+    return _NAMED[metric].title if metric in _NAMED else metric
+
 
 def format_of(measurement: Measurement) -> MetricFormat:
-    """The format of a known metric (``accuracy[color]`` is an accuracy), or a plain one in the measurement's unit."""
-    plain = MetricFormat(measurement.metric, measurement.unit, digits=4)
-    return METRICS.get(measurement.metric.partition("[")[0], plain)
+    """The format of a measurement: of its metric, in the measurement's own unit where that is no share."""
+    form = named_format(measurement.metric, measurement.unit)
+    if form.unit == "%" and measurement.unit not in ("share", "ratio", "1", ""):
+        return replace(form, unit=measurement.unit, scale=1.0, digits=4)
+    if not form.unit and measurement.unit not in ("p", "share", "ratio", "1"):
+        return replace(form, unit=measurement.unit)
+    return form
 
 
 def is_exact(measurement: Measurement) -> bool:
@@ -74,30 +132,48 @@ def interval_text(measurement: Measurement) -> str:
 
 def measurement_text(measurement: Measurement) -> str:
     """One number with all that belongs to it: ``98.31 % [98.02, 98.60], n 9673``; ``4.12 MB, exact``."""
-    unit = format_of(measurement).unit
+    value = f"{value_text(measurement)} {format_of(measurement).unit}".strip()
     if is_exact(measurement):
-        return f"{value_text(measurement)} {unit}, exact"
-    return f"{value_text(measurement)} {unit} {interval_text(measurement)}, n {measurement.n}"
+        return f"{value}, exact"
+    return f"{value} {interval_text(measurement)}, n {measurement.n}"
 
 
 def bound_text(judgement: Judgement) -> str:
     """The bound in the unit in which its metric is shown: ``<= 31.5 MB`` for a bound kept in bytes."""
-    form = METRICS.get(judgement.metric)
+    form = format_of(judgement.measured) if judgement.measured else named_format(judgement.metric)
     side, _, limit = judgement.bound.partition(" ")
-    if form is None:
-        return judgement.bound
-    return f"{side} {float(limit) * form.scale:g} {form.unit}"
+    return f"{side} {float(limit) * form.scale:g} {form.unit}".strip()
+
+
+def limit_of(judgement: Judgement) -> float:
+    """The bound's number, in the metric's own unit."""
+    return float(judgement.bound.partition(" ")[2])
 
 
 def judgement_text(judgement: Judgement) -> str:
-    """``latency.p90_speedup: 4.12 x [4.05, 4.20], n 400; the bound is >= 5 x``.
+    """``latency.p90_speedup: 4.12 x [4.05, 4.20], n 400; the bound is >= 5 x``; then why it is not decided, if so.
 
     Six significant digits, so that a value close to its bound is seen on the side where it is.
     """
     found = judgement.measured
     if found is None:
         return f"{judgement.budget}: {judgement.reason or 'no measurement'}; the bound is {bound_text(judgement)}"
+    text = f"{judgement.budget}: {measured_text(found)}; the bound is {bound_text(judgement)}"
+    return f"{text}; {why}" if (why := reason_text(judgement)) else text
+
+
+def measured_text(found: Measurement) -> str:
+    """Six significant digits: ``4.12345 x [4.05, 4.2], n 400``."""
     form = format_of(found)
     value, low, high = (f"{number * form.scale:.6g}" for number in (found.value, found.low, found.high))
     interval = "exact" if is_exact(found) else f"[{low}, {high}], n {found.n}"
-    return f"{judgement.budget}: {value} {form.unit} {interval}; the bound is {bound_text(judgement)}"
+    return " ".join(part for part in (value, form.unit, interval) if part)
+
+
+def reason_text(judgement: Judgement) -> str:
+    """Why there is no verdict, with the number of samples that would give one; empty where there is nothing to say."""
+    reason = judgement.reason or ""
+    if judgement.needed_n is None or f"{judgement.needed_n:,}" in reason:
+        return reason
+    needed = f"about {judgement.needed_n:,} samples would decide it"
+    return f"{reason}; {needed}" if reason else needed

@@ -1,0 +1,199 @@
+"""The parts of a run record that the HTML page and the Markdown show alike: slices, components, layers, flat facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.record import REGRESSIONS_NAME, RunRecord, StageRun, VariantRecord
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.report.numbers import named_format, split_metric
+
+NOT_OF_THE_TASK = ("latency_", "cold_start", "throughput", "cost_", "size_", "parameters", "macs", "peak_rss")
+"""How the names of metrics begin that say nothing of the answers."""
+
+Lines = list[tuple[str, str]]
+"""Names and values, both as text."""
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One metric of the task, or one slice of its primary metric: the baseline's, the variant's, and what was lost."""
+
+    metric: str
+    baseline: Measurement | None
+    found: Measurement
+    drop: Measurement | None
+    ratio: Measurement | None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One quantized layer. In dB; None where it was not measured, or where there is no quantizer."""
+
+    component: str
+    name: str
+    operator: str
+    weight_db: float | None
+    input_db: float | None
+    output_db: float | None
+
+    @property
+    def worst_db(self) -> float:
+        """What the layer's output has lost; without it, the smaller of the other two."""
+        own = [each for each in (self.weight_db, self.input_db) if each is not None]
+        return self.output_db if self.output_db is not None else min(own, default=float("inf"))
+
+
+def metrics_of(variant: VariantRecord) -> dict[str, Measurement]:
+    """Measurements by metric."""
+    return {found.metric: found for found in variant.measurements}
+
+
+def task_rows(record: RunRecord, variant: VariantRecord, *, slices: bool) -> list[TaskRow]:
+    """The task's metrics of a variant beside the baseline's: those of all samples, or those of the slices.
+
+    A metric's drop and ratio stand in its row, so they have none of their own. What the primary metric is given for by
+    part is a slice (``accuracy[color]``); ``recall_at_1[image-to-text]`` is a metric.
+    """
+    found, before = metrics_of(variant), metrics_of(record.variants[0])
+    names = {part for base, part in map(split_metric, found) if base == "accuracy" and part is not None}
+    rows = []
+    for metric, measurement in found.items():
+        base, part = split_metric(metric)
+        if metric.startswith(NOT_OF_THE_TASK) or (part in names) != slices or _belongs_to_another(base, part, found):
+            continue
+        suffix = f"[{part}]" if part is not None else ""
+        drop, ratio = (found.get(f"{base}{kind}{suffix}") for kind in ("_drop_pt", "_ratio"))
+        rows.append(TaskRow(metric, before.get(metric), measurement, drop, ratio))
+    return rows
+
+
+def _belongs_to_another(base: str, part: str | None, found: Mapping[str, Measurement]) -> bool:
+    """Whether it is the drop or the ratio of a metric that is there itself."""
+    suffix = f"[{part}]" if part is not None else ""
+    return any(base.endswith(kind) and f"{base.removesuffix(kind)}{suffix}" in found for kind in ("_drop_pt", "_ratio"))
+
+
+def slice_name(row: TaskRow) -> str:
+    """``color`` for a slice of the primary metric, else the metric in words."""
+    base, part = split_metric(row.metric)
+    return part if base == "accuracy" and part is not None else named_format(row.metric).title
+
+
+def component_times(variant: VariantRecord, percentile: str = "p50") -> dict[str, Measurement]:
+    """Latency of each part of a query, by the part's name; empty where it was not measured."""
+    parts = {}
+    for found in variant.measurements:
+        base, part = split_metric(found.metric)
+        if base == f"latency_{percentile}_ms" and part is not None:
+            parts[part] = found
+    return parts
+
+
+def control_of(record: RunRecord) -> list[Measurement]:
+    """The run's A/A control: the baseline against itself, in two processes."""
+    return [found for found in record.variants[0].measurements if found.metric.endswith("_control")]
+
+
+def quantize_run(variant: VariantRecord) -> StageRun | None:
+    """The last stage run of a variant that says how its components were quantized."""
+    quantized = [
+        run for run in variant.runs if isinstance(run.facts.get("components"), dict) and run.stage != "compile"
+    ]
+    return next((run for run in reversed(quantized) if any("scheme" in fact for fact in _components(run))), None)
+
+
+def _components(run: StageRun) -> list[dict[str, Any]]:
+    return [fact for fact in run.facts["components"].values() if isinstance(fact, dict)]
+
+
+def layer_rows(run: StageRun) -> list[LayerRow]:
+    """Every quantized layer, in the graphs' order."""
+    return [
+        LayerRow(
+            component,
+            str(layer.get("name", "")),
+            str(layer.get("operator", "")),
+            layer.get("weight_sqnr_db"),
+            layer.get("input_sqnr_db"),
+            layer.get("output_sqnr_db"),
+        )
+        for component, fact in run.facts["components"].items()
+        for layer in (fact.get("layers", []) if isinstance(fact, dict) else [])
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Lines:
+    """Nested values as (name, text) lines: ``packages.numpy`` and ``2.4.6``. A list of plain values is one line."""
+    lines = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            lines += flat(value, f"{name}.")
+        elif isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
+            lines += flat({str(index): each for index, each in enumerate(value)}, f"{name}.")
+        else:
+            lines.append((name, plain(value)))
+    return lines
+
+
+def plain(value: Any) -> str:
+    """One value as text: null is "unknown", a list has commas."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple, set)):
+        return ", ".join(plain(each) for each in value) or "none"
+    return str(value) if not isinstance(value, Mapping) else "none"
+
+
+def host_lines(record: RunRecord) -> Lines:
+    """The machine, without the versions of what is installed."""
+    return flat({key: value for key, value in record.host.items() if key != "packages"})
+
+
+def version_lines(record: RunRecord) -> Lines:
+    """Versions of what decided the results, and of what else is installed."""
+    installed = record.host.get("packages")
+    others = installed if isinstance(installed, Mapping) else {}
+    return sorted(flat({**others, **record.versions}))
+
+
+def shared_conditions(
+    variants: Iterable[VariantRecord],
+) -> tuple[Lines, dict[str, Lines]]:
+    """What was true on the host while every variant was measured, and by variant what differed."""
+    flats = {variant.name: dict(flat(variant.conditions)) for variant in variants if variant.conditions}
+    if not flats:
+        return [], {}
+    first = next(iter(flats.values()))
+    shared = {key for key, value in first.items() if all(each.get(key) == value for each in flats.values())}
+    same = [(key, value) for key, value in first.items() if key in shared]
+    own = {name: [(key, value) for key, value in each.items() if key not in shared] for name, each in flats.items()}
+    return same, {name: lines for name, lines in own.items() if lines}
+
+
+def read_regressions(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The worst regressed samples of every variant, as the run kept them beside its record; none if it kept none.
+
+    Raises:
+        VlmEdgeError: the file is not what a run writes.
+    """
+    file = folder / REGRESSIONS_NAME
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise VlmEdgeError(f"{file}: not JSON: {error}", "run the recipe again, or remove the file") from error
+    if not isinstance(found, dict) or not all(isinstance(samples, list) for samples in found.values()):
+        raise VlmEdgeError(f"{file}: not a mapping of variants to samples", "run the recipe again, or remove the file")
+    return found
