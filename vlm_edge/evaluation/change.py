@@ -11,11 +11,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import ValidationError
 
 from vlm_edge.core.artifact import digest_folder
 from vlm_edge.core.gate import Change
@@ -154,11 +153,14 @@ def _outcomes(side: Side) -> tuple[str, Outcomes | None]:
         return side.variant.unmeasured or f"{side.folder} kept no outcomes of {side.variant.name}", None
     file = side.folder / side.variant.outcomes
     try:
-        return "", Outcomes.from_json(json.loads(gzip.decompress(file.read_bytes())))
+        found = Outcomes.from_json(json.loads(gzip.decompress(file.read_bytes())))
     except FileNotFoundError:
         return f"{file} is not there: keep the whole folder of a run, not run.json alone", None
-    except (OSError, EOFError, ValueError, ValidationError) as error:  # ValueError: not JSON, not UTF-8
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: not JSON, not UTF-8, no outcomes
         raise VlmEdgeError(f"{file}: damaged: {str(error).splitlines()[0]}", "run the recipe again") from error
+    if found.engine != side.engine:
+        raise VlmEdgeError(f"{file}: of another engine than the record's", "run the recipe again")
+    return "", found
 
 
 def _slowdown(before: Side, after: Side, percentile: str) -> Change:
