@@ -30,6 +30,14 @@ def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BlipForConditionalGeneration folder: 32x32 images, width 32, 4 heads, 2 layers. Do not write into it."""
+    from vlm_edge.zoo.create import create
+
+    return create("blip-captioning", "tiny", tmp_path_factory.mktemp("tiny-captioner"), seed=1)
+
+
+@pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIPModel folder: 32x32 images, width 32, 4 heads, 2 layers. Do not write into it."""
     from vlm_edge.zoo.create import create
@@ -41,6 +49,12 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_blip_graphs(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """``tiny_blip`` through the export stage. Do not write into it."""
     return export(tiny_blip, tmp_path_factory.mktemp("tiny-blip-graphs"))
+
+
+@pytest.fixture(scope="session")
+def tiny_captioner_graphs(tiny_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """``tiny_captioner`` through the export stage. Do not write into it."""
+    return export(tiny_captioner, tmp_path_factory.mktemp("tiny-captioner-graphs"))
 
 
 @pytest.fixture(scope="session")

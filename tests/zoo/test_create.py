@@ -17,7 +17,7 @@ from vlm_edge.zoo import MODELS, SIZES, STUDENT_WEIGHTS, ZOO
 from vlm_edge.zoo.create import create
 
 
-@pytest.mark.parametrize("name", ["blip-vqa", "clip"])
+@pytest.mark.parametrize("name", ["blip-vqa", "blip-captioning", "clip"])
 def test_the_same_seed_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
     first, second, other = (create(name, "tiny", tmp_path / str(i), seed) for i, seed in enumerate((7, 7, 8)))
@@ -25,10 +25,14 @@ def test_the_same_seed_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     assert digest_folder(first) == digest_folder(second) != digest_folder(other)
 
 
-@pytest.mark.parametrize("name", ["blip-vqa", "clip"])
+@pytest.mark.parametrize("name", ["blip-vqa", "blip-captioning", "clip"])
 def test_transformers_reads_every_part(name: str, tmp_path: Path) -> None:
     folder = create(name, "tiny", tmp_path / "model")
-    architecture = {"blip-vqa": transformers.BlipForQuestionAnswering, "clip": transformers.CLIPModel}[name]
+    architecture = {
+        "blip-vqa": transformers.BlipForQuestionAnswering,
+        "blip-captioning": transformers.BlipForConditionalGeneration,
+        "clip": transformers.CLIPModel,
+    }[name]
     _, report = architecture.from_pretrained(folder, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

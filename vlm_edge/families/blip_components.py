@@ -8,6 +8,7 @@ Linears, whose shapes pruning may have changed; masks are added as transformers 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -91,10 +92,13 @@ class Decoder(nn.Module):
         self.head = model.text_decoder.cls
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        return self.decode(input_ids, additive_mask(visible_tokens(attention_mask)), caches)
+
+    def decode(self, input_ids: Tensor, cross_mask: Tensor | None, caches: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """As ``forward``, with what is added to the scores of cross-attention; nothing, where it sees everything."""
         count = 2 * len(self.layers)
         crosses, pasts = caches[:count], caches[count:]
         new, past = input_ids.shape[1], pasts[0].shape[2]
-        question_mask = additive_mask(visible_tokens(attention_mask))
         self_mask = additive_mask(visible_past(new, past, input_ids.device))
         hidden = self.embeddings(input_ids=input_ids, past_key_values_length=past)
         presents: list[Tensor] = []
@@ -105,16 +109,17 @@ class Decoder(nn.Module):
             presents += [key, value]
             hidden = attend(layer.attention, hidden, key, value, self_mask)
             key, value = crosses[2 * index], crosses[2 * index + 1]
-            hidden = attend(layer.crossattention, hidden, key, value, question_mask)
+            hidden = attend(layer.crossattention, hidden, key, value, cross_mask)
             hidden = layer.feed_forward_chunk(hidden)
         return (self.head(hidden), *presents)
 
 
-def _cache_names(prefix: str, layers: int) -> list[str]:
+def cache_names(prefix: str, layers: int) -> list[str]:
+    """``PREFIX.{layer}.key`` and ``.value``, layer by layer."""
     return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-def _cache_shapes(attentions: list[Any]) -> list[tuple[int, int]]:
+def cache_shapes(attentions: list[Any]) -> list[tuple[int, int]]:
     """(heads, head_dim) of every layer's key and value."""
     sizes = [(module.self.num_attention_heads, module.self.attention_head_size) for module in attentions]
     return [size for size in sizes for _ in ("key", "value")]
@@ -145,7 +150,7 @@ def text_encoder_export(model: Any, image_tokens: int, image_hidden: int) -> Com
     generator = torch.Generator().manual_seed(1)
     input_ids, attention_mask = _question(model, generator, QUESTION_TOKENS)
     layers = model.text_decoder.bert.encoder.layer
-    shapes = _cache_shapes([layer.crossattention for layer in layers])
+    shapes = cache_shapes([layer.crossattention for layer in layers])
     return ComponentExport(
         module=TextEncoder(model).eval(),
         example={
@@ -160,7 +165,7 @@ def text_encoder_export(model: Any, image_tokens: int, image_hidden: int) -> Com
         },
         output_shapes={
             name: ("batch", heads, "question_tokens", head_dim)
-            for name, (heads, head_dim) in zip(_cache_names("cross_key_values", len(layers)), shapes, strict=True)
+            for name, (heads, head_dim) in zip(cache_names("cross_key_values", len(layers)), shapes, strict=True)
         },
     )
 
@@ -168,10 +173,10 @@ def text_encoder_export(model: Any, image_tokens: int, image_hidden: int) -> Com
 def decoder_export(model: Any) -> ComponentExport:
     generator = torch.Generator().manual_seed(2)
     layers = model.text_decoder.bert.encoder.layer
-    cross_shapes = _cache_shapes([layer.crossattention for layer in layers])
-    self_shapes = _cache_shapes([layer.attention for layer in layers])
-    cross_names, past_names = (_cache_names(name, len(layers)) for name in ("cross_key_values", "past_key_values"))
-    present_names = _cache_names("present", len(layers))
+    cross_shapes = cache_shapes([layer.crossattention for layer in layers])
+    self_shapes = cache_shapes([layer.attention for layer in layers])
+    cross_names, past_names = (cache_names(name, len(layers)) for name in ("cross_key_values", "past_key_values"))
+    present_names = cache_names("present", len(layers))
     input_ids, _ = _question(model, generator, NEW)
     _, attention_mask = _question(model, generator, QUESTION_TOKENS)
     example = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
+from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.clip import Clip
 from vlm_edge.names import near
 
@@ -23,7 +24,7 @@ def _by_name(families: Iterable[Family]) -> dict[str, Family]:
     return named
 
 
-FAMILIES: dict[str, Family] = _by_name((BlipVqa(), Clip()))
+FAMILIES: dict[str, Family] = _by_name((BlipVqa(), BlipCaptioning(), Clip()))
 
 
 def family_for(architecture: str) -> Family:

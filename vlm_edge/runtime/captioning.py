@@ -49,7 +49,19 @@ class CaptioningPipeline:
         max_new_tokens: int | None = None,
     ) -> list[str]:
         """As :meth:`caption`, for many images that share a prompt, ``batch_size`` at a time."""
-        captions = []
+        rows = self.caption_ids(images, prompt, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        return [self.decode(row) for row in rows]
+
+    def caption_ids(
+        self,
+        images: Sequence[ImageSource],
+        prompt: str = "",
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int | None = None,
+    ) -> list[list[int]]:
+        """As :meth:`caption_batch`: the ids of each text, without the prompt and the end token."""
+        captions: list[list[int]] = []
         for part in batches(images, batch_size):
             pixel_values = preprocess(list(map(read_image, part)), self.manifest.image)
             cross = self._vision.infer({"pixel_values": pixel_values})
@@ -57,9 +69,12 @@ class CaptioningPipeline:
             if prompt:
                 prompt_ids, _ = self._text.encode([prompt], special_tokens=False)
                 start = np.concatenate([start, prompt_ids.repeat(len(part), axis=0)], axis=1)
-            rows = self._decoder.decode(cross, len(part), prompt=start, max_new_tokens=max_new_tokens)
-            captions += [self._text.decode(row) for row in rows]
+            captions += self._decoder.decode(cross, len(part), prompt=start, max_new_tokens=max_new_tokens)
         return captions
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids of a text -> the text."""
+        return self._text.decode(ids)
 
     def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
         """One query of a task, end to end: :meth:`caption`, begun as the task's first prompt says."""

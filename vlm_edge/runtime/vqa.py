@@ -34,7 +34,7 @@ class VqaPipeline:
         """
         pixel_values = preprocess([read_image(image)], self.manifest.image)
         features = self._vision.infer({"pixel_values": pixel_values})["image_features"]
-        return self._answer(features, [question], self._generation.max_new_tokens)[0]
+        return self.decode(self._answer_ids(features, [question], self._generation.max_new_tokens)[0])
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> features (images, tokens, hidden) float32, ``batch_size`` at a time."""
@@ -58,7 +58,15 @@ class VqaPipeline:
     def answer_batch(
         self, features: Array, questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int | None = None
     ) -> list[str]:
-        """Questions, each about its own row of ``features`` (questions, tokens, hidden).
+        """The texts of :meth:`answer_ids`."""
+        rows = self.answer_ids(features, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        return [self.decode(row) for row in rows]
+
+    def answer_ids(
+        self, features: Array, questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int | None = None
+    ) -> list[list[int]]:
+        """Questions, each about its own row of ``features`` (questions, tokens, hidden) -> the ids of each answer,
+        without the end token.
 
         Questions of different lengths are padded and masked. A graph with dynamic quantization takes its activation
         ranges over the whole batch; for every other graph the answers don't depend on ``batch_size``.
@@ -69,16 +77,19 @@ class VqaPipeline:
                 "give one row for each question",
             )
         limit = max_new_tokens or self._generation.max_new_tokens
-        answers: list[str] = []
+        answers: list[list[int]] = []
         for start in range(0, len(questions), batch_size):
             part = slice(start, start + batch_size)
-            answers += self._answer(features[part], questions[part], limit)
+            answers += self._answer_ids(features[part], questions[part], limit)
         return answers
 
-    def _answer(self, features: Array, questions: Sequence[str], max_new_tokens: int) -> list[str]:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids of an answer -> its text."""
+        return self._text.decode(ids)
+
+    def _answer_ids(self, features: Array, questions: Sequence[str], max_new_tokens: int) -> list[list[int]]:
         input_ids, attention_mask = self._text.encode(questions)
         cross = self._text_encoder.infer(
             {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features}
         )
-        rows = self._decoder.decode(cross, len(questions), attention_mask=attention_mask, max_new_tokens=max_new_tokens)
-        return [self._text.decode(row) for row in rows]
+        return self._decoder.decode(cross, len(questions), attention_mask=attention_mask, max_new_tokens=max_new_tokens)

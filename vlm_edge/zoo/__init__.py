@@ -45,6 +45,7 @@ STUDENT_WEIGHTS: dict[str, ZooEntry] = _by_name(
 
 SIZES: dict[str, tuple[str, ...]] = {
     "blip-vqa": ("tiny", "small", "base"),
+    "blip-captioning": ("tiny", "base"),
     "blip-mobilevit": ("mobilevit-xxs", "mobilevit-xs", "mobilevit-s"),
     "clip": ("tiny", "vit-b-32", "vit-b-16", "vit-l-14"),
 }

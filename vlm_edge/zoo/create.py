@@ -1,8 +1,8 @@
 """Checkpoints of real architectures at real sizes with seeded random weights, for speed and parity work.
 
-Sizes are those of the published models: Salesforce/blip-vqa-base, openai/clip-vit-base-patch32, -patch16 and
--large-patch14; ``small`` is the reference model's, ``tiny`` is for tests. ``blip-mobilevit`` is the reference's text
-part behind a MobileViT student that sees 256 x 256 pixels.
+Sizes are those of the published models: Salesforce/blip-vqa-base, Salesforce/blip-image-captioning-base,
+openai/clip-vit-base-patch32, -patch16 and -large-patch14; ``small`` is the reference model's, ``tiny`` is for tests.
+``blip-mobilevit`` is the reference's text part behind a MobileViT student that sees 256 x 256 pixels.
 
 Weights are drawn with variance 1 / fan_in (2 / fan_in for convolutions; He et al. 2015, arXiv:1502.01852), so that
 activations neither fade into denormals, which are slow, nor explode.
@@ -62,12 +62,15 @@ class Size:
 
 
 BASE = Tower(768, 12, 12, 3072)
+BLIP_TINY = Size(32, 8, Tower(32, 2, 4, 64), Tower(32, 2, 4, 64), 128, 24)
+BLIP_BASE = Size(384, 16, BASE, BASE, 30524, 512, 512)
 _SIZES: dict[str, dict[str, Size]] = {
     "blip-vqa": {
-        "tiny": Size(32, 8, Tower(32, 2, 4, 64), Tower(32, 2, 4, 64), 128, 24),
+        "tiny": BLIP_TINY,
         "small": Size(64, 4, Tower(160, 8, 5, 1280), Tower(160, 2, 10, 256), 128, 32, 64),
-        "base": Size(384, 16, BASE, BASE, 30524, 512, 512),
+        "base": BLIP_BASE,
     },
+    "blip-captioning": {"tiny": BLIP_TINY, "base": BLIP_BASE},
     "blip-mobilevit": {
         f"mobilevit-{width}": Size(256, 16, Tower(160, 0, 5, 1280), Tower(160, 2, 10, 256), 128, 32, 64)
         for width in ("xxs", "xs", "s")
@@ -93,8 +96,8 @@ def create(name: str, size: str, out: Path, seed: int = 0) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise VlmEdgeError(f"{out}: exists and is not an empty folder", "give a new folder")
     sizes = _SIZES[name][size]
-    family = FAMILIES["clip" if name == "clip" else "blip-vqa"]
-    config = _clip_config(sizes) if name == "clip" else _blip_config(sizes)
+    family = FAMILIES["blip-vqa" if name == "blip-mobilevit" else name]
+    config = _clip_config(sizes) if name == "clip" else _blip_config(sizes, family.architectures[0])
     with torch.random.fork_rng(devices=[]):
         model = family.build(config).float()
         surgery = _student(size, sizes.image) if name == "blip-mobilevit" else []
@@ -142,10 +145,10 @@ def _distribution(module: nn.Module, name: str, parameter: nn.Parameter) -> tupl
     return 0.0, math.sqrt(1 / parameter.shape[-1])
 
 
-def _blip_config(sizes: Size) -> dict[str, Any]:
+def _blip_config(sizes: Size, architecture: str) -> dict[str, Any]:
     ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     return {
-        "architectures": ["BlipForQuestionAnswering"],
+        "architectures": [architecture],
         "model_type": "blip",
         "dtype": "float32",
         "projection_dim": sizes.projection,
