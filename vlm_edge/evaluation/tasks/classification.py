@@ -32,7 +32,8 @@ def embed_every_image(
 def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> Rows:
     """Rank the classes for every image by the cosine of the two embeddings; of equal classes, the earlier goes first.
 
-    A class's embedding is the mean over its prompts. ``top5`` is given when there are more than five classes.
+    A class's embedding is the mean over its prompts. ``top5`` is given when there are more than five classes. Where a
+    broken engine gives no finite numbers, no class is right.
     """
     classes = pipeline.label_embeddings(dataset.labels, dataset.prompts)
     embedded, row_of, unreadable = embed_every_image(pipeline, dataset, progress)
@@ -40,8 +41,10 @@ def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> 
     rows = [row_of[sample.image] for sample in samples]
     position = {label: index for index, label in enumerate(dataset.labels)}
     right = np.array([position[sample.answers[0]] for sample in samples])
-    ranking = np.argsort(-(embedded @ classes.T), axis=1, kind="stable")[rows]
+    similar = (embedded @ classes.T)[rows]
+    ranking = np.argsort(-similar, axis=1, kind="stable")
     places = (ranking == right[:, None]).argmax(axis=1)
+    places[~np.isfinite(similar).all(axis=1)] = len(dataset.labels)
     scores = {"accuracy": (places == 0).astype(float).tolist()}
     if len(dataset.labels) > TOP:
         scores[f"top{TOP}"] = (places < TOP).astype(float).tolist()

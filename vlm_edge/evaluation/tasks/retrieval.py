@@ -1,0 +1,122 @@
+"""Retrieval in both directions by a dual encoder: is something right among the first k?
+
+The protocol of Karpathy and Fei-Fei (CVPR 2015, arXiv:1412.2306, section 4.1): every image ranks all captions of the
+split, every caption all images. An image has found when any of its captions is among the first k; a caption, when its
+image is. Two additions for what the protocol leaves open: a caption that several images have is right for all of them,
+and the best right one ranks after every wrong one of the same similarity, so that an encoder that makes everything
+alike finds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.core.stage import Progress
+from vlm_edge.data.dataset import Dataset, Sample
+from vlm_edge.engines.base import Array
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.embeddings import Embeddings, Matrix
+from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, readable_samples
+from vlm_edge.evaluation.tasks.classification import embed_every_image
+from vlm_edge.runtime import DualEncoderPipeline
+
+CUTOFFS = (1, 5, 10)
+QUERIES_AT_ONCE = 512
+
+
+def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> Rows:
+    """Rank all captions for every image and all images for every caption, by cosine.
+
+    A sample is an image with its captions. Its score from text to image is the share of its captions that find it, so
+    with as many captions to every image the mean is the recall over captions. ``accuracy`` is the mean of R@1 in both
+    directions. Images that share a caption share its luck, and are one group. An image's prediction is the caption
+    that it ranks first.
+
+    Raises:
+        VlmEdgeError: there are fewer than two images or two captions.
+    """
+    embedded, row_of, unreadable = embed_every_image(pipeline, dataset, progress)
+    samples = readable_samples(dataset, unreadable)
+    captions = list(dict.fromkeys(caption for sample in samples for caption in sample.answers))
+    if len(samples) < 2 or len(captions) < 2:
+        raise VlmEdgeError(
+            f"{dataset.name}: {len(samples)} images and {len(captions)} captions leave nothing to rank",
+            "give at least two images with different captions",
+        )
+    images = embedded[[row_of[sample.image] for sample in samples]]
+    texts = pipeline.embed_texts(captions)
+    position = {caption: row for row, caption in enumerate(captions)}
+    owned = [[position[caption] for caption in sample.answers] for sample in samples]
+    owners: list[list[int]] = [[] for _ in captions]
+    for row, own in enumerate(owned):
+        for caption in own:
+            owners[caption].append(row)
+    image_ranks, first = ranks(images, texts, owned)
+    text_ranks, _ = ranks(texts, images, owners)
+    scores: dict[str, Sequence[float]] = {"accuracy": []}
+    for cutoff in CUTOFFS:
+        scores[f"recall_at_{cutoff}[image-to-text]"] = (image_ranks < cutoff).astype(float).tolist()
+        found = (text_ranks < cutoff).astype(float)
+        scores[f"recall_at_{cutoff}[text-to-image]"] = [float(found[own].mean()) for own in owned]
+    both = zip(scores["recall_at_1[image-to-text]"], scores["recall_at_1[text-to-image]"], strict=True)
+    scores["accuracy"] = [(image + text) / 2 for image, text in both]
+    return Rows(
+        samples=samples,
+        scores=scores,
+        predictions=[captions[row] for row in first],
+        unreadable=unreadable,
+        groups=sharing_captions(samples),
+        embeddings=Embeddings(
+            image=Matrix.of(images),
+            text=Matrix.of(texts),
+            image_rows=tuple(range(len(samples))),
+            text_rows=tuple(map(tuple, owned)),
+        ),
+    )
+
+
+def ranks(
+    queries: Array, gallery: Array, right: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of queries (q, dim) in a gallery (g, dim), both of length 1: (q,) and (q,).
+
+    The first is the rank (0 is the best) of the best of each query's ``right`` rows: how many wrong rows are at least
+    as similar (or no number, as a broken engine gives). The second is the row that is the most similar, of equal ones the earliest.
+    """
+    rank, first = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        part = slice(start, start + QUERIES_AT_ONCE)
+        similar = queries[part] @ gallery.T
+        first[part] = similar.argmax(axis=1)
+        for row, own in enumerate(right[part]):
+            ahead = ~(similar[row] < similar[row, own].max())  # what is not finite goes ahead of what is right
+            rank[start + row] = np.count_nonzero(ahead) - np.count_nonzero(ahead[own])
+    return rank, first
+
+
+def sharing_captions(samples: Sequence[Sample]) -> list[str]:
+    """Each sample's group: the id of the first sample that it is joined to by captions in common, or its own."""
+    parent = list(range(len(samples)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    first_with: dict[str, int] = {}
+    for row, sample in enumerate(samples):
+        for caption in sample.answers:
+            earlier, own = root(first_with.setdefault(caption, row)), root(row)
+            parent[max(earlier, own)] = min(earlier, own)
+    return [samples[root(row)].id for row in range(len(samples))]
+
+
+RETRIEVAL = TaskEvaluation(
+    kind="retrieval",
+    primary="mean R@1 of both directions",
+    pipelines=(DualEncoderPipeline,),
+    run=run,
+)
