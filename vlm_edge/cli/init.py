@@ -100,7 +100,8 @@ def init(
 
 def _describe(model: str) -> tuple[str, str, tuple[str, ...]]:
     """Architecture, pipeline and task kinds of a model, from its config.json."""
-    from vlm_edge.families.checkpoint import find_family, read_config
+    from vlm_edge.families.checkpoint import find_family
+    from vlm_edge.families.config import read_config
     from vlm_edge.families.sources import resolve_model
 
     folder = resolve_model(model)

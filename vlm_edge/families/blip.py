@@ -22,6 +22,7 @@ from vlm_edge.data.dataset import Sample
 from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family, TrainingBatch
 from vlm_edge.families.blip_components import decoder_export, text_encoder_export, vision_encoder_export
 from vlm_edge.families.blip_training import answer_logits
+from vlm_edge.families.config import read_config
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
@@ -134,6 +135,6 @@ class BlipVqa(Family):
     @staticmethod
     def _text_config(checkpoint: Path) -> dict[str, Any]:
         """``text_config`` with its defaults filled in."""
-        config = BlipConfig.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+        config = BlipConfig.from_dict(read_config(checkpoint))
         values: dict[str, Any] = config.text_config.to_dict()
         return values

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families import open_clip
 from vlm_edge.families.base import Family
+from vlm_edge.families.config import CONFIG_NAME, read_config
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
 from vlm_edge.families.table import family_for
 from vlm_edge.families.weights import WEIGHTS_NAME, load_weights, read_weights, tied_aliases
 
-CONFIG_NAME = "config.json"
 KEPT_FILES = (
     "generation_config.json",
     "preprocessor_config.json",
@@ -30,6 +31,7 @@ KEPT_FILES = (
     "merges.txt",
     "*.model",
     "chat_template*",
+    open_clip.CONFIG_NAME,
     "LICENSE*",
     "NOTICE*",
 )
@@ -44,42 +46,6 @@ class LoadedCheckpoint:
     family: Family
     folder: Path
     surgery: tuple[dict[str, Any], ...] = ()
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """One JSON object from a file.
-
-    Raises:
-        VlmEdgeError: the file can't be read, holds no JSON, or no object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise VlmEdgeError(f"{path}: can't be read: {error.strerror}", "check the file's permissions") from error
-    except ValueError as error:
-        raise VlmEdgeError(f"{path}: not valid JSON: {error}", "copy the file from its source again") from error
-    if not isinstance(value, dict):
-        raise VlmEdgeError(f"{path}: must hold a JSON object, got {type(value).__name__}", "copy it from its source")
-    return value
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint folder.
-
-    Raises:
-        VlmEdgeError: the folder or the file is missing, or the file is no JSON object.
-    """
-    if not folder.is_dir():
-        state = "is a file, not a folder" if folder.exists() else "no such folder"
-        raise VlmEdgeError(
-            f"{folder}: {state}", "give a Hugging Face model folder: config.json, *.safetensors, tokenizer"
-        )
-    if not (folder / CONFIG_NAME).is_file():
-        raise VlmEdgeError(
-            f"{folder}: no {CONFIG_NAME}, so this is no Hugging Face model folder",
-            "give the folder that save_pretrained wrote",
-        )
-    return read_json_object(folder / CONFIG_NAME)
 
 
 def find_family(folder: Path, config: Mapping[str, Any]) -> Family:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families import open_clip
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
 from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
+from vlm_edge.families.config import read_config, read_json_object
+from vlm_edge.families.processors import encode_texts, image_processing_of, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 BATCH, TOKENS = 2, 7
@@ -75,17 +76,26 @@ class Clip(Family):
     model_class: Any = CLIPModel
     image_processor_class: Any = CLIPImageProcessorPil
     attention_class: Any = CLIPAttention
+    vision_encoder_class: type[nn.Module] = VisionEncoder
     text_encoder_class: type[nn.Module] = TextEncoder
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         model: nn.Module = self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
         return model
 
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return open_clip.rename(state) if open_clip.is_open_clip(state) else state
+
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
+        """The checkpoint's; of an open_clip folder without a processor's settings, what open_clip does."""
+        settings = checkpoint / open_clip.CONFIG_NAME
+        if settings.is_file() and not (checkpoint / "preprocessor_config.json").is_file():
+            processor = open_clip.image_processor(read_json_object(settings), read_config(checkpoint))
+            return image_processing_of(self.image_processor_class(**processor), checkpoint)
         return read_image_processing(checkpoint, self.image_processor_class)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
-        config = self.config_class.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+        config = self.config_class.from_dict(read_config(checkpoint))
         return read_text_processing(checkpoint, config.text_config.max_position_embeddings)
 
     def logit_scale(self, model: nn.Module) -> float | None:
@@ -95,21 +105,23 @@ class Clip(Family):
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         clip: Any = model
         generator = torch.Generator().manual_seed(0)
-        dim = clip.projection_dim
         vocabulary = clip.config.text_config.vocab_size
         input_ids = torch.randint(0, vocabulary, (BATCH, TOKENS), generator=generator)
         attention_mask = torch.ones_like(input_ids)
         attention_mask[-1, -2:] = 0
         tokens = {0: "texts", 1: "tokens"}
+        text_encoder = self.text_encoder_class(clip).eval()
+        with torch.no_grad():
+            dim = text_encoder(input_ids, attention_mask)[0].shape[1]
         return {
             "vision_encoder": ComponentExport(
-                module=VisionEncoder(clip).eval(),
+                module=self.vision_encoder_class(clip).eval(),
                 example={"pixel_values": torch.randn((BATCH, 3, image.height, image.width), generator=generator)},
                 dynamic={"pixel_values": {0: "images"}},
                 output_shapes={"image_embeds": ("images", dim)},
             ),
             "text_encoder": ComponentExport(
-                module=self.text_encoder_class(clip).eval(),
+                module=text_encoder,
                 example={"input_ids": input_ids, "attention_mask": attention_mask},
                 dynamic={"input_ids": tokens, "attention_mask": tokens},
                 output_shapes={"text_embeds": ("texts", dim)},
@@ -143,7 +155,7 @@ class Clip(Family):
 
     def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         """image_embeds (images, dim), L2-normalised."""
-        (image_embeds,) = VisionEncoder(model)(pixel_values)
+        (image_embeds,) = self.vision_encoder_class(model)(pixel_values)
         embeds: Tensor = image_embeds
         return embeds
 

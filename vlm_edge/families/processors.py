@@ -6,23 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.images import preprocess
 from vlm_edge.processing.manifest import ImageProcessing, TextProcessing
+from vlm_edge.processing.text import TextEncoder
 
 TOKENIZER_NAME = "tokenizer.json"
+_PROBES = ("a photo of a cat.", "What's in the picture, 3 DOGS?", "na\u00efve \u2014 \u4e2d")
+"""Texts on which the tokenizer of the device is held to transformers'."""
+_PROBE_SIZES = ((37, 61), (90, 40))
+"""Heights and widths of images on which preprocessing is held to transformers'."""
 
 
 def read_image_processing(checkpoint: Path, processor_class: Any) -> ImageProcessing:
     """What ``processor_class`` (a PIL image processor of transformers) does with the settings in ``checkpoint``.
 
     Raises:
-        VlmEdgeError: the settings are missing, or ask for something that the manifest can't say.
+        VlmEdgeError: the settings are missing, or :func:`image_processing_of` refuses them.
     """
     try:
         processor = processor_class.from_pretrained(checkpoint, local_files_only=True)
@@ -31,6 +36,15 @@ def read_image_processing(checkpoint: Path, processor_class: Any) -> ImageProces
             f"{checkpoint}: no usable image processor (preprocessor_config.json or processor_config.json)",
             "copy preprocessor_config.json from the model's page into the folder",
         ) from error
+    return image_processing_of(processor, checkpoint)
+
+
+def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
+    """What one PIL image processor of transformers does; ``checkpoint`` is named in errors.
+
+    Raises:
+        VlmEdgeError: it does something that the manifest can't say.
+    """
     crop = bool(processor.do_center_crop)
     size, crop_size = processor.size or {}, processor.crop_size or {}
     final = crop_size if crop else size
@@ -46,7 +60,7 @@ def read_image_processing(checkpoint: Path, processor_class: Any) -> ImageProces
             "set size (and crop_size) in preprocessor_config.json",
         )
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return ImageProcessing(
+    spec = ImageProcessing(
         height=height,
         width=width,
         shortest_edge=shortest_edge,
@@ -56,10 +70,28 @@ def read_image_processing(checkpoint: Path, processor_class: Any) -> ImageProces
         mean=tuple(mean),
         std=tuple(std),
     )
+    _check_images(checkpoint, processor, spec)
+    return spec
 
 
-def read_text_processing(checkpoint: Path, max_positions: int) -> TextProcessing:
+def _check_images(checkpoint: Path, processor: Any, spec: ImageProcessing) -> None:
+    """Hold ``spec`` to the processor itself, so that a setting that the manifest can't say is told, not lost."""
+    generator = np.random.default_rng(0)
+    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _PROBE_SIZES]
+    expected = processor(images=images, return_tensors="np")["pixel_values"]
+    actual = preprocess(images, spec)
+    step = spec.rescale_factor / min(spec.std)
+    if expected.shape != actual.shape or np.abs(expected - actual).max() > step:
+        raise VlmEdgeError(
+            f"{checkpoint}: {type(processor).__name__} does something with images that the manifest can't say",
+            "compare preprocessor_config.json with that of a model of this architecture",
+        )
+
+
+def read_text_processing(checkpoint: Path, max_positions: int, *, fixed_length: bool = False) -> TextProcessing:
     """The tokenizer of ``checkpoint``; texts end at ``max_positions`` or the tokenizer's own limit.
+
+    ``fixed_length``: every text is padded to that limit, and padding is masked only if the tokenizer gives a mask.
 
     Raises:
         VlmEdgeError: tokenizer.json is missing or unreadable, or there is no padding token.
@@ -79,24 +111,39 @@ def read_text_processing(checkpoint: Path, max_positions: int) -> TextProcessing
         raise VlmEdgeError(
             f"{checkpoint}: the tokenizer has no padding token", "set pad_token in tokenizer_config.json"
         )
-    return TextProcessing(
+    max_length = min(tokenizer.model_max_length, max_positions)
+    spec = TextProcessing(
         tokenizer=TOKENIZER_NAME,
         pad_token_id=tokenizer.pad_token_id,
-        max_length=min(tokenizer.model_max_length, max_positions),
+        max_length=max_length,
+        pad_to=max_length if fixed_length else None,
+        padding_side=tokenizer.padding_side if fixed_length else "right",
+        mask_padding=not fixed_length or "attention_mask" in tokenizer.model_input_names,
     )
+    _check_texts(checkpoint, tokenizer, spec)
+    return spec
+
+
+def _check_texts(checkpoint: Path, tokenizer: Any, spec: TextProcessing) -> None:
+    """Hold tokenizer.json to the tokenizer that transformers makes of the folder, token for token."""
+    encoder = TextEncoder(checkpoint, spec.model_copy(update={"pad_to": None}))
+    for text in _PROBES:
+        expected = tokenizer(text, truncation=True, max_length=spec.max_length)["input_ids"]
+        actual = encoder.encode([text])[0][0].tolist()
+        if actual != expected:
+            raise VlmEdgeError(
+                f"{checkpoint}: {TOKENIZER_NAME} gives {text!r} other tokens ({actual}) than transformers' "
+                f"{type(tokenizer).__name__} does ({expected})",
+                "write it anew with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+            )
 
 
 def encode_texts(
     checkpoint: Path, spec: TextProcessing, texts: Sequence[str], *, special_tokens: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Tokenize for training: input_ids and attention_mask (texts, tokens) int64, padded on the right to the longest.
+    """Tokenize for training, as on the device: input_ids and attention_mask (texts, tokens) int64.
 
-    The same tokenizer.json as on the device; ``special_tokens=False`` leaves out what it would put around a text.
+    ``special_tokens=False`` leaves out what the tokenizer would put around a text.
     """
-    tokenizer = Tokenizer.from_file(str(checkpoint / spec.tokenizer))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(spec.max_length)
-    encoded = [torch.tensor(row.ids) for row in tokenizer.encode_batch(list(texts), add_special_tokens=special_tokens)]
-    input_ids = pad_sequence(encoded, batch_first=True, padding_value=spec.pad_token_id)
-    attention_mask = pad_sequence([torch.ones_like(row) for row in encoded], batch_first=True)
-    return input_ids.to(torch.int64), attention_mask.to(torch.int64)
+    input_ids, attention_mask = TextEncoder(checkpoint, spec).encode(texts, special_tokens=special_tokens)
+    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)

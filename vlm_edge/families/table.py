@@ -9,6 +9,7 @@ from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
 from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.clip import Clip
+from vlm_edge.families.siglip import Siglip
 from vlm_edge.names import near
 
 
@@ -24,7 +25,14 @@ def _by_name(families: Iterable[Family]) -> dict[str, Family]:
     return named
 
 
-FAMILIES: dict[str, Family] = _by_name((BlipVqa(), BlipCaptioning(), Clip()))
+FAMILIES: dict[str, Family] = _by_name(
+    (
+        BlipVqa(),
+        BlipCaptioning(),
+        Clip(),
+        Siglip(),
+    )
+)
 
 
 def family_for(architecture: str) -> Family:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vlm_edge.errors import VlmEdgeError
 
 WEIGHTS_NAME = "model.safetensors"
+OTHER_WEIGHTS_NAMES = ("open_clip_model.safetensors",)
 INDEX_NAME = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NEVER_SAVED = "position_ids"
@@ -40,8 +41,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_NAME).is_file():
-        return [folder / WEIGHTS_NAME]
+    for name in (WEIGHTS_NAME, *OTHER_WEIGHTS_NAMES):
+        if (folder / name).is_file():
+            return [folder / name]
     index = folder / INDEX_NAME
     if index.is_file():
         try:

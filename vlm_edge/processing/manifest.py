@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm_edge.errors import VlmEdgeError
 
 MANIFEST_NAME = "manifest.json"
-PipelineKind = Literal["vqa", "captioning", "dual_encoder", "embedding"]
+PipelineKind = Literal["vqa", "captioning", "generate", "dual_encoder", "embedding"]
 """What a pipeline does with its components; ``vlm_edge.runtime.pipeline`` has the class of each."""
 FORMAT: Literal[1] = 1
 
@@ -43,12 +43,42 @@ class Component(_Frozen):
     threads: int | None = Field(default=None, ge=1)
 
 
+class AnyResTiles(_Frozen):
+    """LLaVA-NeXT: the image scaled into the best of ``resolutions`` (height, width), padded with black and cut into
+    tiles, after one tile that shows all of it. ``grid`` is the number of patches along a tile's side."""
+
+    kind: Literal["anyres"] = "anyres"
+    resolutions: tuple[tuple[int, int], ...]
+    grid: int
+
+
+class SplitTiles(_Frozen):
+    """Idefics3: the longest edge scaled to ``longest_edge``, both sides to multiples of a tile, cut into tiles, and
+    after them one tile that shows all of it. Without ``split`` there is only that one.
+
+    The texts stand for a tile (``{row}`` and ``{column}`` count from 1), the end of a row, the tile that shows all,
+    and an image of one tile; ``{image}`` is where a tile's image tokens go.
+    """
+
+    kind: Literal["split"] = "split"
+    longest_edge: int
+    split: bool = True
+    tile_text: str
+    row_end: str
+    whole_text: str
+    single_text: str
+
+
+Tiles = Annotated[AnyResTiles | SplitTiles, Field(discriminator="kind")]
+
+
 class ImageProcessing(_Frozen):
     """RGB image -> ``pixel_values`` (batch, 3, height, width) float32, as transformers' PIL image processors do.
 
     Order: resize (PIL filter number in ``resample``), centre crop, rescale by ``rescale_factor``, (x - mean) / std.
     With ``shortest_edge`` the shorter side is resized to it keeping the aspect; else ``height`` x ``width`` exactly.
-    ``height`` and ``width`` are always the final size.
+    ``height`` and ``width`` are always the final size. With ``pad_to_square`` the image is first set in the middle of
+    a square of its mean colour. With ``tiles`` an image becomes several of that size.
     """
 
     height: int
@@ -59,18 +89,40 @@ class ImageProcessing(_Frozen):
     rescale_factor: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pad_to_square: bool = False
+    tiles: Tiles | None = None
 
 
 class TextProcessing(_Frozen):
     """Text -> ``input_ids`` and ``attention_mask`` (batch, tokens) int64, through ``tokenizer.json`` (tokenizers).
 
     ``pad_to``: always pad to this many tokens (fixed shapes are faster), or None to pad to the longest of a batch.
+    ``mask_padding``: False for models that read padding as text (SigLIP); ``attention_mask`` is then 1 everywhere.
     """
 
     tokenizer: str = "tokenizer.json"
     pad_token_id: int
     max_length: int
     pad_to: int | None = None
+    padding_side: Literal["right", "left"] = "right"
+    mask_padding: bool = True
+
+
+class Prompt(_Frozen):
+    """How a question about images becomes the text that a language model goes on from.
+
+    ``layouts[n]`` is the text for n images: the model's chat template for one turn, or what it was trained on.
+    ``{question}`` is where the question goes (without the spaces around it if ``strip_question``), and each
+    ``image_token`` stands for one image: for ``image_tokens`` tokens (of a tile, where there are tiles), whose
+    embeddings are the image's. ``special_tokens``: whether the tokenizer adds its own, such as the first.
+    """
+
+    layouts: tuple[str, ...] = Field(min_length=1)
+    image_token: str
+    image_token_id: int
+    image_tokens: int
+    strip_question: bool = False
+    special_tokens: bool = True
 
 
 class Generation(_Frozen):
@@ -78,14 +130,21 @@ class Generation(_Frozen):
 
     The decoder is one graph for prefill and step: ``input_ids`` (batch, new), ``past_key_values.{layer}.key|value``
     (batch, heads, past, head_dim) with past = 0 at the first call, and the cross-attention's cache
-    ``cross_key_values.{layer}.key|value`` that ``text_encoder`` puts out; it gives ``logits`` (batch, new, vocab) and
-    ``present.{layer}.key|value``.
+    ``cross_key_values.{layer}.key|value`` that ``text_encoder`` puts out; it gives ``logits`` (batch, new, vocab), or
+    those of the last token alone, and ``present.{layer}.key|value``. A ``generate`` pipeline starts from its prompt,
+    not from ``start_token_id``. ``other_eos_token_ids`` end an answer as ``eos_token_id`` does.
     """
 
     start_token_id: int
     eos_token_id: int
     pad_token_id: int
     max_new_tokens: int = Field(ge=1)
+    other_eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends an answer."""
+        return frozenset((self.eos_token_id, *self.other_eos_token_ids))
 
 
 class EngineInfo(_Frozen):
@@ -111,6 +170,7 @@ class PipelineManifest(_Frozen):
     components: dict[str, Component]
     image: ImageProcessing
     text: TextProcessing | None = None
+    prompt: Prompt | None = None
     generation: Generation | None = None
     labels: tuple[str, ...] | None = None
     logit_scale: float | None = None

@@ -17,7 +17,7 @@ Ids = NDArray[np.int64]
 
 
 class TextEncoder:
-    """Encodes as the model's transformers tokenizer does: special tokens added, cut at ``max_length``, padded right.
+    """Encodes as the model's transformers tokenizer does: special tokens added, cut at ``max_length``, padded.
 
     Args:
         folder: where ``spec.tokenizer`` lies.
@@ -57,10 +57,13 @@ class TextEncoder:
             raise VlmEdgeError(f"a text is no valid Unicode string: {list(texts)!r}", "give it as UTF-8") from error
         lengths = [len(row) for row in rows]
         tokens = self.spec.pad_to or max(lengths, default=0)
-        padding = self.spec.pad_token_id
-        input_ids = np.array([row + [padding] * (tokens - len(row)) for row in rows], np.int64)
-        attention_mask = np.arange(tokens) < np.array(lengths, np.int64).reshape(-1, 1)
-        return input_ids.reshape(len(rows), tokens), attention_mask.astype(np.int64)
+        input_ids = np.full((len(rows), tokens), self.spec.pad_token_id, np.int64)
+        attention_mask = np.full((len(rows), tokens), 0 if self.spec.mask_padding else 1, np.int64)
+        for index, row in enumerate(rows):
+            start = tokens - len(row) if self.spec.padding_side == "left" else 0
+            input_ids[index, start : start + len(row)] = row
+            attention_mask[index, start : start + len(row)] = 1
+        return input_ids, attention_mask
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text, special tokens left out, no space at either end."""
