@@ -27,6 +27,10 @@ from vlm_edge.evaluation.vqa_score import normalise_answer, vqa_score
         ("10:30", "10:30"),
         ("don't know", "dont know"),
         ("could've", "couldve"),
+        ("5 o’clock", "5 oclock"),
+        ("I'm, he's & y'all'd've", "im hes yalldve"),
+        ("let's", "let's"),
+        ("-", ""),
         ("", ""),
     ],
 )

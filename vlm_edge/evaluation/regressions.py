@@ -48,7 +48,7 @@ def regressions(baseline: Outcomes, candidate: Outcomes, dataset: Dataset, most:
             {
                 "id": sample.id,
                 "image": sample.image.name,
-                "text": sample.text,
+                "text": "" if dataset.kind == "retrieval" else sample.text,  # a caption is an answer there
                 "expected": _expected(sample.answers),
                 "baseline": baseline.predictions[row],
                 "candidate": candidate.predictions[other],

@@ -3,6 +3,9 @@
 Agrawal, Lu, Antol et al., VQA: Visual Question Answering (arXiv:1505.00468), section 4; https://visualqa.org/evaluation
 lists the normalisation: lower case, no periods but decimal ones, number words as digits, no articles, contractions
 with or without their apostrophe alike, other punctuation (but apostrophe and colon) as a space, no comma in a number.
+The challenge's own code (GT-Vision-Lab/VQA, vqaEval.py) departs from that list in corners: punctuation beside a space
+joins its neighbours, $, %, & and # stay, and answers that all annotators agree on are compared as they are. Here the
+list holds.
 """
 
 from __future__ import annotations
@@ -15,16 +18,32 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBERS)}}
 _NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _PERIOD = re.compile(r"(?<!\d)\.|\.(?!\d)")
-_CONTRACTION = re.compile(r"(?<=n)['’](?=t\b)|['’](?=ve\b)")
-_PUNCTUATION = re.compile(r"[^\w\s'’:.]|_")
+_CONTRACTION_WORDS = """
+aint arent cant couldve couldnt couldntve didnt doesnt dont hadnt hadntve hasnt havent hed hedve hes howd
+howll hows idve im ive isnt itd itdve itll maam mightnt mightntve mightve mustnt mustve neednt notve oclock
+oughtnt owsat shant shedve shouldve shouldnt shouldntve somebodyd somebodydve somebodyll somebodys someoned
+someonedve someonell someones somethingd somethingdve somethingll thats thered theredve therere theres theyd
+theydve theyll theyre theyve twas wasnt wedve weve werent whatll whatre whats whatve whens whered wheres
+whereve whod whodve wholl whos whove whyll whyre whys wont wouldve wouldnt wouldntve yall yallll yalldve youd
+youdve youll youre youve
+"""
+_CONTRACTIONS = frozenset(_CONTRACTION_WORDS.split())
+"""Those that the challenge's code knows, without their apostrophes."""
+_PUNCTUATION = re.compile(r"[^\w\s':.]|_")
 
 
 def normalise_answer(text: str) -> str:
     """The form in which two answers are compared."""
-    text = _NUMBER_COMMA.sub("", text.lower())
-    text = _PUNCTUATION.sub(" ", _PERIOD.sub("", _CONTRACTION.sub("", text)))
+    text = _NUMBER_COMMA.sub("", text.lower().replace("’", "'"))
+    text = _PUNCTUATION.sub(" ", _PERIOD.sub("", text))
     words = [_DIGITS.get(word, word) for word in text.split()]
-    return " ".join(word for word in words if word not in _ARTICLES)
+    return " ".join(_without_apostrophe(word) for word in words if word not in _ARTICLES)
+
+
+def _without_apostrophe(word: str) -> str:
+    """A contraction as it is written without; a possessive as it is."""
+    bare = word.replace("'", "")
+    return bare if bare in _CONTRACTIONS else word
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
