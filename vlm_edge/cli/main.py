@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "run": ("run", "run", "Run a recipe: compress, measure, judge against its budgets."),
         "gate": ("gate", "gate", "Judge a run again from its record, alone or against another."),
         "report": ("report", "report", "Show the record of a run."),
+        "compare": ("compare", "compare", "Show two or more runs side by side."),
     },
     "Single stages": {
         "export": ("stages", "export", "Export a model to one ONNX graph per component."),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, pass_settings, print_json, stdout_console
+from vlm_edge.cli.output import json_text, output_option, write_text
+from vlm_edge.cli.settings import Settings, pass_settings, stdout_console
 from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, read_record
 from vlm_edge.errors import VlmEdgeError
 
@@ -16,32 +17,58 @@ from vlm_edge.errors import VlmEdgeError
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["table", "markdown", "json"]),
+    type=click.Choice(["table", "markdown", "html", "json"]),
     default="table",
     show_default=True,
     help="How to print it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--html", "as_html", is_flag=True, help="Write one HTML file that opens offline, and print its path.")
+@output_option
 @pass_settings
-def report(settings: Settings, run: str, form: str, as_json: bool) -> None:
+def report(settings: Settings, run: str, form: str, as_json: bool, as_html: bool, output: Path | None) -> None:
     """Show the record of RUN: a name under the runs folder, a run's folder, or a run.json.
 
-    The exit code is 0 whatever the verdict: `vlm-edge run` is what judges.
+    With --html the page is written beside the record, as report.html, unless -o says where. The exit code is 0
+    whatever the verdict: `vlm-edge run` and `vlm-edge gate` are what judges.
     """
-    record = find_record(settings.runs, run)
-    if as_json or form == "json":
-        print_json(record.model_dump(mode="json"))
-    elif form == "markdown":
-        from vlm_edge.report.markdown import run_markdown
-
-        click.echo(run_markdown(record), nl=False)
+    place = find_run(settings.runs, run)
+    file = place / RECORD_NAME if place.is_dir() else place
+    record = read_record(file)
+    if as_html:
+        form, output = "html", output or file.with_name("report.html")
+    form = "json" if as_json else form
+    if form == "table":
+        if output is not None:
+            raise click.UsageError("-o needs --html, --json or --format markdown: the table is for a terminal")
+        _print_table(record)
     else:
-        from vlm_edge.report.table import run_summary, stages_table
+        write_text(_text(record, file, form), output)
 
-        console = stdout_console()
-        console.print(stages_table(record))
-        console.print()
-        console.print(run_summary(record, console), crop=False)
+
+def _text(record: RunRecord, file: Path, form: str) -> str:
+    """The record in one of the forms that a file may have."""
+    if form == "json":
+        return json_text(record.model_dump(mode="json"))
+    from vlm_edge.report.views import read_regressions
+
+    regressions = read_regressions(file.parent) if file.name == RECORD_NAME else {}
+    if form == "html":
+        from vlm_edge.report.html import run_html
+
+        return run_html(record, regressions)
+    from vlm_edge.report.markdown import run_markdown
+
+    return run_markdown(record, regressions)
+
+
+def _print_table(record: RunRecord) -> None:
+    from vlm_edge.report.table import run_summary, stages_table
+
+    console = stdout_console()
+    console.print(stages_table(record))
+    console.print()
+    console.print(run_summary(record, console), crop=False)
 
 
 def find_record(runs: Path, name: str) -> RunRecord:

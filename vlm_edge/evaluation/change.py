@@ -59,7 +59,7 @@ def change_between(before: Side, after: Side, percentiles: Sequence[str]) -> Cha
         _accuracy(before, after),
         *(_slowdown(before, after, each) for each in percentiles),
         _ratio("size_growth", "size_bytes", before, after, None),
-        _ratio("peak_rss_growth", "peak_rss_mb", before, after, _other_conditions(before, after)),
+        _ratio("peak_rss_growth", "peak_rss_mb", before, after, other_conditions(before, after)),
     ]
     return joined(parts)
 
@@ -129,7 +129,7 @@ def _accuracy(before: Side, after: Side) -> Change:
     metric = "accuracy_drop_pt"
     outcomes = []
     for side in (before, after):
-        reason, found = _outcomes(side)
+        reason, found = kept_outcomes(side)
         if found is None:
             return _missing(metric, reason)
         outcomes.append(found)
@@ -143,7 +143,7 @@ def _accuracy(before: Side, after: Side) -> Change:
     return Change(measurements=[each for each in measurements if each.metric == metric])
 
 
-def _outcomes(side: Side) -> tuple[str, Outcomes | None]:
+def kept_outcomes(side: Side) -> tuple[str, Outcomes | None]:
     """The outcomes that a run kept of its variant, or why there are none.
 
     Raises:
@@ -166,7 +166,7 @@ def _outcomes(side: Side) -> tuple[str, Outcomes | None]:
 def _slowdown(before: Side, after: Side, percentile: str) -> Change:
     """The earlier speed-up over the later one; both are over the same baseline engine."""
     metric, speedup = f"latency_{percentile}_slowdown", f"latency_{percentile}_speedup"
-    if reason := _other_conditions(before, after):
+    if reason := other_conditions(before, after):
         return _missing(metric, reason)
     if _baseline_engine(before) != _baseline_engine(after):
         return _missing(metric, "the two runs have another baseline engine, so their speed-ups can't be compared")
@@ -177,14 +177,14 @@ def _slowdown(before: Side, after: Side, percentile: str) -> Change:
     n = min(earlier.n, later.n)
     if before.engine == after.engine and before.record.versions == after.record.versions:
         return Change(measurements=[_measurement(metric, Interval(1.0, 1.0), 1.0, n)])
-    value, interval = _quotient(earlier, later)
+    value, interval = quotient(earlier, later)
     return Change(
         measurements=[_measurement(metric, interval, value, n)],
         control=_controls(before, after, percentile),
     )
 
 
-def _quotient(above: Measurement, below: Measurement) -> tuple[float, Interval]:
+def quotient(above: Measurement, below: Measurement) -> tuple[float, Interval]:
     """``above / below`` and its interval, the two being independent.
 
     Ends from the two intervals, on the logarithms: Zou & Donner, Statistics in Medicine 27 (2008) 1693, equation 4
@@ -222,7 +222,7 @@ def _ratio(metric: str, of: str, before: Side, after: Side, reason: str | None) 
     return Change(measurements=[_measurement(metric, interval, later.value / earlier.value, min(earlier.n, later.n))])
 
 
-def _other_conditions(before: Side, after: Side) -> str | None:
+def other_conditions(before: Side, after: Side) -> str | None:
     """Why times and memory of the two runs can't be compared: another host, other engines, another target."""
     hosts = [_comparable(side.record.host) for side in (before, after)]
     odd = [key for key in hosts[0] if hosts[0][key] != hosts[1][key]]
