@@ -26,3 +26,4 @@ class Target(BaseModel):
     threads: int = Field(default=2, ge=1, le=1024, description="intra-op threads of each component's engine")
     isa: Literal["auto", "x86-vnni", "x86", "arm", "cuda"] = "auto"
     memory_mb: int | None = Field(default=None, ge=1, description="RAM of the device, in MiB")
+    price_per_hour: float | None = Field(default=None, gt=0, description="of the machine, in any currency")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.engines import engine_available
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
 from vlm_edge.evaluation.host import lacks_isa
-from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+from vlm_edge.evaluation.latency import LATENCY_VERSION, LatencySettings, measure_latency
 
 
 class EngineEvaluators:
@@ -23,7 +23,7 @@ class EngineEvaluators:
         self.versions = {
             "accuracy": EVALUATOR_VERSION,
             "compare": EVALUATOR_VERSION,
-            "latency": f"{EVALUATOR_VERSION} {self._latency.model_dump_json()}",
+            "latency": f"{LATENCY_VERSION} {self._latency.model_dump_json()}",
             "footprint": EVALUATOR_VERSION,
         }
 
@@ -40,15 +40,25 @@ class EngineEvaluators:
         return compare(Outcomes.from_json(baseline), Outcomes.from_json(candidate), seed)
 
     def latency(
-        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, tail: bool, progress: Progress
-    ) -> list[Measurement]:
-        """End-to-end latency of the candidate and its speed-up over the baseline, in alternating blocks.
-
-        ``tail`` adds p99, which takes several hundred queries of each engine.
-        """
-        percentiles = (*self._latency.percentiles, *((0.99,) if tail else ()))
-        settings = self._latency.model_copy(update={"percentiles": percentiles})
-        return measure_latency(baseline, candidate, task, threads=target.threads, settings=settings, progress=progress)
+        self,
+        baseline: Path,
+        candidate: Path,
+        task: TaskSpec,
+        target: Target,
+        asked: LatencyAsked,
+        progress: Progress,
+    ) -> Timed:
+        """End-to-end latency of the candidate and its speed-up; with ``baseline == candidate``, the A/A control."""
+        return measure_latency(
+            baseline,
+            candidate,
+            task,
+            threads=target.threads,
+            asked=asked,
+            settings=self._latency,
+            price_per_hour=target.price_per_hour,
+            progress=progress,
+        )
 
     def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
         """Size on disk and parameters of the candidate."""

@@ -1,8 +1,14 @@
 """The process that one engine's latency is measured in: ``python -m vlm_edge.evaluation.latency_worker``.
 
-It reads one JSON request a line on stdin and answers each with one JSON line: ``load`` (folder, threads, samples),
-``run`` (start, count: that many queries from sample ``start`` on, round and round) and ``memory``. It sleeps in a read
-between requests, and ends when stdin ends. What libraries print goes to stderr.
+It reads one JSON request a line on stdin and answers each with one JSON line:
+
+- ``load`` (folder, threads, samples, cpus): pin to ``cpus`` (unless null) and load; the time that it took.
+- ``run`` (start, count): that many queries from sample ``start`` on, round and round; the time of each.
+- ``profile`` (start, count): the same with clocks around the engines; the time in each component.
+- ``batch`` (size, seconds): batches of ``size`` images until the seconds are over, two at least; the time of each.
+- ``memory``: the peak.
+
+It sleeps in a read between requests, and ends when stdin ends. What libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -12,19 +18,17 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import read_image
-from vlm_edge.runtime import load_pipeline
-
-MAX_SAMPLE_BYTES = 64 * 2**20
-"""Decoded images that are kept in memory, so that they weigh little in the peak that is reported."""
-
-Query = Callable[[], object]
+from vlm_edge.evaluation.profile import ClockedEngine, profile_query
+from vlm_edge.evaluation.queries import Query, queries_of, read_images
+from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.runtime import DualEncoderPipeline
+from vlm_edge.runtime.pipeline import build_pipeline, load_engines
 
 
 class Worker:
@@ -40,11 +44,26 @@ class Worker:
             VlmEdgeError: the engine cannot be loaded, none of the images can be read, or a query fails.
         """
         if request["do"] == "load":
-            self._queries = load_queries(Path(request["folder"]), request["threads"], request["samples"])
-            return {"queries": len(self._queries)}
+            return self._load(Path(request["folder"]), request["threads"], request["samples"], request["cpus"])
         if request["do"] == "run":
             return {"ms": self._run(request["start"], request["count"])}
+        if request["do"] == "profile":
+            return {"components": self._profile(request["start"], request["count"])}
+        if request["do"] == "batch":
+            return {"ms": self._batches(request["size"], request["seconds"])}
         return {"peak_rss_mb": peak_rss_mb()}
+
+    def _load(self, folder: Path, threads: int, samples: dict[str, Any], cpus: list[int] | None) -> dict[str, Any]:
+        if cpus is not None:
+            os.sched_setaffinity(0, cpus)
+        self._images, self._samples, self._folder = read_images(samples), samples, folder
+        before = time.perf_counter_ns()
+        self._manifest = read_manifest(folder)
+        self._engines = load_engines(folder, self._manifest, threads=threads)
+        self._pipeline = build_pipeline(self._manifest, self._engines, folder)
+        loaded_ms = (time.perf_counter_ns() - before) / 1e6
+        self._queries = queries_of(self._pipeline, self._images, samples)
+        return {"queries": len(self._queries), "ms": loaded_ms}
 
     def _run(self, start: int, count: int) -> list[float]:
         clock, queries = time.perf_counter_ns, self._queries
@@ -56,29 +75,30 @@ class Worker:
             times.append((clock() - before) / 1e6)
         return times
 
+    def _profile(self, start: int, count: int) -> dict[str, list[float]]:
+        clocked = {name: ClockedEngine(engine) for name, engine in self._engines.items()}
+        pipeline = build_pipeline(self._manifest, clocked, self._folder)
+        queries = queries_of(pipeline, self._images, self._samples)
+        times = defaultdict(list)
+        queries[start % len(queries)]()  # what is computed once, such as the labels' embeddings, is no query's time
+        for position in range(start, start + count):
+            for name, spent in profile_query(queries[position % len(queries)], clocked).items():
+                times[name].append(spent)
+        return times
 
-def load_queries(folder: Path, threads: int, samples: dict[str, Any]) -> list[Query]:
-    """The engine's queries, end to end: a decoded RGB image (and a question) in, the answer out.
-
-    ``samples``: ``items`` is a list of [image path, text]; ``labels`` and ``prompts`` are the classes of a dual
-    encoder. Images that cannot be read are left out, as the accuracy evaluation leaves them out.
-    """
-    pipeline = load_pipeline(folder, threads=threads)
-    queries: list[Query] = []
-    held, reason = 0, "no sample"
-    for path, text in samples["items"]:
-        try:
-            image = read_image(Path(path))
-        except VlmEdgeError as error:
-            reason = error.message
-            continue
-        held += image.nbytes
-        if queries and held > MAX_SAMPLE_BYTES:
-            break
-        queries.append(partial(pipeline.query, image, text, tuple(samples["labels"]), tuple(samples["prompts"])))
-    if not queries:
-        raise VlmEdgeError(f"none of the images to measure the latency with can be read: {reason}")
-    return queries
+    def _batches(self, size: int, seconds: float) -> list[float]:
+        pairs = [self._images[position % len(self._images)] for position in range(size)]
+        images, texts = [image for image, _ in pairs], [text for _, text in pairs]
+        batch: Query = partial(self._pipeline.rehearse, images, texts)
+        if isinstance(self._pipeline, DualEncoderPipeline) and self._samples["labels"]:
+            batch = partial(self._pipeline.embed_images, images, batch_size=size)  # labels are embedded once
+        batch()  # shapes that the engine hasn't seen
+        times: list[float] = []
+        while len(times) < 2 or sum(times) < 1e3 * seconds:
+            before = time.perf_counter_ns()
+            batch()
+            times.append((time.perf_counter_ns() - before) / 1e6)
+        return times
 
 
 def peak_rss_mb() -> float:
@@ -95,9 +115,9 @@ def peak_rss_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-def serve(requests: IO[str], replies: IO[str]) -> int:
+def serve(requests: IO[str], replies: IO[str], worker: Worker | None = None) -> int:
     """Answer requests until they end. A user's error is replied and ends the worker with status 1."""
-    worker = Worker()
+    worker = worker or Worker()
     for line in requests:
         try:
             reply = worker.handle(json.loads(line))
@@ -110,11 +130,11 @@ def serve(requests: IO[str], replies: IO[str]) -> int:
     return 0
 
 
-def main() -> int:
+def main(worker: Worker | None = None) -> int:
     """Serve on stdin and stdout, with every other writer to stdout sent to stderr."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
-        return serve(sys.stdin, replies)
+        return serve(sys.stdin, replies, worker)
 
 
 if __name__ == "__main__":

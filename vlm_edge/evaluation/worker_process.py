@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -23,11 +24,20 @@ class WorkerProcess:
     """One worker in its own process; a context manager that leaves no process behind.
 
     ``name`` is what messages call it: ``baseline engine /path``. ``timeout_s`` bounds every single request.
+    ``environment`` is set on top of this process's own.
     """
 
-    def __init__(self, name: str, *, timeout_s: float, command: tuple[str, ...] = COMMAND) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        timeout_s: float,
+        command: tuple[str, ...] = COMMAND,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._name = name
         self._timeout_s = timeout_s
+        self._asked = ""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             command,
@@ -36,6 +46,7 @@ class WorkerProcess:
             stderr=self._stderr,
             text=True,
             encoding="utf-8",
+            env={**os.environ, **(environment or {})},
             start_new_session=True,  # Ctrl-C is the parent's to handle: it ends the worker itself
         )
         self._replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -57,22 +68,31 @@ class WorkerProcess:
         self._stderr.close()
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send one request and wait for its reply.
+        """Send one request and wait for its reply; errors as :meth:`reply`."""
+        self.send(**request)
+        return self.reply()
 
-        Raises:
-            VlmEdgeError: the worker replied an error, ended, took longer than the timeout, or answered no JSON.
-        """
+    def send(self, **request: Any) -> None:
+        """Send one request, whose :meth:`reply` is to be read before the next one is sent."""
         assert self._process.stdin is not None
+        self._asked = request["do"]
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
             raise self._died() from error
+
+    def reply(self) -> dict[str, Any]:
+        """Wait for the reply to the request that was sent.
+
+        Raises:
+            VlmEdgeError: the worker replied an error, ended, took longer than the timeout, or answered no JSON.
+        """
         try:
             line = self._replies.get(timeout=self._timeout_s)
         except queue.Empty as error:
             raise VlmEdgeError(
-                f"latency: {self._name}: no reply to {request['do']!r} in {self._timeout_s:g} s{self._last_words()}",
+                f"latency: {self._name}: no reply to {self._asked!r} in {self._timeout_s:g} s{self._last_words()}",
                 "give the measurement a longer timeout, or a smaller model",
             ) from error
         if line is None:

@@ -40,6 +40,13 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    return build_pipeline(manifest, load_engines(folder, manifest, engine=engine, threads=threads), folder)
+
+
+def load_engines(
+    folder: Path, manifest: PipelineManifest, *, engine: str | None = None, threads: int | None = None
+) -> dict[str, Engine]:
+    """Every component's engine by its name; arguments and errors as :func:`load_pipeline`."""
     info = manifest.engine
     name = engine or (info.name if info else "onnxruntime")
     if info and name != info.name:
@@ -47,7 +54,7 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
             f"{folder}: compiled for {info.name}, so {name} can't run it", f"leave engine out, or compile it for {name}"
         )
     limit = threads or (info.threads if info else os.cpu_count() or 1)
-    engines: dict[str, Engine] = {
+    return {
         key: load_engine(
             name,
             folder / component.file,
@@ -57,7 +64,6 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
         )
         for key, component in manifest.components.items()
     }
-    return build_pipeline(manifest, engines, folder)
 
 
 def build_pipeline(manifest: PipelineManifest, engines: Mapping[str, Engine], folder: Path) -> Pipeline:

@@ -1,0 +1,234 @@
+"""Rounds of fresh processes that take turns: what the latency's numbers are made of.
+
+In a round, every engine is loaded in a process of its own, all pinned to the same CPUs, and warmed up. Then they take
+turns in short blocks, A B B A A B ..., so that what slows the machine for a while slows all and a steady drift cancels.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.core.measurement import LatencyAsked
+from vlm_edge.core.stage import Ticker
+from vlm_edge.evaluation.affinity import idle_ticks, quiet_cpus
+from vlm_edge.evaluation.latency_settings import LatencySettings
+from vlm_edge.evaluation.queries import Samples
+from vlm_edge.evaluation.worker_process import WorkerProcess
+from vlm_edge.numerics.timing import fewest_queries, round_ratio
+from vlm_edge.processing.manifest import read_manifest
+
+BLOCK_QUERIES = (4, 64)
+UNCOUNTED = 1
+"""Queries at the start of each block that are not counted: the other engine has just filled the caches."""
+WARMUP_QUERIES = 8
+"""Queries of one warm-up window."""
+FASTER = 0.05
+"""Warm-up ends after two windows in a row that are not this much faster than the fastest before them."""
+
+
+@dataclass
+class Engine:
+    """One engine of the measurement: what each round gave. Times are in ms."""
+
+    role: str
+    folder: Path
+    times: list[list[float]] = field(default_factory=list)
+    peaks_mb: list[float] = field(default_factory=list)
+    batches: list[list[float]] = field(default_factory=list)
+    components: dict[str, list[list[float]]] = field(default_factory=dict)
+    stationary: list[bool] = field(default_factory=list)
+    warmup_queries: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Rounds:
+    """All rounds of a measurement, and how it went."""
+
+    engines: list[Engine]
+    cpus: list[list[int] | None] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    block_queries: list[int] = field(default_factory=list)
+    stopped: str = ""
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def queries(self) -> int:
+        """Counted queries of each engine."""
+        return sum(map(len, self.engines[0].times))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stays the same from round to round."""
+
+    samples: Samples
+    threads: int
+    asked: LatencyAsked
+    settings: LatencySettings
+    worker: Callable[..., WorkerProcess] = WorkerProcess
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every worker: the pools that numpy's BLAS and OpenMP would open, and their spinning."""
+        return {"OMP_NUM_THREADS": str(self.threads), "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+    def start(self, engine: Engine) -> WorkerProcess:
+        """A fresh process for an engine, nothing loaded yet."""
+        name = f"{engine.role} engine {engine.folder}"
+        return self.worker(name, timeout_s=self.settings.timeout_s, environment=self.environment)
+
+    def load(self, engine: Engine, cpus: list[int] | None) -> dict[str, Any]:
+        """The request that loads it."""
+        folder = str(engine.folder)
+        return {"do": "load", "folder": folder, "threads": self.threads, "samples": self.samples, "cpus": cpus}
+
+    def pinned(self, engines: Sequence[Engine], before: Mapping[int, int]) -> list[int] | None:
+        """The CPUs of this round, one for each thread; None for engines on a GPU, whose driver has its own threads."""
+        manifests = [read_manifest(engine.folder) for engine in engines]
+        on_gpu = any(manifest.engine is not None and manifest.engine.name == "tensorrt" for manifest in manifests)
+        if on_gpu or not self.settings.pin:
+            return None
+        components = [component for manifest in manifests for component in manifest.components.values()]
+        threads = max(min(self.threads, component.threads or self.threads) for component in components)
+        return quiet_cpus(threads, before, idle_ticks())
+
+
+def take_rounds(engines: Sequence[Engine], bench: Bench, bar: Ticker) -> Rounds:
+    """Rounds until there is enough: see :class:`LatencySettings`."""
+    settings = bench.settings
+    rounds = Rounds(list(engines))
+    needed = max(fewest_queries(quantile) for quantile in bench.asked.percentiles)
+    began, ends = time.monotonic(), time.monotonic() + settings.max_seconds
+    elapsed = 0.0
+    while not rounds.stopped:
+        _round(rounds, bench, math.ceil(needed / settings.look_rounds), ends)
+        before, elapsed = elapsed, time.monotonic() - began
+        note = f"{rounds.queries} queries in {len(rounds)} rounds"
+        bar.advance(min(elapsed, settings.seconds) - min(before, settings.seconds), note=note)
+        rounds.stopped = _why_stop(rounds, bench, needed, elapsed)
+    return rounds
+
+
+def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float) -> str:
+    """Why this was the last round, or nothing."""
+    settings = bench.settings
+    if elapsed >= settings.max_seconds:
+        return f"{settings.max_seconds:g} s had passed"
+    if len(rounds) < settings.look_rounds or rounds.queries < needed:
+        return ""
+    if len(rounds) % settings.look_rounds == 0 and _is_precise(rounds, bench):
+        return f"every interval was within {100 * settings.precision:g}% of its value"
+    return f"{settings.seconds:g} s had passed" if elapsed >= settings.seconds else ""
+
+
+def _is_precise(rounds: Rounds, bench: Bench) -> bool:
+    """Whether every speed-up's interval is narrow enough. One engine alone has none: a constant stands in for it."""
+    candidate = rounds.engines[-1].times
+    baseline = rounds.engines[0].times if len(rounds.engines) > 1 else [[1.0]] * len(rounds)
+    for quantile in bench.asked.percentiles:
+        ratio = round_ratio(baseline, candidate, quantile)
+        if ratio is None or max(ratio.high / ratio.value, ratio.value / ratio.low) > 1 + bench.settings.precision:
+            return False
+    return True
+
+
+def _round(rounds: Rounds, bench: Bench, least: int, ends: float) -> None:
+    """One round: start and load, warm up, take turns, and then what is asked beside the latency."""
+    engines = rounds.engines
+    order = list(reversed(engines)) if len(rounds) % 2 else list(engines)
+    idle = idle_ticks()
+    with ExitStack() as stack:
+        workers = {engine.role: stack.enter_context(bench.start(engine)) for engine in order}
+        cpus = bench.pinned(engines, idle)
+        for engine in order:
+            workers[engine.role].send(**bench.load(engine, cpus))
+        for engine in order:
+            workers[engine.role].reply()
+        medians = [_warm_up(engine, workers[engine.role], bench.settings) for engine in order]
+        rounds.cpus.append(cpus)
+        _turns(rounds, order, workers, bench, (max(medians), least, ends))
+        for engine in engines:
+            engine.peaks_mb.append(float(workers[engine.role].ask(do="memory")["peak_rss_mb"]))
+        _beside(engines[-1], workers[engines[-1].role], bench)
+
+
+def _warm_up(engine: Engine, worker: WorkerProcess, settings: LatencySettings) -> float:
+    """Query until two windows in a row are not faster than the fastest before; the last window's median in ms.
+
+    Engines get faster while they warm up; noise only slows. So a slower window is no reason to go on.
+    """
+    ends = time.monotonic() + settings.warmup_seconds
+    best, median, steady, windows = math.inf, math.inf, 0, 0
+    while steady < 2:
+        median = statistics.median(_query(worker, 0, WARMUP_QUERIES))
+        steady = 0 if median < best * (1 - FASTER) else steady + 1
+        best, windows = min(best, median), windows + 1
+        if time.monotonic() >= ends:
+            break
+    engine.stationary.append(steady >= 2)
+    engine.warmup_queries.append(windows * WARMUP_QUERIES)
+    return median
+
+
+def _turns(
+    rounds: Rounds,
+    order: Sequence[Engine],
+    workers: Mapping[str, WorkerProcess],
+    bench: Bench,
+    limits: tuple[float, int, float],
+) -> None:
+    """Blocks of queries in turns, A B B A ..., until the round's time is over and ``least`` queries are counted.
+
+    ``limits``: the slower engine's median in ms, ``least``, and the time at which all measuring ends.
+    """
+    slowest_ms, least, ends = limits
+    few, many = BLOCK_QUERIES
+    count = min(many, max(few, round(1e3 * bench.settings.block_seconds / slowest_ms)))
+    times: dict[str, list[float]] = {engine.role: [] for engine in order}
+    until = time.monotonic() + bench.settings.round_seconds
+    start, blocks = len(rounds) * count, 0
+    while blocks == 0 or blocks % 2 or time.monotonic() < until or blocks * count < least:
+        for engine in order if blocks % 2 == 0 else reversed(order):
+            times[engine.role] += _query(workers[engine.role], start, UNCOUNTED + count)[UNCOUNTED:]
+        start, blocks = start + count, blocks + 1
+        if time.monotonic() >= ends:
+            break
+    for engine in order:
+        engine.times.append(times[engine.role])
+    rounds.blocks.append(blocks)
+    rounds.block_queries.append(count)
+
+
+def _beside(engine: Engine, worker: WorkerProcess, bench: Bench) -> None:
+    """Components and throughput: after the timed queries, so that those stay untouched."""
+    components = worker.ask(do="profile", start=0, count=bench.settings.profile_queries)["components"]
+    for name, times in components.items():
+        engine.components.setdefault(name, []).append(times)
+    if bench.asked.batch is not None:
+        seconds = bench.settings.batch_seconds
+        engine.batches.append(worker.ask(do="batch", size=bench.asked.batch, seconds=seconds)["ms"])
+
+
+def _query(worker: WorkerProcess, start: int, count: int) -> list[float]:
+    times: list[float] = worker.ask(do="run", start=start, count=count)["ms"]
+    return times
+
+
+def cold_starts(engine: Engine, bench: Bench) -> list[float]:
+    """Milliseconds from the start of loading to the first answer, in fresh processes one after another."""
+    times = []
+    for _ in range(bench.settings.cold_starts):
+        idle = idle_ticks()
+        with bench.start(engine) as worker:
+            loaded_ms = worker.ask(**bench.load(engine, bench.pinned([engine], idle)))["ms"]
+            times.append(float(loaded_ms) + _query(worker, 0, 1)[0])
+    return times

@@ -1,0 +1,31 @@
+"""How long and how finely latency is measured."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LatencySettings(BaseModel):
+    """A measurement is a row of rounds, each with processes of its own.
+
+    After every ``look_rounds`` rounds it ends if the interval of each speed-up is within ``precision`` of its value to
+    either side; else when ``seconds`` have passed, or ``max_seconds`` even before there are enough queries for what
+    was asked. Percentiles that then have too few are not reported.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=32, ge=1, description="images and texts that the queries go round")
+    seed: int = 0
+    look_rounds: int = Field(default=6, ge=2, description="rounds between two looks at the width of the interval")
+    round_seconds: float = Field(default=1.0, gt=0, description="time of all engines' queries in a round")
+    precision: float = Field(default=0.02, gt=0)
+    seconds: float = Field(default=30.0, ge=0, description="time after which it ends with what there is")
+    max_seconds: float = Field(default=300.0, gt=0)
+    warmup_seconds: float = Field(default=5.0, ge=0, description="most that warming up one process may take")
+    block_seconds: float = Field(default=0.02, gt=0, description="length of the slower engine's turns")
+    pin: bool = Field(default=True, description="bind CPU engines to as many CPUs as they have threads")
+    cold_starts: int = Field(default=7, ge=6, description="fresh processes for the time to a first answer")
+    batch_seconds: float = Field(default=0.5, ge=0, description="time of batches in a round, for the throughput")
+    profile_queries: int = Field(default=16, ge=1, description="queries of a round that each component is clocked in")
+    timeout_s: float = Field(default=300.0, gt=0, description="longest wait for an engine to load or a turn to end")

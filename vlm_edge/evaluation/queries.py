@@ -1,0 +1,65 @@
+"""The queries whose latency is measured: a seeded draw from a task's test split, end to end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.core.stage import TaskSpec
+from vlm_edge.data import load_dataset
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.images import Pixels, read_image
+from vlm_edge.runtime.pipeline import Pipeline
+
+MAX_SAMPLE_BYTES = 64 * 2**20
+"""Decoded images that are kept in memory, so that they weigh little in the peak that is reported."""
+
+Query = Callable[[], object]
+Samples = dict[str, Any]
+"""JSON: ``items`` is a list of [image path, text]; ``labels`` and ``prompts`` are a data set's classes."""
+
+
+def draw_samples(task: TaskSpec, count: int, seed: int) -> Samples:
+    """What every worker loads: ``count`` samples of the test split.
+
+    Raises:
+        VlmEdgeError: the data set can't be read or is of another kind than the task.
+    """
+    dataset = load_dataset(task.data, "test")
+    if dataset.kind != task.kind:
+        raise VlmEdgeError(f"{task.data}: of kind {dataset.kind}, the recipe's task is of kind {task.kind}")
+    drawn = random.Random(seed).sample(dataset.samples, min(count, len(dataset.samples)))
+    items = [[str(sample.image.resolve()), sample.text] for sample in drawn]
+    return {"items": items, "labels": dataset.labels, "prompts": dataset.prompts}
+
+
+def read_images(samples: Samples) -> list[tuple[Pixels, str]]:
+    """Decoded RGB images with their texts, as many as may be held. Images that can't be read are left out.
+
+    Raises:
+        VlmEdgeError: none of them can be read.
+    """
+    found: list[tuple[Pixels, str]] = []
+    held, reason = 0, "no sample"
+    for path, text in samples["items"]:
+        try:
+            image = read_image(Path(path))
+        except VlmEdgeError as error:
+            reason = error.message
+            continue
+        held += image.nbytes
+        if found and held > MAX_SAMPLE_BYTES:
+            break
+        found.append((image, text))
+    if not found:
+        raise VlmEdgeError(f"none of the images to measure the latency with can be read: {reason}")
+    return found
+
+
+def queries_of(pipeline: Pipeline, images: list[tuple[Pixels, str]], samples: Samples) -> list[Query]:
+    """One query an image: a decoded RGB image (and a text) in, the answer out."""
+    labels, prompts = tuple(samples["labels"]), tuple(samples["prompts"])
+    return [partial(pipeline.query, image, text, labels, prompts) for image, text in images]
