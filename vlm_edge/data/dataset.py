@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 Split = Literal["calibration", "train", "test"]
-TaskKind = Literal["vqa", "classification", "retrieval"]
+TaskKind = Literal["vqa", "classification", "retrieval", "captioning", "hallucination"]
 
 
 @dataclass(frozen=True)
 class Sample:
     """One question about one image, or one image with its class or its captions.
 
-    ``answers`` holds every annotator's answer (VQA), the class label (classification), or every caption (retrieval;
-    ``text`` is the first of them). ``slices`` names the groups that the report breaks the score down by (``color``,
-    ``yes/no`` ...).
+    ``answers`` holds every annotator's answer (VQA), the class label (classification), every caption (captioning, with
+    no ``text``; retrieval, where ``text`` is the first of them), or yes or no (hallucination). ``slices`` names the
+    groups that the report breaks the score down by (``color``, ``yes/no`` ...).
     """
 
     id: str
@@ -38,4 +38,4 @@ class Dataset:
     labels: tuple[str, ...] = ()
     """Candidate classes (classification) in the order of the model's answer; empty for other kinds."""
     prompts: tuple[str, ...] = ()
-    """Prompt templates with ``{}`` for the label (classification)."""
+    """Prompt templates with ``{}`` for the label (classification), or what every caption begins with (captioning)."""

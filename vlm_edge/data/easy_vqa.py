@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 from vlm_edge.data.dataset import Sample
@@ -23,22 +24,35 @@ def read_easy_vqa(manifest: DatasetManifest, folder: Path) -> list[Sample]:
     """Every question of a part (``kind: vqa``), or every image whose colour and shape the answers tell.
 
     Those two are its class (``classification``, for the manifest's labels) or make its captions (``retrieval``).
+    ``hallucination`` takes the questions whether something is there ("is there a red shape?"), sliced by ``color`` or
+    ``shape``, whichever is asked for; not the negated ones ("is there no red shape?"), whose yes claims nothing.
 
     Raises:
         VlmEdgeError: the data set has nothing for this kind of task, or cannot be read.
     """
-    if manifest.kind not in ("vqa", "classification", "retrieval"):
+    if manifest.kind not in ("vqa", "classification", "retrieval", "hallucination"):
         raise VlmEdgeError(
-            f"{manifest.name}: kind: easy-vqa has no {manifest.kind} task", "it has vqa, classification and retrieval"
+            f"{manifest.name}: kind: easy-vqa has no {manifest.kind} task",
+            "it has vqa, classification, retrieval and hallucination",
         )
     questions = _questions(folder)
-    if manifest.kind != "vqa":
+    if manifest.kind in ("classification", "retrieval"):
         return _images(manifest, folder, questions)
-    return [
+    samples = [
         _sample(folder, number, index, question, answer)
         for number, asked in questions.items()
         for index, (question, answer) in enumerate(asked)
     ]
+    return [_polled(sample) for sample in samples if _asks_for(sample)] if manifest.kind == "hallucination" else samples
+
+
+def _asks_for(sample: Sample) -> bool:
+    """Whether a question is about the presence of something."""
+    return sample.answers[0] in ("yes", "no") and not {"no", "not"} & set(sample.text.split())
+
+
+def _polled(sample: Sample) -> Sample:
+    return replace(sample, slices=("color" if {*sample.text.split()} & {*COLORS} else "shape",))
 
 
 def implied_attributes(questions: list[tuple[str, str]]) -> tuple[str | None, str | None]:

@@ -1,14 +1,16 @@
 """A folder of images with ``metadata.jsonl``, as Hugging Face's ``imagefolder`` lays it out.
 
 Each line is an object with ``file_name`` (relative to the folder) and what the task's kind needs: for VQA ``question``
-and ``answer`` (one text) or ``answers`` (one text for each annotator); for classification ``label``; for retrieval
-``caption`` or ``captions``. ``slice`` (a text or a list) is optional, and other keys are left alone. An image may have
-several lines: several questions, or more captions.
+and ``answer`` (one text) or ``answers`` (one text for each annotator); for classification ``label``; for captioning
+and retrieval ``caption`` or ``captions``; for hallucination ``question`` and ``answer`` (yes or no). ``slice`` (a text
+or a list) is optional, and other keys are left alone. An image may have several lines: several questions, or more
+captions, each of which counts once.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,9 +49,7 @@ def read_image_folder(manifest: DatasetManifest, folder: Path) -> list[Sample]:
             samples.append(_sample(manifest, folder, number, line))
         except LineError as error:
             faults.append(f"{path}:{number}: {error}")
-    if faults:
-        more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
-        raise RecipeError(faults[:_MAX_FAULTS] + more, f"correct these lines of {METADATA_NAME}, or remove them")
+    check_faults(faults, f"correct these lines of {METADATA_NAME}, or remove them")
     return _one_an_image(samples) if kind.one_sample_an_image else samples
 
 
@@ -60,14 +60,34 @@ def _sample(manifest: DatasetManifest, folder: Path, number: int, line: str) -> 
         raise LineError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise LineError("a line is a JSON object")
-    name = text_of(row, "file_name")
-    image = folder / name
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise LineError(f"file_name: {name} leads out of the folder")
-    if not image.is_file():
-        raise LineError(f"file_name: no image {name} in {folder}")
+    image = image_in(folder, row, "file_name")
     text, answers = KINDS[manifest.kind].read(row, manifest.labels)
-    return Sample(f"{name}#{number}", image, text, answers, _slices(row))
+    return Sample(f"{row['file_name']}#{number}", image, text, answers, _slices(row))
+
+
+def image_in(folder: Path, row: Mapping[str, Any], key: str) -> Path:
+    """The image below ``folder`` that ``row[key]`` names.
+
+    Raises:
+        LineError: there is none, or the name leads out of the folder.
+    """
+    name = text_of(row, key)
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise LineError(f"{key}: {name} leads out of the folder")
+    if not (folder / name).is_file():
+        raise LineError(f"{key}: no image {name} in {folder}")
+    return folder / name
+
+
+def check_faults(faults: Sequence[str], hint: str) -> None:
+    """Report what is wrong with a file's entries, the first twenty and how many more.
+
+    Raises:
+        RecipeError: there is a fault.
+    """
+    if faults:
+        more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
+        raise RecipeError([*faults[:_MAX_FAULTS], *more], hint)
 
 
 def _slices(row: dict[str, Any]) -> tuple[str, ...]:

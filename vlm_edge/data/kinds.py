@@ -77,6 +77,29 @@ def _captions(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     return captions[0], captions
 
 
+def _references(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    return "", texts_of(row, "caption", "captions", "caption")
+
+
+def _poll(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    return text_of(row, "question"), (yes_or_no(row, "answer"),)
+
+
+def yes_or_no(row: Row, key: str) -> str:
+    """``yes`` or ``no``, in whatever case."""
+    answer = text_of(row, key).strip().lower()
+    if answer not in ("yes", "no"):
+        raise LineError(f"{key}: give yes or no, not {json.dumps(row[key])}")
+    return answer
+
+
+def _beginning_faults(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
+    problems = ["`labels` belongs to kind classification"] if labels else []
+    if len(prompts) > 1 or any("{}" in prompt for prompt in prompts):
+        problems.append("kind captioning takes one of `prompts`, a text without {} that every caption begins with")
+    return problems
+
+
 def _class_faults(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
     problems = [] if labels else ["kind classification needs `labels`, the candidate classes"]
     if len(set(labels)) != len(labels):
@@ -89,5 +112,7 @@ def _class_faults(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
 KINDS: dict[TaskKind, Kind] = {
     "vqa": Kind(_question, '"question": "...", "answer": "..."', no_classes),
     "classification": Kind(_class, '"label": "..."', _class_faults),
+    "captioning": Kind(_references, '"captions": ["...", "..."]', _beginning_faults, one_sample_an_image=True),
+    "hallucination": Kind(_poll, '"question": "is there a ...?", "answer": "yes"', no_classes),
     "retrieval": Kind(_captions, '"captions": ["...", "..."]', no_classes, one_sample_an_image=True),
 }

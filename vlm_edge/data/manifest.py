@@ -46,7 +46,7 @@ class DatasetManifest(_Frozen):
     """``calibration/*.yaml``. ``digests`` maps a part of the source to the sha256 of its content.
 
     ``labels`` and ``prompts`` belong to classification: the candidate classes in the order of the model's answer, and
-    templates with ``{}`` where the class goes.
+    templates with ``{}`` where the class goes. In captioning, one of ``prompts`` may say how every caption begins.
     """
 
     name: str = Field(min_length=1)

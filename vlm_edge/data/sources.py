@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_edge.data.dataset import Sample
+from vlm_edge.data.coco_captions import COCO_FILES, read_coco_captions
+from vlm_edge.data.dataset import Sample, TaskKind
 from vlm_edge.data.easy_vqa import read_easy_vqa
-from vlm_edge.data.image_folder import read_image_folder
+from vlm_edge.data.image_folder import METADATA_NAME, read_image_folder
 from vlm_edge.data.manifest import DatasetManifest
+from vlm_edge.data.pope import POPE_FILES, read_pope
 from vlm_edge.errors import VlmEdgeError
 
 Reader = Callable[[DatasetManifest, Path], list[Sample]]
@@ -28,6 +30,22 @@ class PackageSource:
 
 
 PACKAGES: dict[str, PackageSource] = {"easy-vqa": PackageSource("easy_vqa", "data", read_easy_vqa)}
+
+
+FORMATS: dict[TaskKind, tuple[str, Callable[[Path], list[Sample]]]] = {
+    "captioning": (COCO_FILES, read_coco_captions),
+    "hallucination": (POPE_FILES, read_pope),
+}
+"""Files of other projects that are read as they are, beside the images: their names' pattern, and what reads them."""
+
+
+def read_folder(manifest: DatasetManifest, folder: Path) -> list[Sample]:
+    """A part's samples from ``metadata.jsonl``, or where there is none from the files of another project."""
+    if manifest.kind in FORMATS and not (folder / METADATA_NAME).is_file():
+        pattern, reader = FORMATS[manifest.kind]
+        if any(folder.glob(pattern)):
+            return reader(folder)
+    return read_image_folder(manifest, folder)
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ def open_source(manifest: DatasetManifest, manifest_path: Path) -> OpenSource:
             raise VlmEdgeError(
                 f"{manifest_path}: source.folder: no folder {root}", "the path is relative to the manifest's folder"
             )
-        return OpenSource(root, read_image_folder)
+        return OpenSource(root, read_folder)
     name = manifest.source.package or ""
     if name not in PACKAGES:
         raise VlmEdgeError(

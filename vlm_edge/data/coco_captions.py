@@ -1,0 +1,88 @@
+"""Captions in the JSON of COCO (Chen, Fang, Lin et al., arXiv:1504.00325; https://cocodataset.org/#format-data).
+
+A part's folder holds the images and one file ``captions*.json``: an object with ``images``, a list of ``id`` and
+``file_name`` (relative to the folder), and ``annotations``, a list of ``image_id`` and ``caption``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_edge.data.dataset import Sample
+from vlm_edge.data.image_folder import check_faults, image_in
+from vlm_edge.data.kinds import LineError, text_of
+from vlm_edge.errors import VlmEdgeError
+
+COCO_FILES = "captions*.json"
+
+
+def read_coco_captions(folder: Path) -> list[Sample]:
+    """One sample an image, in the order of ``images``, with every caption of it in the order of ``annotations``.
+
+    Raises:
+        VlmEdgeError: there are several such files, or the file is no JSON of this form.
+        RecipeError: the faults of its entries, as ``captions.json: annotations[5]: ...``.
+    """
+    path = _only_file(folder)
+    images, annotations = _lists(path)
+    faults: list[str] = []
+    captions: dict[Any, list[str]] = defaultdict(list)
+    for index, row in enumerate(annotations):
+        try:
+            captions[_identity(row, "image_id")].append(text_of(row, "caption"))
+        except LineError as error:
+            faults.append(f"{path}: annotations[{index}]: {error}")
+    samples: dict[Any, Sample] = {}
+    for index, row in enumerate(images):
+        try:
+            identity = _identity(row, "id")
+            if identity in samples:
+                raise LineError(f"id: {identity} is another image's, too")
+            if identity not in captions:
+                raise LineError(f"no caption of image {identity} among the annotations")
+            image = image_in(folder, row, "file_name")
+            samples[identity] = Sample(str(identity), image, "", tuple(captions[identity]))
+        except LineError as error:
+            faults.append(f"{path}: images[{index}]: {error}")
+    unknown = captions.keys() - {row.get("id") for row in images if isinstance(row, dict)}
+    if unknown:
+        first = ", ".join(sorted(map(str, unknown))[:5])
+        faults.append(f"{path}: annotations: {len(unknown)} images that `images` does not list, such as {first}")
+    check_faults(faults, f"correct these entries of {path.name}, or remove them")
+    return list(samples.values())
+
+
+def _only_file(folder: Path) -> Path:
+    found = sorted(folder.glob(COCO_FILES))
+    if len(found) > 1:
+        raise VlmEdgeError(
+            f"{folder}: {len(found)} files of captions: {', '.join(path.name for path in found)}",
+            "leave the one that belongs to this part",
+        )
+    return found[0]
+
+
+def _lists(path: Path) -> tuple[list[Any], list[Any]]:
+    hint = "give COCO's captions file: {images: [...], annotations: [...]}"
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise VlmEdgeError(f"{path}: cannot read these captions: {error}", hint) from error
+    found = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
+    if not all(isinstance(each, list) and each for each in found):
+        raise VlmEdgeError(f"{path}: `images` and `annotations` must both be lists that hold something", hint)
+    return found[0], found[1]  # type: ignore[return-value]  # both were found to be lists
+
+
+def _identity(row: Mapping[str, Any], key: str) -> int | str:
+    """A number or a text, as COCO and sets in its form use."""
+    if not isinstance(row, dict):
+        raise LineError("an entry is a JSON object")
+    value = row.get(key)
+    if not isinstance(value, (int, str)):
+        raise LineError(f"{key}: give a number or a text, not {json.dumps(value)}")
+    return value
