@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.accuracy import Outcomes, compare
+from vlm_edge.evaluation.accuracy import Outcomes, compare, describe
 
 
 def outcomes(scores, *, engine="candidate", data="d", questions=10, slices=None):
@@ -78,6 +78,47 @@ def test_mcnemar_where_every_image_has_one_sample():
     before, after = [1] * 30 + [0] * 10, [0] * 12 + [1] * 20 + [0] * 8
     found = named(compare(outcomes(before, engine="b", questions=1), outcomes(after, questions=1)))
     assert found["mcnemar_p"].value == pytest.approx(stats.binomtest(12, 14, 0.5).pvalue)
+
+
+def test_the_exact_test_counts_an_image_once():
+    """3 images lose two answers of three, 1 gains one, 6 lose one and gain one: the sign test sees 3 against 1."""
+    before = [1, 1, 0] * 3 + [0, 1, 1] + [1, 0, 1] * 6
+    after = [0, 0, 0] * 3 + [1, 1, 1] + [0, 1, 1] * 6
+    found = named(compare(outcomes(before, engine="b", questions=3), outcomes(after, questions=3)))["mcnemar_p"]
+    assert found.value == pytest.approx(stats.binomtest(3, 4, 0.5).pvalue)
+    assert found.n == 10
+
+
+def test_partial_scores_have_no_exact_test():
+    found = named(compare(outcomes([1, 0.6, 0], engine="b", questions=1), outcomes([1, 0, 0], questions=1)))
+    assert "mcnemar_p" not in found
+
+
+def test_an_engine_on_its_own_has_metrics_and_no_changes():
+    after = outcomes([1, 0, 1, 1] * 10, slices=[("a",), ("b",)] * 20)
+    own = describe(after)
+    assert [each.metric for each in own] == ["accuracy", "accuracy[a]", "accuracy[b]"]
+    paired = named(compare(outcomes([1] * 40, engine="b"), after))
+    assert all(each == paired[each.metric] for each in own)
+
+
+def test_other_metrics_on_either_side_are_refused():
+    after = outcomes([1, 1])
+    more = after.model_copy(update={"scores": {**after.scores, "top5": (1.0, 1.0)}})
+    with pytest.raises(VlmEdgeError, match="the baseline has the metrics accuracy, top5, the candidate accuracy"):
+        compare(more, after)
+
+
+class TestColumns:
+    def test_of_unequal_length(self):
+        fields = outcomes([1, 1]).model_dump() | {"groups": ("a",), "tokens": ((1,),)}
+        with pytest.raises(ValueError, match="groups, tokens must have one entry for each sample"):
+            Outcomes.model_validate(fields)
+
+    def test_begin_with_accuracy(self):
+        fields = outcomes([1]).model_dump() | {"scores": {"top5": (1.0,)}}
+        with pytest.raises(ValueError, match="the first of scores must be accuracy"):
+            Outcomes.model_validate(fields)
 
 
 def test_no_ratio_to_a_baseline_that_is_never_right():

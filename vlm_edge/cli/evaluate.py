@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -31,27 +32,28 @@ def evaluate(
     outcomes: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the accuracy of ENGINE on the test split of the data.
+    """Measure the accuracy of ENGINE on the test split of the data: every metric of the task, whole and by slice.
+
+    With --baseline also what each lost, paired sample by sample, and how close the embeddings or tokens stayed.
 
     ENGINE is a folder that `export`, `quantize` or `compile` wrote, a bundle, or a run's folder. Images that can't be
     read are left out, named and counted; more than 1% of them is an error.
     """
     from vlm_edge.api import find_task
-    from vlm_edge.evaluation.accuracy import compare
+    from vlm_edge.evaluation.accuracy import compare, describe
     from vlm_edge.evaluation.accuracy import evaluate as measure
     from vlm_edge.report.table import measurements_table
 
     with settings.working() as progress:
         task = find_task(data)
         found = measure(bundle_folder(engine), task, threads=threads, limit=limit, progress=progress)
-        against = found
-        if baseline is not None:
+        if baseline is None:
+            measurements = describe(found)
+        else:
             against = measure(bundle_folder(baseline), task, threads=threads, limit=limit, progress=progress)
-        measurements = compare(against, found)
-    if baseline is None:
-        measurements = [each for each in measurements if each.metric.partition("[")[0] == "accuracy"]
+            measurements = compare(against, found)
     if outcomes is not None:
-        outcomes.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        outcomes.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
     skipped = [each.model_dump() for each in found.skipped]
     if as_json:
         print_json({"measurements": [each.model_dump() for each in measurements], "skipped": skipped})

@@ -10,13 +10,13 @@ from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.comparison import compare
+from vlm_edge.evaluation.comparison import compare, describe
 from vlm_edge.evaluation.outcomes import Outcomes, Skipped
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.evaluation.tasks.base import Rows
 from vlm_edge.runtime import load_pipeline
 
-__all__ = ["EVALUATOR_VERSION", "Outcomes", "compare", "evaluate"]
+__all__ = ["EVALUATOR_VERSION", "Outcomes", "compare", "describe", "evaluate"]
 
 EVALUATOR_VERSION = "2"
 """Raised whenever the same engine and data would give other outcomes or another comparison."""

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.fidelity import embedding_fidelity, modality_gap
 from vlm_edge.evaluation.outcomes import Outcomes
+from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, SummaryMetric, measurement
 from vlm_edge.evaluation.tasks import TASKS
-from vlm_edge.numerics.statistics import Interval, mcnemar_exact, mean_score_interval, paired_change
+from vlm_edge.evaluation.tasks.base import Scale
+from vlm_edge.numerics.statistics import Interval, mcnemar_exact
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
+
+def describe(outcomes: Outcomes, seed: int = 0) -> list[Measurement]:
+    """Every metric M of the task, ``accuracy`` first, then every slice of it as ``M[SLICE]``; the modality gap.
+
+    Raises:
+        VlmEdgeError: there are no outcomes.
+    """
+    _check_some(outcomes)
+    found = [each for metric in _metrics(outcomes, outcomes, seed) for each in metric.own()]
+    if outcomes.embeddings is not None:
+        found.append(modality_gap(outcomes.embeddings, outcomes.groups, seed))
+    return found
 
 
 def compare(baseline: Outcomes, candidate: Outcomes, seed: int = 0) -> list[Measurement]:
@@ -22,36 +34,74 @@ def compare(baseline: Outcomes, candidate: Outcomes, seed: int = 0) -> list[Meas
 
     For every metric M of the task, ``accuracy`` first: ``M``, ``M_drop_pt`` (baseline less candidate, in hundredths)
     and ``M_ratio`` (candidate over baseline; left out when the baseline has 0), then the same of every slice, as
-    ``M[SLICE]``. ``mcnemar_p`` is given when every score is 0 or 1. An engine against itself (the same digest) has lost
-    exactly nothing; two engines that happen to give the same answers have an interval around 0.
+    ``M[SLICE]``. ``mcnemar_p`` is given when every score is 0 or 1, fidelity when both have embeddings or tokens. An
+    engine against itself (the same digest) has lost exactly nothing; two engines that happen to give the same answers
+    have an interval around 0.
 
     Raises:
         VlmEdgeError: the outcomes are of other data, another task or other samples, or there are none.
     """
     _check_pairs(baseline, candidate)
+    found = [each for metric in _metrics(baseline, candidate, seed) for each in (*metric.own(), *metric.changes())]
+    found += _mcnemar(baseline, candidate)
+    if baseline.embeddings is not None and candidate.embeddings is not None:
+        same = baseline.engine == candidate.engine
+        found += embedding_fidelity(baseline.embeddings, candidate.embeddings, candidate.groups, same=same, seed=seed)
+    return found
+
+
+def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[MeanMetric | SummaryMetric]:
+    """Every metric of the whole, then of every slice by name."""
+    task, same = TASKS[candidate.task], baseline.engine == candidate.engine
     groups = np.unique(np.asarray(candidate.groups), return_inverse=True)[1]
-    same = baseline.engine == candidate.engine
-    largest = TASKS[candidate.task].largest
-    pairs = {
+    scores = {
         metric: (np.asarray(baseline.scores[metric]), np.asarray(column)) for metric, column in candidate.scores.items()
     }
-    found: list[Measurement] = []
+    sums = [(each, each.columns(baseline), each.columns(candidate)) for each in task.summaries]
     for part, rows in _parts(candidate):
-        for metric, (before, after) in pairs.items():
-            top = largest.get(metric, 1.0)
-            found += _mean_score(f"{metric}{part}", before[rows], after[rows], groups[rows], same, top, seed)
-    return [*found, *_mcnemar(*pairs["accuracy"], groups)]
+        inside = np.unique(groups[rows], return_inverse=True)[1]
+        for metric, (before, after) in scores.items():
+            scale = task.scales.get(metric, Scale())
+            yield MeanMetric(f"{metric}{part}", before[rows], after[rows], inside, same, seed, scale)
+        for each, before, after in sums:
+            yield SummaryMetric(f"{each.metric}{part}", each.statistic, before[rows], after[rows], inside, same, seed)
 
 
-def suffixed(metric: str, suffix: str) -> str:
-    """``accuracy[color]`` and ``_drop_pt`` give ``accuracy_drop_pt[color]``."""
-    name, bracket, part = metric.partition("[")
-    return f"{name}{suffix}{bracket}{part}"
+def _parts(outcomes: Outcomes) -> Iterator[tuple[str, RowIndex]]:
+    """The suffix and the rows of the whole, and of every slice by name."""
+    yield "", np.arange(len(outcomes.ids))
+    members: dict[str, list[int]] = {}
+    for row, slices in enumerate(outcomes.slices):
+        for name in slices:
+            members.setdefault(name, []).append(row)
+    for name in sorted(members):
+        yield f"[{name}]", np.asarray(members[name])
+
+
+def _mcnemar(baseline: Outcomes, candidate: Outcomes) -> list[Measurement]:
+    """The exact test of "a loss is as likely as a gain", for scores of 0 and 1; n counts the groups.
+
+    Samples of one group are no independent evidence, so a group counts once: as lost when it lost more samples than it
+    gained, as gained when it gained more, not at all when as many. With one sample a group this is McNemar's test;
+    otherwise the sign test over groups, which is exact when swapping the two engines' answers within a group changes
+    nothing.
+    """
+    before, after = (np.asarray(each.scores["accuracy"]) for each in (baseline, candidate))
+    if not np.isin([before, after], (0.0, 1.0)).all():
+        return []
+    groups = np.unique(np.asarray(candidate.groups), return_inverse=True)[1]
+    change = np.bincount(groups, weights=before - after)
+    p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
+    return [measurement("mcnemar_p", Interval(p_value, p_value), p_value, len(change), "p")]
+
+
+def _check_some(outcomes: Outcomes) -> None:
+    if not outcomes.ids:
+        raise VlmEdgeError("no sample was evaluated, so there is nothing to compare", "check the data set's test split")
 
 
 def _check_pairs(baseline: Outcomes, candidate: Outcomes) -> None:
-    if not candidate.ids:
-        raise VlmEdgeError("no sample was evaluated, so there is nothing to compare", "check the data set's test split")
+    _check_some(candidate)
     if (baseline.task, baseline.data) != (candidate.task, candidate.data):
         raise VlmEdgeError(
             "the baseline and the candidate were evaluated on different data or as different tasks: "
@@ -70,57 +120,3 @@ def _check_pairs(baseline: Outcomes, candidate: Outcomes) -> None:
             f"the baseline has {len(baseline.ids)} samples, the candidate {len(candidate.ids)}; only in one: {shown}",
             "evaluate both again on the same split",
         )
-
-
-def _parts(outcomes: Outcomes) -> Iterator[tuple[str, Rows]]:
-    """The suffix and the rows of the whole, and of every slice by name."""
-    yield "", np.arange(len(outcomes.ids))
-    members: dict[str, list[int]] = {}
-    for row, slices in enumerate(outcomes.slices):
-        for name in slices:
-            members.setdefault(name, []).append(row)
-    for name in sorted(members):
-        yield f"[{name}]", np.asarray(members[name])
-
-
-def _mean_score(
-    metric: str, before: Floats, after: Floats, groups: Rows, same: bool, top: float, seed: int
-) -> list[Measurement]:
-    """A mean of scores in 0..``top``, its drop and its ratio. The intervals are those of scores in 0..1."""
-    n, old, new = len(after), float(before.mean()), float(after.mean())
-    interval = mean_score_interval(after / top, groups, seed=seed)
-    unit = "share" if top == 1 else "score"
-    found = [_measurement(metric, Interval(top * interval.low, top * interval.high), new, n, unit)]
-    if same:
-        drop, ratio = Interval(0.0, 0.0), Interval(1.0, 1.0)
-    else:
-        change = paired_change(before / top, after / top, groups, seed=seed)
-        drop = Interval(100 * top * change.drop.low, 100 * top * change.drop.high)
-        ratio = change.ratio or Interval(0.0, np.inf)
-    found.append(_measurement(suffixed(metric, "_drop_pt"), drop, 100 * float((before - after).mean()), n, "pt"))
-    if old > 0 and np.isfinite(ratio.high):
-        found.append(_measurement(suffixed(metric, "_ratio"), ratio, new / old, n, "ratio"))
-    return found
-
-
-def _mcnemar(before: Floats, after: Floats, groups: Rows) -> list[Measurement]:
-    """The exact test of "a loss is as likely as a gain", for scores of 0 and 1; n counts the groups.
-
-    Samples of one group are no independent evidence, so a group counts once: as lost when it lost more samples than it
-    gained, as gained when it gained more, not at all when as many. With one sample a group this is McNemar's test;
-    otherwise the sign test over groups, which is exact when swapping the two engines' answers within a group changes
-    nothing.
-    """
-    if not (_is_binary(before) and _is_binary(after)):
-        return []
-    change = np.bincount(groups, weights=before - after)
-    p_value = mcnemar_exact(int((change > 0).sum()), int((change < 0).sum()))
-    return [_measurement("mcnemar_p", Interval(p_value, p_value), p_value, len(change), "p")]
-
-
-def _measurement(metric: str, interval: Interval, value: float, n: int, unit: str) -> Measurement:
-    return Measurement(metric=metric, low=interval.low, value=value, high=interval.high, n=n, unit=unit)
-
-
-def _is_binary(scores: Sequence[float] | Floats) -> bool:
-    return bool(np.isin(scores, (0.0, 1.0)).all())

@@ -55,6 +55,14 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Scores from 0 to ``largest``; ``unit`` is what a mean of them is reported in."""
+
+    largest: float = 1.0
+    unit: str = "share"
+
+
+@dataclass(frozen=True)
 class TaskEvaluation:
     """One row of the table of tasks.
 
@@ -63,7 +71,7 @@ class TaskEvaluation:
         primary: what the field calls the metric that is reported as ``accuracy``.
         pipelines: the runtime's classes that can do the task.
         run: (pipeline, data set, progress) -> rows. Its scores begin with ``accuracy``.
-        largest: the largest score of a metric, where it is not 1.
+        scales: of the metrics whose scores are not in 0..1.
         summaries: the metrics that are no mean of per-sample scores.
     """
 
@@ -71,7 +79,7 @@ class TaskEvaluation:
     primary: str
     pipelines: tuple[type, ...]
     run: Callable[[Any, Dataset, Progress], Rows]
-    largest: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, Scale] = field(default_factory=dict)
     summaries: tuple[Summary, ...] = ()
 
 
