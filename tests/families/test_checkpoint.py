@@ -238,7 +238,7 @@ def test_a_config_that_is_broken_or_unknown(blip: Path, text: str, message: str)
 
 
 def test_an_unknown_architecture_says_how_to_add_one(blip: Path) -> None:
-    edit_json(blip / "config.json", lambda config: config | {"architectures": ["LlavaForConditionalGeneration"]})
+    edit_json(blip / "config.json", lambda config: config | {"architectures": ["MadeUpVlmForConditionalGeneration"]})
     assert "docs/writing-a-family.md" in str(refusal(blip))
 
 

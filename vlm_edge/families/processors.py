@@ -69,6 +69,7 @@ def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
         rescale_factor=processor.rescale_factor if processor.do_rescale else 1.0,
         mean=tuple(mean),
         std=tuple(std),
+        bgr=bool(getattr(processor, "do_flip_channel_order", False)),
     )
     _check_images(checkpoint, processor, spec)
     return spec

@@ -9,6 +9,8 @@ from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
 from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.clip import Clip
+from vlm_edge.families.dinov2 import Dinov2
+from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
 from vlm_edge.families.siglip import Siglip
 from vlm_edge.names import near
 
@@ -31,6 +33,9 @@ FAMILIES: dict[str, Family] = _by_name(
         BlipCaptioning(),
         Clip(),
         Siglip(),
+        Dinov2(),
+        MobileVit(),
+        MobileVitV2(),
     )
 )
 

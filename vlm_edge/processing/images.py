@@ -83,7 +83,7 @@ def preprocess(images: Sequence[Pixels], spec: ImageProcessing) -> NDArray[np.fl
         sized = image if image.shape[:2] == (spec.height, spec.width) else _resized(image, spec)
         for channel in range(3):
             # mode="clip" never clips here (256 entries, uint8 index); it spares take() a copy of `out`
-            table[channel].take(sized[:, :, channel], out=planes[channel], mode="clip")
+            table[channel].take(sized[:, :, channel], out=planes[2 - channel if spec.bgr else channel], mode="clip")
     return out
 
 
@@ -105,10 +105,15 @@ def _resized(image: Pixels, spec: ImageProcessing) -> Pixels:
         target = (int(spec.shortest_edge * height / width), spec.shortest_edge)
     else:
         target = (spec.shortest_edge, int(spec.shortest_edge * width / height))
-    if (height, width) != target:
-        resized = Image.fromarray(image).resize((target[1], target[0]), resample=Image.Resampling(spec.resample))
-        image = np.asarray(resized)
+    image = resized(image, target, spec.resample)
     return _center_cropped(image, spec.height, spec.width) if image.shape[:2] != (spec.height, spec.width) else image
+
+
+def resized(image: Pixels, size: tuple[int, int], resample: int) -> Pixels:
+    """The image at ``size`` (height, width), with PIL's filter ``resample``."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), resample=Image.Resampling(resample)))
 
 
 def _center_cropped(image: Pixels, height: int, width: int) -> Pixels:

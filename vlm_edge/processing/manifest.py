@@ -75,10 +75,10 @@ Tiles = Annotated[AnyResTiles | SplitTiles, Field(discriminator="kind")]
 class ImageProcessing(_Frozen):
     """RGB image -> ``pixel_values`` (batch, 3, height, width) float32, as transformers' PIL image processors do.
 
-    Order: resize (PIL filter number in ``resample``), centre crop, rescale by ``rescale_factor``, (x - mean) / std.
+    Order: resize (PIL filter number in ``resample``), centre crop, rescale by ``rescale_factor``, (x - mean) / std,
+    and, with ``bgr``, blue before red.
     With ``shortest_edge`` the shorter side is resized to it keeping the aspect; else ``height`` x ``width`` exactly.
-    ``height`` and ``width`` are always the final size. With ``pad_to_square`` the image is first set in the middle of
-    a square of its mean colour. With ``tiles`` an image becomes several of that size.
+    ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size.
     """
 
     height: int
@@ -89,7 +89,7 @@ class ImageProcessing(_Frozen):
     rescale_factor: float = 1 / 255
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    pad_to_square: bool = False
+    bgr: bool = False
     tiles: Tiles | None = None
 
 
