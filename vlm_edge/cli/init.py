@@ -12,7 +12,11 @@ from vlm_edge.cli.settings import Settings, pass_settings
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 
-_EXAMPLE_DATA = {"vqa": "calibration/easy-vqa.yaml", "classification": "calibration/easy-vqa-zero-shot.yaml"}
+_EXAMPLE_DATA = {
+    "vqa": "calibration/easy-vqa.yaml",
+    "classification": "calibration/easy-vqa-zero-shot.yaml",
+    "retrieval": "calibration/easy-vqa-retrieval.yaml",
+}
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@-]*[A-Za-z][A-Za-z0-9_./@-]*")
 
 _TEMPLATE = """\

@@ -45,7 +45,9 @@ class DualEncoderPipeline:
     def query(
         self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]
     ) -> NDArray[np.float32]:
-        """One query of a task, end to end: :meth:`classify`."""
+        """One query of a task, end to end: :meth:`classify`, or without labels the cosine (1, 1) of image and text."""
+        if not labels:
+            return np.asarray(self.embed_images([image]) @ self.embed_texts([text]).T, np.float32)
         return self.classify([image], tuple(labels), tuple(prompts) or ("{}",))
 
     def rehearse(
