@@ -197,6 +197,29 @@ def test_facts_hold_the_error_on_held_out_samples(quantized: tuple[Path, dict[st
     assert read_manifest(folder).precision == {"vision_encoder": "int8", "text_encoder": "int8"}
 
 
+def test_every_layer_has_its_error(quantized: tuple[Path, dict[str, Any]], graphs: Artifact) -> None:
+    folder, facts = quantized
+    layers = facts["components"]["vision_encoder"]["layers"]
+    assert [layer["operator"] for layer in layers] == ["Conv", "MatMulIntegerToFloat", "MatMulIntegerToFloat"]
+    assert [layer["input_sqnr_db"] is None for layer in layers] == [True, False, False]
+    assert all(25 < layer[key] < 60 for layer in layers for key in ("weight_sqnr_db", "output_sqnr_db"))
+    constants = {
+        each.name: numpy_helper.to_array(each) for each in onnx.load(folder / "vision_encoder.onnx").graph.initializer
+    }
+    wanted = {
+        each.name: numpy_helper.to_array(each)
+        for each in onnx.load(graphs.path / "vision_encoder.onnx").graph.initializer
+    }
+    got = constants["patch_weight_levels"].astype(float) * constants["patch_weight_scales"]
+    noise = np.square(wanted["patch_weight"] - got).sum()
+    assert layers[0]["weight_sqnr_db"] == pytest.approx(
+        10 * np.log10(np.square(wanted["patch_weight"]).sum() / noise), abs=0.01
+    )
+    table, linear = facts["components"]["text_encoder"]["layers"]
+    assert (table["operator"], linear["operator"]) == ("GatherBlockQuantized", "MatMulIntegerToFloat")
+    assert 35 < table["weight_sqnr_db"] < 55
+
+
 def test_the_quantized_pipeline_agrees_with_the_float_one(
     quantized: tuple[Path, dict[str, Any]], graphs: Artifact, task: TaskSpec
 ) -> None:
@@ -217,7 +240,10 @@ def test_the_same_inputs_give_the_same_bytes(
 
 def test_schemes_are_chosen_by_component(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
     folder, facts = quantize(tmp_path, graphs, task, components={"vision_encoder": "int8-dynamic", "*": "none"})
-    assert facts["components"]["vision_encoder"]["operators"]["integer"] == {"DynamicQuantizeMatMul": 2}
+    vision = facts["components"]["vision_encoder"]
+    assert vision["operators"]["integer"] == {"DynamicQuantizeMatMul": 2}
+    assert [layer["input_sqnr_db"] for layer in vision["layers"]] == [None, None, None]
+    assert "layers" not in facts["components"]["text_encoder"]
     assert (folder / "text_encoder.onnx").read_bytes() == (graphs.path / "text_encoder.onnx").read_bytes()
     assert read_manifest(folder).precision == {"vision_encoder": "int8-dynamic", "text_encoder": "none"}
 
@@ -232,7 +258,11 @@ def test_int8_weights_keep_float_arithmetic(graphs: Artifact, task: TaskSpec, tm
 
 def test_tensorrt_gets_symmetric_signed_pairs(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
     folder, facts = quantize(tmp_path, graphs, task, engine="tensorrt")
-    assert facts["components"]["vision_encoder"]["operators"]["fake_quantized"] == {"Conv": 1, "MatMul": 2}
+    vision = facts["components"]["vision_encoder"]
+    assert vision["operators"]["fake_quantized"] == {"Conv": 1, "MatMul": 2}
+    assert [layer["operator"] for layer in vision["layers"]] == ["Conv", "MatMul", "MatMul"]
+    assert all(min(layer["weight_sqnr_db"], layer["input_sqnr_db"]) > 40 for layer in vision["layers"])
+    assert all(layer["output_sqnr_db"] > 20 for layer in vision["layers"])
     model = onnx.load(folder / "vision_encoder.onnx")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -273,6 +303,8 @@ def test_an_outlier_channel_is_smoothed(task: TaskSpec, tmp_path: Path) -> None:
     assert (first["scheme"], second["scheme"]) == ("int8", "int8-smooth")
     assert second["cosine"] > first["cosine"]
     assert vision["scheme"] == "int8-smooth"
+    assert {layer["weight_sqnr_db"] for layer in vision["layers"]} == {None}  # smoothed, so not the float graph's
+    assert all(layer["output_sqnr_db"] > 10 for layer in vision["layers"])
     assert read_manifest(folder).precision["vision_encoder"] == "int8-smooth"
     assert operators(folder, "vision_encoder").count("Mul") <= 2  # the convolution's weight, and before the last layer
 

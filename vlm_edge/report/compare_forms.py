@@ -81,20 +81,20 @@ def compare_html(comparison: Compared) -> str:
     names = comparison.names
     head = tag("h1", "comparison") + tag("p", escaped(" / ".join(names)), class_="lead")
     across = [Head("", kind="name"), *(Head(name) for name in names)]
-    heads = table(across, [[name_cell(row.name), *map(escaped, row.values)] for row in comparison.heads])
+    heads = table(across, [[name_cell(row.name), *map(escaped, row.values)] for row in comparison.heads], kind="values")
     columns = [Head("metric", kind="name"), Head(names[0], kind="number")]
-    for name in names[1:]:
-        columns += [Head(name, kind="number"), Head("change", f"{name} against {names[0]}")]
+    columns += [Head(name, f"and against {names[0]}", "number") for name in names[1:]]
     rows = []
     for row in shown_metrics(comparison):
-        found = next(each for each in row.found if each is not None)
-        cells = [name_cell(named_format(row.metric).title, format_of(found).unit), number(row.found[0])]
-        for measured, change in zip(row.found[1:], row.changes[1:], strict=True):
-            cells += [number(measured), escaped(_short(change))]
-        rows.append(cells)
-    body = tag("header", head) + heads + section("metrics", "Metrics", table(columns, rows))
+        unit = format_of(next(each for each in row.found if each is not None)).unit
+        cells = [
+            number(found) + (tag("span", escaped(text), class_="change") if (text := _short(change)) else "")
+            for found, change in zip(row.found, row.changes, strict=True)
+        ]
+        rows.append([name_cell(named_format(row.metric).title, unit), *cells])
+    body = tag("header", head) + heads + section("metrics", "Metrics", table(columns, rows, kind="values"))
     body += "".join(note(line) for line in reasons(comparison))
     for title, values in value_tables(comparison):
-        inner = table(across, [[name_cell(row.name), *map(escaped, row.values)] for row in values])
+        inner = table(across, [[name_cell(row.name), *map(escaped, row.values)] for row in values], kind="values")
         body += section(title.lower(), f"{title}: what differs", inner)
     return page(" / ".join(names), body + (note(same_text(comparison)) if same_text(comparison) else ""))

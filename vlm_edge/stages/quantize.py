@@ -59,7 +59,7 @@ class QuantizeConfig(StageConfig):
 
 
 def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
-    """Write the quantized graphs and the manifest; ``work.facts`` holds every component's scheme, error and size."""
+    """Write the quantized graphs and the manifest; ``work.facts`` holds each component's scheme, size and errors."""
     from vlm_edge.data import load_dataset
     from vlm_edge.numerics.quant_forms import quant_form, resolve_isa
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
@@ -134,6 +134,8 @@ def _quantize_component(
     import onnx
 
     from vlm_edge.numerics.qdq_report import quantized_ops
+    from vlm_edge.numerics.quant_prepare import fold_transposed_constants, with_node_names
+    from vlm_edge.stages.quantize_layers import layer_errors
 
     original = source / component.file
     path = work.out / component.file
@@ -164,6 +166,8 @@ def _quantize_component(
             f"leave it in floating point: components: {{{name}: none}}",
         )
     path.write_bytes(chosen.graph.SerializeToString(deterministic=True))
+    floating = with_node_names(fold_transposed_constants(model))
+    smoothed = chosen.scheme == "int8-smooth"
     return {
         "asked": scheme,
         "scheme": chosen.scheme,
@@ -175,6 +179,7 @@ def _quantize_component(
         "float_size_bytes": original.stat().st_size,
         "size_bytes": path.stat().st_size,
         "operators": quantized_ops(chosen.graph).as_facts(),
+        "layers": layer_errors(floating, chosen.graph, captured.held_out, threads, weights=not smoothed),
     }
 
 
@@ -252,7 +257,7 @@ def _check(path: Path, component: Component, captured: Captured, threads: int) -
 
 SPEC = StageSpec(
     name="quantize",
-    version=1,
+    version=2,
     level=Level.GRAPH,
     config=QuantizeConfig,
     output=ArtifactKind.GRAPHS,
