@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from tiny_graphs import random_images, save_image, write_dual_encoder
 
 from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.data import load_dataset
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.accuracy import evaluate
 from vlm_edge.evaluation.tasks.classification import run
-from vlm_edge.runtime import load_pipeline
+from vlm_edge.runtime import EmbeddingPipeline, load_pipeline
 
 LABELS = ["red", "green", "blue", "yes", "no", "what", "color"]
 PROMPTS = ["is it {}", "{}"]
@@ -60,3 +62,31 @@ def test_an_engine_that_gives_no_numbers_is_never_right(task):
 
     rows = run(Broken(), load_dataset(task.data, "test"), SilentProgress())
     assert set(rows.scores["accuracy"]) == set(rows.scores["top5"]) == {0.0}
+
+
+class Head(EmbeddingPipeline):
+    """A vision tower whose class head sees the mean colour."""
+
+    def __init__(self, labels):
+        self.manifest = SimpleNamespace(labels=labels)
+
+    def classify(self, images, *, batch_size=16):
+        weights = np.random.default_rng(0).normal(size=(3, len(self.manifest.labels)))
+        return np.array([image.mean((0, 1)) @ weights for image in images], np.float32)
+
+
+def test_a_class_head_answers_with_any_of_its_classes(task):
+    labels = ("car", *reversed(LABELS))  # the data set's, in another order, and one that it does not have
+    pipeline = Head(labels)
+    rows = run(pipeline, load_dataset(task.data, "test"), SilentProgress())
+    likely = pipeline.classify(random_images(35, seed=4)).argmax(axis=1)
+    assert rows.predictions == [labels[row] for row in likely]
+    assert rows.scores["accuracy"] == [float(labels[row] == LABELS[n % 7]) for n, row in enumerate(likely)]
+    assert 0 < sum(rows.scores["accuracy"]) < 35
+
+
+def test_a_class_that_the_head_lacks_is_named(task):
+    with pytest.raises(VlmEdgeError, match="the model has no class blue, yes; it has: no, what, color, red, green"):
+        run(Head(("no", "what", "color", "red", "green")), load_dataset(task.data, "test"), SilentProgress())
+    with pytest.raises(VlmEdgeError, match="it has: none"):
+        run(Head(None), load_dataset(task.data, "test"), SilentProgress())

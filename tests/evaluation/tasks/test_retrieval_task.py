@@ -102,6 +102,7 @@ def test_every_recall_is_a_count_over_the_ranking(tmp_path):
     assert 0 < np.mean(both) < 1
     assert outcomes.embeddings.text.rows == len(everything)
     assert outcomes.embeddings.text_rows[1] == (1, 2)
+    assert pipeline.query(pixels[3], everything[5], (), ()) == pytest.approx(similar[3, 5], abs=1e-6)
 
 
 def test_a_caption_of_several_images_is_right_for_each(tmp_path):

@@ -1,67 +1,98 @@
-"""Zero-shot classification by a dual encoder: is the right class the first, or among the first five?"""
+"""Classification: is the right class the first, or among the first five?
+
+Zero-shot by a dual encoder, whose classes are embedded texts, or by a vision tower with a class head.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vlm_edge.core.stage import Progress
-from vlm_edge.data.dataset import Dataset
+from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.engines.base import Array
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
 from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples
-from vlm_edge.runtime import DualEncoderPipeline
+from vlm_edge.processing.images import Pixels
+from vlm_edge.runtime import DualEncoderPipeline, EmbeddingPipeline
 
 TOP = 5
 
 
-def embed_every_image(
-    pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress
-) -> tuple[Array, dict[Path, int], dict[Path, str]]:
-    """Embeddings (images, dim), each image's row, and why the others could not be read."""
+def every_image(
+    compute: Callable[[Sequence[Pixels]], Array], dataset: Dataset, progress: Progress
+) -> tuple[Array, list[Sample], list[int], dict[Path, str]]:
+    """What ``compute`` makes of images, some at a time: (images, dim); the samples whose image could be read, each
+    one's row, and why the other images could not.
+    """
     unreadable: dict[Path, str] = {}
     parts: list[Array] = []
-    paths: list[Path] = []
+    row_of: dict[Path, int] = {}
     for images in decoded_images(dataset, progress, unreadable):
-        parts.append(pipeline.embed_images(list(images.values())))
-        paths += images
-    return np.concatenate(parts), {path: row for row, path in enumerate(paths)}, unreadable
-
-
-def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> Rows:
-    """Rank the classes for every image by the cosine of the two embeddings; of equal classes, the earlier goes first.
-
-    A class's embedding is the mean over its prompts. ``top5`` is given when there are more than five classes. Where a
-    broken engine gives no finite numbers, no class is right.
-    """
-    classes = pipeline.label_embeddings(dataset.labels, dataset.prompts)
-    embedded, row_of, unreadable = embed_every_image(pipeline, dataset, progress)
+        parts.append(compute(list(images.values())))
+        row_of |= {path: row for row, path in enumerate(images, start=len(row_of))}
     samples = readable_samples(dataset, unreadable)
-    rows = [row_of[sample.image] for sample in samples]
+    return np.concatenate(parts), samples, [row_of[sample.image] for sample in samples], unreadable
+
+
+def run(pipeline: DualEncoderPipeline | EmbeddingPipeline, dataset: Dataset, progress: Progress) -> Rows:
+    """Rank the classes for every image; of equal classes, the earlier goes first.
+
+    ``top5`` is given when there are more than five classes. Where a broken engine gives no finite numbers, no class is
+    right. A dual encoder ranks by the cosine of the two embeddings, a class's being the mean over its prompts.
+
+    Raises:
+        VlmEdgeError: a vision tower has no class head, or its classes lack some of the data set's.
+    """
+    if isinstance(pipeline, EmbeddingPipeline):
+        return _by_head(pipeline, dataset, progress)
+    classes = pipeline.label_embeddings(dataset.labels, dataset.prompts)
+    embedded, samples, rows, unreadable = every_image(pipeline.embed_images, dataset, progress)
+    scores, predictions = _ranked((embedded @ classes.T)[rows], dataset.labels, samples)
     position = {label: index for index, label in enumerate(dataset.labels)}
+    embeddings = Embeddings(
+        image=Matrix.of(embedded),
+        text=Matrix.of(classes),
+        image_rows=tuple(rows),
+        text_rows=tuple((position[sample.answers[0]],) for sample in samples),
+    )
+    return Rows(samples, scores, predictions, unreadable, embeddings=embeddings)
+
+
+def _by_head(pipeline: EmbeddingPipeline, dataset: Dataset, progress: Progress) -> Rows:
+    labels = pipeline.manifest.labels or ()
+    if lacking := [label for label in dataset.labels if label not in labels]:
+        known = ", ".join(labels[:5]) or "none"
+        raise VlmEdgeError(
+            f"{dataset.name}: the model has no class {', '.join(lacking[:5])}; it has: {known}",
+            "name the data set's classes as the model's config.json (id2label) does",
+        )
+    likely, samples, rows, unreadable = every_image(pipeline.classify, dataset, progress)
+    scores, predictions = _ranked(likely[rows], labels, samples)
+    return Rows(samples, scores, predictions, unreadable)
+
+
+def _ranked(
+    similar: Array, labels: Sequence[str], samples: Sequence[Sample]
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Scores and predictions from (samples, labels), the larger the likelier."""
+    position = {label: index for index, label in enumerate(labels)}
     right = np.array([position[sample.answers[0]] for sample in samples])
-    similar = (embedded @ classes.T)[rows]
     ranking = np.argsort(-similar, axis=1, kind="stable")
     places = (ranking == right[:, None]).argmax(axis=1)
-    places[~np.isfinite(similar).all(axis=1)] = len(dataset.labels)
+    places[~np.isfinite(similar).all(axis=1)] = len(labels)
     scores = {"accuracy": (places == 0).astype(float).tolist()}
-    if len(dataset.labels) > TOP:
+    if len(labels) > TOP:
         scores[f"top{TOP}"] = (places < TOP).astype(float).tolist()
-    return Rows(
-        samples=samples,
-        scores=scores,
-        predictions=[dataset.labels[first] for first in ranking[:, 0]],
-        unreadable=unreadable,
-        embeddings=Embeddings(
-            image=Matrix.of(embedded),
-            text=Matrix.of(classes),
-            image_rows=tuple(rows),
-            text_rows=tuple((index,) for index in right.tolist()),
-        ),
-    )
+    return scores, [labels[first] for first in ranking[:, 0]]
 
 
 CLASSIFICATION = TaskEvaluation(
-    kind="classification", primary="top-1 accuracy", pipelines=(DualEncoderPipeline,), run=run
+    kind="classification",
+    primary="top-1 accuracy",
+    pipelines=(DualEncoderPipeline, EmbeddingPipeline),
+    run=run,
 )

@@ -19,8 +19,8 @@ from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.engines.base import Array
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
-from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, readable_samples
-from vlm_edge.evaluation.tasks.classification import embed_every_image
+from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation
+from vlm_edge.evaluation.tasks.classification import every_image
 from vlm_edge.runtime import DualEncoderPipeline
 
 CUTOFFS = (1, 5, 10)
@@ -38,15 +38,14 @@ def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> 
     Raises:
         VlmEdgeError: there are fewer than two images or two captions.
     """
-    embedded, row_of, unreadable = embed_every_image(pipeline, dataset, progress)
-    samples = readable_samples(dataset, unreadable)
+    embedded, samples, rows, unreadable = every_image(pipeline.embed_images, dataset, progress)
     captions = list(dict.fromkeys(caption for sample in samples for caption in sample.answers))
     if len(samples) < 2 or len(captions) < 2:
         raise VlmEdgeError(
             f"{dataset.name}: {len(samples)} images and {len(captions)} captions leave nothing to rank",
             "give at least two images with different captions",
         )
-    images = embedded[[row_of[sample.image] for sample in samples]]
+    images = embedded[rows]
     texts = pipeline.embed_texts(captions)
     position = {caption: row for row, caption in enumerate(captions)}
     owned = [[position[caption] for caption in sample.answers] for sample in samples]
@@ -84,7 +83,8 @@ def ranks(
     """Of queries (q, dim) in a gallery (g, dim), both of length 1: (q,) and (q,).
 
     The first is the rank (0 is the best) of the best of each query's ``right`` rows: how many wrong rows are at least
-    as similar (or no number, as a broken engine gives). The second is the row that is the most similar, of equal ones the earliest.
+    as similar (or no number, as a broken engine gives). The second is the row that is the most similar, of equal ones
+    the earliest.
     """
     rank, first = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
