@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 
 def wilson_interval(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a share. Conservative if ``successes`` is a sum of partial scores in 0..1."""
-    z = _z(confidence)
+    z = normal_quantile(confidence)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -50,7 +50,7 @@ def tango_interval(lost: float, gained: float, n: float, confidence: float = CON
     ``lost`` and ``gained`` count the pairs that went from right to wrong and from wrong to right (sums, for partial
     scores). With neither, it is +-z^2 / (n + z^2), not a point. Tango 1998, eq. 4 to 8, solved by bisection.
     """
-    z = _z(confidence)
+    z = normal_quantile(confidence)
     estimate = (lost - gained) / n
 
     def statistic(delta: float) -> float:
@@ -62,6 +62,18 @@ def tango_interval(lost: float, gained: float, n: float, confidence: float = CON
         return distance / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, distance)
 
     return Interval(_bisect(statistic, z, -1.0, estimate), _bisect(statistic, -z, estimate, 1.0))
+
+
+def ratio_of_ratios(above: tuple[float, float, float], below: tuple[float, float, float]) -> Interval:
+    """Interval of above / below, two positive quantities measured independently, each as (low, value, high).
+
+    Half-widths on the logarithms add in squares, each end with the other quantity's opposite end. Zou & Donner,
+    Statistics in Medicine 27 (2008) 1693, equation 4 (method of variance estimates recovery).
+    """
+    value = above[1] / below[1]
+    down = math.hypot(math.log(above[1] / above[0]), math.log(below[2] / below[1]))
+    up = math.hypot(math.log(above[2] / above[1]), math.log(below[1] / below[0]))
+    return Interval(value * math.exp(-down), value * math.exp(up))
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
@@ -94,17 +106,17 @@ def paired_change(
     point when none did. The ratio's is the bootstrap's with the drop's, carried over at the baseline's score.
     """
     before, after = np.asarray(baseline, np.float64), np.asarray(candidate, np.float64)
-    sums = _group_sums(groups, before, after)
-    counts, total_before, total_after = _resample_groups(sums, seed, resamples).T
+    sums = group_sums(groups, before, after)
+    counts, total_before, total_after = resample_groups(sums, seed, resamples).T
     change = before - after
     lost, gained, n = float(change[change > 0].sum()), float(-change[change < 0].sum()), len(change)
     effect = _design_effect(sums[:, 0], sums[:, 1] - sums[:, 2], (lost + gained - (lost - gained) ** 2 / n) / n**2)
     pairs = tango_interval(lost / effect, gained / effect, n / effect, confidence)
-    drop = _middle((total_before - total_after) / counts, confidence).hull(pairs)
+    drop = middle((total_before - total_after) / counts, confidence).hull(pairs)
     mean, usable = float(before.mean()), total_before > 0
     if mean == 0 or not usable.any():
         return PairedChange(drop, None)
-    ratio = _middle(total_after[usable] / total_before[usable], confidence)
+    ratio = middle(total_after[usable] / total_before[usable], confidence)
     return PairedChange(drop, ratio.hull(Interval(1 - drop.high / mean, 1 - drop.low / mean)))
 
 
@@ -121,11 +133,11 @@ def mean_score_interval(
     The hull of a bootstrap over whole groups and of Wilson's interval with the counts divided by the design effect.
     """
     values = np.asarray(scores, np.float64)
-    sums = _group_sums(groups, values)
-    counts, totals = _resample_groups(sums, seed, resamples).T
+    sums = group_sums(groups, values)
+    counts, totals = resample_groups(sums, seed, resamples).T
     n, mean = len(values), float(values.mean())
     effect = _design_effect(sums[:, 0], sums[:, 1], mean * (1 - mean) / n)
-    return _middle(totals / counts, confidence).hull(wilson_interval(n * mean / effect, n / effect, confidence))
+    return middle(totals / counts, confidence).hull(wilson_interval(n * mean / effect, n / effect, confidence))
 
 
 def percentile(values: ArrayLike, quantile: float) -> float:
@@ -172,7 +184,7 @@ def percentile_ratio_interval(
     """
     draws = np.random.default_rng(seed).multinomial(len(baseline), np.full(len(baseline), 1 / len(baseline)), resamples)
     ratios = _weighted_percentiles(baseline, draws, quantile) / _weighted_percentiles(candidate, draws, quantile)
-    return _middle(ratios, confidence)
+    return middle(ratios, confidence)
 
 
 def _weighted_percentiles(blocks: Sequence[ArrayLike], draws: NDArray[np.int64], quantile: float) -> Floats:
@@ -191,7 +203,7 @@ def _weighted_percentiles(blocks: Sequence[ArrayLike], draws: NDArray[np.int64],
     return result
 
 
-def _middle(draws: Floats, confidence: float) -> Interval:
+def middle(draws: Floats, confidence: float) -> Interval:
     """The bootstrap's percentile interval."""
     low, high = np.quantile(draws, ((1 - confidence) / 2, (1 + confidence) / 2))
     return Interval(float(low), float(high))
@@ -206,13 +218,13 @@ def _design_effect(counts: Floats, totals: Floats, unclustered: float) -> float:
     return max(1.0, float((residuals**2).sum()) * groups / (groups - 1) / n**2 / unclustered)
 
 
-def _group_sums(groups: ArrayLike, *scores: Floats) -> Floats:
+def group_sums(groups: ArrayLike, *scores: Floats) -> Floats:
     """(groups, 1 + len(scores)): each group's number of samples and its sum of each score."""
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.stack([np.bincount(index), *(np.bincount(index, weights=values) for values in scores)], axis=1)
 
 
-def _resample_groups(sums: Floats, seed: int, resamples: int) -> Floats:
+def resample_groups(sums: Floats, seed: int, resamples: int) -> Floats:
     """Column sums of ``len(sums)`` rows drawn with replacement: (resamples, columns).
 
     Rows that are alike are drawn as one kind with a multinomial count, which is the same distribution and much faster.
@@ -245,5 +257,6 @@ def _bisect(decreasing: Callable[[float], float], target: float, low: float, hig
     return (low + high) / 2
 
 
-def _z(confidence: float) -> float:
+def normal_quantile(confidence: float) -> float:
+    """z with P(|Z| <= z) = confidence, for a standard normal Z."""
     return NormalDist().inv_cdf((1 + confidence) / 2)
