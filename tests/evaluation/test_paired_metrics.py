@@ -1,12 +1,11 @@
-"""Metrics that are no mean of scores, scales, and names; references are counts by numpy, resampled the plain way."""
+"""Metrics that are no mean of shares, and names; references are counts by numpy, resampled the plain way."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from vlm_edge.evaluation.paired_metrics import MeanMetric, SummaryMetric, suffixed
-from vlm_edge.evaluation.tasks.base import Scale
+from vlm_edge.evaluation.paired_metrics import ScoreMetric, SummaryMetric, suffixed
 
 
 def f1(sums):
@@ -73,16 +72,44 @@ def test_an_engine_against_itself_lost_nothing(answers):
     assert (ratio.low, ratio.value, ratio.high) == (1, 1, 1)
 
 
-def test_scores_on_a_scale_are_those_of_shares_stretched():
+def score_metric(before, after, groups, same=False):
+    return ScoreMetric("cider[pets]", before, after, groups, same, 0, "CIDEr")
+
+
+def test_scores_that_are_no_shares_are_resampled_by_group():
     generator = np.random.default_rng(1)
-    before, after, groups = generator.random(200), generator.random(200), np.arange(200)
-    share = MeanMetric("accuracy", before, after, groups, False, 0, Scale())
-    score = MeanMetric("accuracy", 10 * before, 10 * after, groups, False, 0, Scale(10.0, "CIDEr"))
-    (own,), (stretched,) = share.own(), score.own()
-    assert (stretched.low, stretched.value, stretched.high) == pytest.approx(
-        (10 * own.low, 10 * own.value, 10 * own.high)
-    )
-    assert stretched.unit == "CIDEr"
-    (drop, ratio), (long_drop, same_ratio) = share.changes(), score.changes()
-    assert (long_drop.low, long_drop.high) == pytest.approx((10 * drop.low, 10 * drop.high))
-    assert (same_ratio.low, same_ratio.value, same_ratio.high) == pytest.approx((ratio.low, ratio.value, ratio.high))
+    quality = generator.gamma(2, 0.5, 100)
+    before = (quality[:, None] + generator.normal(0, 0.1, (100, 2))).ravel()
+    after = before - 0.05 + generator.normal(0, 0.2, 200)
+    found = score_metric(before, after, np.arange(200) // 2)
+    (own,), (drop, ratio) = found.own(), found.changes()
+    assert (own.metric, own.unit, own.n) == ("cider[pets]", "CIDEr", 200)
+    assert [each.metric for each in (drop, ratio)] == ["cider_drop_pt[pets]", "cider_ratio[pets]"]
+    expected = [after.mean(), 100 * (before.mean() - after.mean()), after.mean() / before.mean()]
+    assert [each.value for each in (own, drop, ratio)] == pytest.approx(expected)
+    draws = []
+    for _ in range(2000):
+        rows = (2 * generator.integers(100, size=100)[:, None] + [0, 1]).ravel()
+        old, new = before[rows].mean(), after[rows].mean()
+        draws.append((new, 100 * (old - new), new / old))
+    for each, column in zip((own, drop, ratio), np.array(draws).T, strict=True):
+        assert each.low < each.value < each.high
+        assert each.high - each.low == pytest.approx(np.diff(np.quantile(column, [0.025, 0.975]))[0], rel=0.15)
+
+
+def test_the_same_scores_of_another_engine_leave_what_so_few_images_cannot_show():
+    """z^2 / (n + z^2) of the images, each at the cost of the mean score."""
+    before = np.linspace(0.2, 1.8, 50)
+    drop, ratio = score_metric(before, before, np.arange(50)).changes()
+    unseen = 1.959964**2 / (50 + 1.959964**2)
+    assert (drop.low, drop.value, drop.high) == pytest.approx((-100 * unseen, 0, 100 * unseen))  # the mean is 1
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((1 - unseen, 1, 1 + unseen))
+
+
+def test_scores_of_one_engine_are_the_same():
+    before = np.array([0.5, 1.0, 0.0, 2.0])
+    drop, ratio = score_metric(before, before, np.arange(4), same=True).changes()
+    assert (drop.low, drop.value, drop.high) == (0, 0, 0)
+    assert (ratio.low, ratio.value, ratio.high) == (1, 1, 1)
+    (only,) = score_metric(np.zeros(4), before, np.arange(4)).changes()  # no ratio to nothing
+    assert only.metric == "cider_drop_pt[pets]"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_edge.evaluation.yes_no import Counts, count_answers, f1, precision, recall, says_yes, yes_ratio
+from vlm_edge.evaluation.yes_no import answer_columns, f1, precision, recall, says_yes, yes_ratio
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,8 @@ def test_answers_are_read_as_popes_own_script_reads_them(answer: str, yes: bool)
 def test_the_metrics_are_popes_formulas() -> None:
     said = [True] * 3 + [True] * 2 + [False] * 4 + [False] * 1
     true = [True] * 3 + [False] * 2 + [False] * 4 + [True] * 1
-    counts = count_answers(said, true)
-    assert counts == Counts(3, 2, 4, 1)
+    counts = answer_columns(said, true).sum(axis=0)
+    assert counts.tolist() == [3, 2, 4, 1]
     assert precision(counts) == 3 / 5
     assert recall(counts) == 3 / 4
     assert f1(counts) == pytest.approx(2 * (3 / 5) * (3 / 4) / (3 / 5 + 3 / 4))
@@ -42,17 +43,23 @@ def test_the_metrics_are_popes_formulas() -> None:
 
 
 def test_what_divides_by_nothing_is_not_defined() -> None:
-    never = count_answers([False, False], [False, False])
-    assert precision(never) is None
-    assert recall(never) is None
-    assert f1(never) is None
+    never = answer_columns([False, False], [False, False]).sum(axis=0)
+    assert np.isnan([precision(never), recall(never), f1(never)]).all()
     assert yes_ratio(never) == 0
-    assert yes_ratio(count_answers([], [])) is None
+    assert np.isnan(yes_ratio(np.zeros(4)))
+
+
+def test_many_counts_are_taken_at_once() -> None:
+    counts = np.array([[[3, 2, 4, 1], [0, 0, 2, 0]]], float)
+    assert precision(counts).shape == (1, 2)
+    np.testing.assert_array_equal(precision(counts), [[3 / 5, np.nan]])
+    np.testing.assert_array_equal(yes_ratio(counts), [[0.5, 0]])
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_every_answer_is_counted_once(pairs: list[tuple[bool, bool]]) -> None:
-    counts = count_answers([said for said, _ in pairs], [true for _, true in pairs])
-    assert sum(counts) == len(pairs)
-    assert counts.true_positives + counts.false_negatives == sum(true for _, true in pairs)
-    assert counts.true_positives + counts.false_positives == sum(said for said, _ in pairs)
+    columns = answer_columns([said for said, _ in pairs], [true for _, true in pairs])
+    assert (columns.sum(axis=1) == 1).all()
+    true_positives, false_positives, _, false_negatives = columns.sum(axis=0)
+    assert true_positives + false_negatives == sum(true for _, true in pairs)
+    assert true_positives + false_positives == sum(said for said, _ in pairs)

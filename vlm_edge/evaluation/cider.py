@@ -33,7 +33,7 @@ def cider_scores(candidates: Sequence[str], references: Sequence[Sequence[str]])
         VlmEdgeError: pycocoevalcap is not installed, or there are fewer than two images.
     """
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise VlmEdgeError("CIDEr is computed by pycocoevalcap, which is not installed", 'pip install "vlm-edge[captioning]"')
+        raise VlmEdgeError("CIDEr needs pycocoevalcap, which is not installed", 'pip install "vlm-edge[captioning]"')
     if len(references) < 2:
         raise VlmEdgeError(
             f"CIDEr of {len(references)} image: words are weighted by how few of the images' references have them, so "

@@ -10,9 +10,9 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.fidelity import embedding_fidelity, modality_gap
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, SummaryMetric, measurement
+from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, ScoreMetric, SummaryMetric, measurement
 from vlm_edge.evaluation.tasks import TASKS
-from vlm_edge.evaluation.tasks.base import Scale
+from vlm_edge.evaluation.token_fidelity import token_fidelity
 from vlm_edge.numerics.statistics import Interval, mcnemar_exact
 
 
@@ -44,13 +44,15 @@ def compare(baseline: Outcomes, candidate: Outcomes, seed: int = 0) -> list[Meas
     _check_pairs(baseline, candidate)
     found = [each for metric in _metrics(baseline, candidate, seed) for each in (*metric.own(), *metric.changes())]
     found += _mcnemar(baseline, candidate)
+    same = baseline.engine == candidate.engine
+    if baseline.tokens is not None and candidate.tokens is not None:
+        found += token_fidelity(baseline.tokens, candidate.tokens, candidate.groups, same=same, seed=seed)
     if baseline.embeddings is not None and candidate.embeddings is not None:
-        same = baseline.engine == candidate.engine
         found += embedding_fidelity(baseline.embeddings, candidate.embeddings, candidate.groups, same=same, seed=seed)
     return found
 
 
-def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[MeanMetric | SummaryMetric]:
+def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[MeanMetric | ScoreMetric | SummaryMetric]:
     """Every metric of the whole, then of every slice by name."""
     task, same = TASKS[candidate.task], baseline.engine == candidate.engine
     groups = np.unique(np.asarray(candidate.groups), return_inverse=True)[1]
@@ -61,8 +63,11 @@ def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[Mea
     for part, rows in _parts(candidate):
         inside = np.unique(groups[rows], return_inverse=True)[1]
         for metric, (before, after) in scores.items():
-            scale = task.scales.get(metric, Scale())
-            yield MeanMetric(f"{metric}{part}", before[rows], after[rows], inside, same, seed, scale)
+            name = f"{metric}{part}"
+            if metric in task.units:
+                yield ScoreMetric(name, before[rows], after[rows], inside, same, seed, task.units[metric])
+            else:
+                yield MeanMetric(name, before[rows], after[rows], inside, same, seed)
         for each, before, after in sums:
             yield SummaryMetric(f"{each.metric}{part}", each.statistic, before[rows], after[rows], inside, same, seed)
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.evaluation.resample import bootstrap_interval
-from vlm_edge.evaluation.tasks.base import Scale
-from vlm_edge.numerics.statistics import Interval, mean_score_interval, paired_change
+from vlm_edge.numerics.statistics import Interval, mean_score_interval, paired_change, tango_interval
 
 Floats = NDArray[np.float64]
 RowIndex = NDArray[np.int64]
@@ -28,7 +27,7 @@ def suffixed(metric: str, suffix: str) -> str:
 class MeanMetric:
     """A mean of per-sample scores; before, after, groups: (samples,).
 
-    The intervals are those of scores in 0..1, carried over to the scale. ``same`` is for one engine against itself.
+    Scores are in 0..1. ``same`` is for one engine against itself.
     """
 
     metric: str
@@ -37,28 +36,69 @@ class MeanMetric:
     groups: RowIndex
     same: bool
     seed: int
-    scale: Scale
 
     def own(self) -> list[Measurement]:
         """The candidate's mean."""
-        top = self.scale.largest
-        interval = mean_score_interval(self.after / top, self.groups, seed=self.seed)
-        ends = Interval(top * interval.low, top * interval.high)
-        return [measurement(self.metric, ends, float(self.after.mean()), len(self.after), self.scale.unit)]
+        interval = mean_score_interval(self.after, self.groups, seed=self.seed)
+        return [measurement(self.metric, interval, float(self.after.mean()), len(self.after), "share")]
 
     def changes(self) -> list[Measurement]:
         """Baseline less candidate in hundredths, and candidate over baseline where the baseline's mean is not 0."""
-        n, top, mean = len(self.after), self.scale.largest, float(self.before.mean())
+        n, mean = len(self.after), float(self.before.mean())
         drop, ratio = Interval(0.0, 0.0), None if mean == 0 else Interval(1.0, 1.0)
         if not self.same:
-            change = paired_change(self.before / top, self.after / top, self.groups, seed=self.seed)
-            drop, ratio = Interval(100 * top * change.drop.low, 100 * top * change.drop.high), change.ratio
+            change = paired_change(self.before, self.after, self.groups, seed=self.seed)
+            drop, ratio = Interval(100 * change.drop.low, 100 * change.drop.high), change.ratio
         lost = 100 * float((self.before - self.after).mean())
         found = [measurement(suffixed(self.metric, "_drop_pt"), drop, lost, n, "pt")]
         if ratio is not None:
             kept = float(self.after.mean()) / mean
             found.append(measurement(suffixed(self.metric, "_ratio"), ratio, kept, n, "ratio"))
         return found
+
+
+@dataclass(frozen=True)
+class ScoreMetric:
+    """A mean of per-sample scores that are no shares, such as CIDEr; before, after, groups: (samples,).
+
+    The intervals come from a bootstrap over groups. That of a change is widened to either side by what no set of n
+    groups can show: z^2 / (n + z^2) of them (Tango's interval where nothing changed) at the cost of the mean score.
+    """
+
+    metric: str
+    before: Floats
+    after: Floats
+    groups: RowIndex
+    same: bool
+    seed: int
+    unit: str
+
+    def own(self) -> list[Measurement]:
+        """The candidate's mean."""
+        return [self._measured(self.metric, lambda _, new: new, self.unit, 0.0)]
+
+    def changes(self) -> list[Measurement]:
+        """Baseline less candidate in hundredths, and candidate over baseline where the baseline's mean is not 0."""
+        mean = float(self.before.mean())
+        unseen = 0.0 if self.same else tango_interval(0, 0, int(self.groups.max()) + 1).high
+        drop, ratio = suffixed(self.metric, "_drop_pt"), suffixed(self.metric, "_ratio")
+        found = [self._measured(drop, lambda old, new: 100 * (old - new), "pt", 100 * unseen * mean)]
+        if mean > 0:
+            found.append(self._measured(ratio, lambda old, new: new / np.where(old > 0, old, np.nan), "ratio", unseen))
+        return found
+
+    def _measured(self, metric: str, of: Callable[[Floats, Floats], Floats], unit: str, unseen: float) -> Measurement:
+        columns = np.stack([np.ones_like(self.before), self.before, self.after], axis=1)
+        sums = np.zeros((int(self.groups.max()) + 1, 3))
+        np.add.at(sums, self.groups, columns)
+
+        def statistic(each: Floats) -> Floats:
+            return of(each[..., 1] / each[..., 0], each[..., 2] / each[..., 0])
+
+        value = float(statistic(sums.sum(axis=0)))
+        interval = bootstrap_interval(statistic, sums, seed=self.seed)
+        interval = interval.hull(Interval(value - unseen, value + unseen))
+        return measurement(metric, interval, value, len(self.after), unit)
 
 
 @dataclass(frozen=True)

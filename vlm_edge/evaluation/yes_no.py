@@ -1,13 +1,17 @@
-"""Yes or no: what a generated answer says, and what a share of yes-and-no questions comes to.
+"""Yes or no: what a generated answer says, and what many such answers come to.
 
 Li, Du, Zhou et al., Evaluating Object Hallucination in Large Vision-Language Models (POPE, arXiv:2305.10355), section
-4, and its ``evaluate.py``.
+4, and its ``evaluate.py``. Yes is positive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 NO_WORDS = frozenset({"No", "no", "not"})
 
@@ -21,41 +25,38 @@ def says_yes(answer: str) -> bool:
     return NO_WORDS.isdisjoint(first.split(" "))
 
 
-class Counts(NamedTuple):
-    """Answers by what they say and what is true; yes is positive."""
+def answer_columns(said: Sequence[bool], true: Sequence[bool]) -> Floats:
+    """(answers, 4): 1 in the column of each answer's kind, 0 in the others; True is yes.
 
-    true_positives: float
-    false_positives: float
-    true_negatives: float
-    false_negatives: float
-
-
-def count_answers(said: Sequence[bool], true: Sequence[bool]) -> Counts:
-    """Count answers (True is yes) against labels."""
-    pairs = list(zip(said, true, strict=True))
-    return Counts(*(float(pairs.count(kind)) for kind in ((True, True), (True, False), (False, False), (False, True))))
+    The columns are true positives, false positives, true negatives, false negatives. Their sums are the counts that
+    the metrics below take, (..., 4) -> (...).
+    """
+    yes, right = np.asarray(said, bool), np.asarray(said, bool) == np.asarray(true, bool)
+    return np.stack([yes & right, yes & ~right, ~yes & right, ~yes & ~right], axis=-1).astype(np.float64)
 
 
-def precision(counts: Counts) -> float | None:
-    """The share of yes answers that are right; None if no answer is yes."""
-    return _share(counts.true_positives, counts.true_positives + counts.false_positives)
+def precision(counts: Floats) -> Floats:
+    """The share of yes answers that are right; NaN if no answer is yes."""
+    true_positives, false_positives, _, _ = np.moveaxis(counts, -1, 0)
+    return _share(true_positives, true_positives + false_positives)
 
 
-def recall(counts: Counts) -> float | None:
-    """The share of things that are there and are said to be; None if nothing is there."""
-    return _share(counts.true_positives, counts.true_positives + counts.false_negatives)
+def recall(counts: Floats) -> Floats:
+    """The share of what is there that is said to be; NaN if nothing is there."""
+    true_positives, _, _, false_negatives = np.moveaxis(counts, -1, 0)
+    return _share(true_positives, true_positives + false_negatives)
 
 
-def f1(counts: Counts) -> float | None:
-    """The harmonic mean of precision and recall, 2TP / (2TP + FP + FN); None if nothing is there or said to be."""
-    doubled = 2 * counts.true_positives
-    return _share(doubled, doubled + counts.false_positives + counts.false_negatives)
+def f1(counts: Floats) -> Floats:
+    """The harmonic mean of precision and recall, 2TP / (2TP + FP + FN); NaN if nothing is there or said to be."""
+    true_positives, false_positives, _, false_negatives = np.moveaxis(counts, -1, 0)
+    return _share(2 * true_positives, 2 * true_positives + false_positives + false_negatives)
 
 
-def yes_ratio(counts: Counts) -> float | None:
-    """The share of answers that say yes. Half is what a balanced set should get; more is a bias to yes."""
-    return _share(counts.true_positives + counts.false_positives, sum(counts))
+def yes_ratio(counts: Floats) -> Floats:
+    """The share of answers that say yes; NaN if there are none."""
+    return _share(counts[..., 0] + counts[..., 1], counts.sum(axis=-1))
 
 
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _share(part: Floats, whole: Floats) -> Floats:
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0))

@@ -55,14 +55,6 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Scores from 0 to ``largest``; ``unit`` is what a mean of them is reported in."""
-
-    largest: float = 1.0
-    unit: str = "share"
-
-
-@dataclass(frozen=True)
 class TaskEvaluation:
     """One row of the table of tasks.
 
@@ -71,7 +63,7 @@ class TaskEvaluation:
         primary: what the field calls the metric that is reported as ``accuracy``.
         pipelines: the runtime's classes that can do the task.
         run: (pipeline, data set, progress) -> rows. Its scores begin with ``accuracy``.
-        scales: of the metrics whose scores are not in 0..1.
+        units: of the metrics whose scores are no shares, which are in 0..1.
         summaries: the metrics that are no mean of per-sample scores.
     """
 
@@ -79,7 +71,7 @@ class TaskEvaluation:
     primary: str
     pipelines: tuple[type, ...]
     run: Callable[[Any, Dataset, Progress], Rows]
-    scales: Mapping[str, Scale] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
     summaries: tuple[Summary, ...] = ()
 
 
