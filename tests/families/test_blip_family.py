@@ -19,7 +19,7 @@ from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.blip import MAX_NEW_TOKENS
 from vlm_edge.families.blip_components import Decoder, TextEncoder
 from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.processing.manifest import ImageProcessing
+from vlm_edge.processing.manifest import Generation, ImageProcessing
 
 FAMILY = FAMILIES["blip-vqa"]
 
@@ -143,7 +143,7 @@ def test_the_checkpoints_settings(tiny_blip: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_blip, tmp_path / "model"))
     generation = FAMILY.generation(folder)
     assert generation is not None
-    assert generation.model_dump() == {"start_token_id": 5, "eos_token_id": 3, "pad_token_id": 0, "max_new_tokens": 5}
+    assert generation == Generation(start_token_id=5, eos_token_id=3, pad_token_id=0, max_new_tokens=5)
     (folder / "generation_config.json").unlink()
     generation = FAMILY.generation(folder)
     assert generation is not None

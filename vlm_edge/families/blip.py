@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
 from vlm_edge.data.dataset import Sample
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.blip_components import decoder_export, text_encoder_export, vision_encoder_export
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
+from vlm_edge.families.blip_components import (
+    attention_sites,
+    decoder_export,
+    text_encoder_export,
+    vision_encoder_export,
+)
 from vlm_edge.families.blip_training import answer_logits
 from vlm_edge.families.config import read_config
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
@@ -81,23 +85,7 @@ class BlipVqa(Family):
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder and the decoder; the fused vision tower has none."""
-        return [
-            AttentionSite(
-                path=f"{path}.self",
-                role=AttentionRole.CROSS if path.endswith("crossattention") else AttentionRole.SELF,
-                component="decoder" if path.startswith("text_decoder.") else "text_encoder",
-                num_heads=module.self.num_attention_heads,
-                head_dim=module.self.attention_head_size,
-                q=f"{path}.self.query",
-                k=f"{path}.self.key",
-                v=f"{path}.self.value",
-                out=f"{path}.output.dense",
-                num_heads_attr="num_attention_heads",
-                all_head_size_attr="all_head_size",
-            )
-            for path, module in model.named_modules()
-            if isinstance(module, BlipTextAttention)
-        ]
+        return attention_sites(model, lambda path: "decoder" if path.startswith("text_decoder.") else "text_encoder")
 
     def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         features: Tensor = model.get_submodule(self.vision_tower_path)(pixel_values=pixel_values).last_hidden_state

@@ -8,14 +8,15 @@ Linears, whose shapes pruning may have changed; masks are added as transformers 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
-from vlm_edge.families.base import ComponentExport
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
 from vlm_edge.processing.manifest import ImageProcessing
 
 BATCH, QUESTION_TOKENS, NEW, PAST = 2, 7, 3, 5
@@ -125,7 +126,7 @@ def cache_shapes(attentions: list[Any]) -> list[tuple[int, int]]:
     return [size for size in sizes for _ in ("key", "value")]
 
 
-def _question(model: Any, generator: torch.Generator, tokens: int) -> tuple[Tensor, Tensor]:
+def question(model: Any, generator: torch.Generator, tokens: int) -> tuple[Tensor, Tensor]:
     """Random ids (BATCH, tokens), and a mask that pads the last two tokens of the last row."""
     vocabulary = model.text_encoder.embeddings.word_embeddings.num_embeddings
     mask = torch.ones((BATCH, tokens), dtype=torch.int64)
@@ -148,7 +149,7 @@ def vision_encoder_export(model: Any, image: ImageProcessing) -> ComponentExport
 
 def text_encoder_export(model: Any, image_tokens: int, image_hidden: int) -> ComponentExport:
     generator = torch.Generator().manual_seed(1)
-    input_ids, attention_mask = _question(model, generator, QUESTION_TOKENS)
+    input_ids, attention_mask = question(model, generator, QUESTION_TOKENS)
     layers = model.text_decoder.bert.encoder.layer
     shapes = cache_shapes([layer.crossattention for layer in layers])
     return ComponentExport(
@@ -177,8 +178,8 @@ def decoder_export(model: Any) -> ComponentExport:
     self_shapes = cache_shapes([layer.attention for layer in layers])
     cross_names, past_names = (cache_names(name, len(layers)) for name in ("cross_key_values", "past_key_values"))
     present_names = cache_names("present", len(layers))
-    input_ids, _ = _question(model, generator, NEW)
-    _, attention_mask = _question(model, generator, QUESTION_TOKENS)
+    input_ids, _ = question(model, generator, NEW)
+    _, attention_mask = question(model, generator, QUESTION_TOKENS)
     example = {"input_ids": input_ids, "attention_mask": attention_mask}
     dynamic = {"input_ids": {0: "batch", 1: "new"}, "attention_mask": {0: "batch", 1: "question_tokens"}}
     for name, (heads, head_dim) in zip(cross_names, cross_shapes, strict=True):
@@ -199,3 +200,24 @@ def decoder_export(model: Any) -> ComponentExport:
         },
         may_be_empty=frozenset({"past"}),
     )
+
+
+def attention_sites(model: nn.Module, component_of: Callable[[str], str]) -> list[AttentionSite]:
+    """Every BlipTextAttention of ``model``; ``component_of`` gives the component of a dotted name."""
+    return [
+        AttentionSite(
+            path=f"{path}.self",
+            role=AttentionRole.CROSS if path.endswith("crossattention") else AttentionRole.SELF,
+            component=component_of(path),
+            num_heads=module.self.num_attention_heads,
+            head_dim=module.self.attention_head_size,
+            q=f"{path}.self.query",
+            k=f"{path}.self.key",
+            v=f"{path}.self.value",
+            out=f"{path}.output.dense",
+            num_heads_attr="num_attention_heads",
+            all_head_size_attr="all_head_size",
+        )
+        for path, module in model.named_modules()
+        if isinstance(module, BlipTextAttention)
+    ]

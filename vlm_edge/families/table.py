@@ -8,6 +8,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
 from vlm_edge.families.blip_captioning import BlipCaptioning
+from vlm_edge.families.blip_matching import BlipMatching
 from vlm_edge.families.clip import Clip
 from vlm_edge.families.dinov2 import Dinov2
 from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = _by_name(
         Dinov2(),
         MobileVit(),
         MobileVitV2(),
+        BlipMatching(),
     )
 )
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
+from vlm_edge.runtime.fusion import AnswerHeadPipeline, MatchingPipeline
 from vlm_edge.runtime.pipeline import load_pipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
-__all__ = ["CaptioningPipeline", "DualEncoderPipeline", "EmbeddingPipeline", "VqaPipeline", "load_pipeline"]
+__all__ = [
+    "AnswerHeadPipeline",
+    "CaptioningPipeline",
+    "DualEncoderPipeline",
+    "EmbeddingPipeline",
+    "MatchingPipeline",
+    "VqaPipeline",
+    "load_pipeline",
+]

@@ -132,15 +132,32 @@ def _check_answers(
             return_dict_in_generate=True,
             output_logits=True,
         )
-        wanted = reference.sequences[0, -len(reference.logits) :].tolist()
-        ended = answer if len(answer) == limit else [*answer, generation.eos_token_id]
-        tie = _first_tie(ended, wanted, reference.logits, tolerance)
-        ties += tie is not None
-        if answer[:tie] != _until_end(wanted, generation)[:tie]:
-            raise VlmEdgeError(
-                f"composed graphs: question {index} is answered {answer}, by generate {wanted} (token ids)", REPORT_HINT
-            )
+        ties += parts_at_tie(index, answer, reference, generation, limit, tolerance)
     return {"questions_equal": len(answers) - ties, "ties": ties}
+
+
+def parts_at_tie(
+    index: int, answer: Sequence[int], reference: Any, generation: Generation, limit: int, tolerance: float
+) -> bool:
+    """Whether one answer parts from ``generate``'s (``reference``, with its logits) where the model can't choose.
+
+    Raises:
+        VlmEdgeError: it parts from it anywhere else.
+    """
+    wanted = reference.sequences[0, -len(reference.logits) :].tolist()
+    ended = answer if len(answer) == limit else [*answer, _end_of(wanted, len(answer), generation)]
+    tie = _first_tie(ended, wanted, reference.logits, tolerance)
+    if list(answer[:tie]) != _until_end(wanted, generation)[:tie]:
+        raise VlmEdgeError(
+            f"composed graphs: question {index} is answered {answer}, by generate {wanted} (token ids)", REPORT_HINT
+        )
+    return tie is not None
+
+
+def _end_of(wanted: Sequence[int], length: int, generation: Generation) -> int:
+    """The end token behind an answer of ``length`` tokens: whichever the reference has there, else the first."""
+    there = wanted[length] if length < len(wanted) else generation.eos_token_id
+    return there if there in generation.eos_token_ids else generation.eos_token_id
 
 
 def _first_tie(answer: Sequence[int], wanted: Sequence[int], logits: Sequence[Tensor], tolerance: float) -> int | None:
@@ -154,8 +171,8 @@ def _first_tie(answer: Sequence[int], wanted: Sequence[int], logits: Sequence[Te
 
 def _until_end(tokens: Sequence[int], generation: Generation) -> list[int]:
     """Tokens before the first end token."""
-    end = tokens.index(generation.eos_token_id) if generation.eos_token_id in tokens else len(tokens)
-    return list(tokens[:end])
+    ends = [place for place, token in enumerate(tokens) if token in generation.eos_token_ids]
+    return list(tokens[: min(ends, default=len(tokens))])
 
 
 def _check_similarities(
@@ -187,6 +204,27 @@ def _check_embeddings(
     return {"images": len(actual)} | _checked(output, actual, expected, tolerance)
 
 
+def _check_pairs(
+    loaded: LoadedCheckpoint,
+    manifest: PipelineManifest,
+    graphs: Mapping[str, Engine],
+    inputs: Inputs,
+    tolerance: float,
+) -> dict[str, float]:
+    """The fusion's logits for each image with its own text; and, where there are embeddings, their cosines."""
+    vision = graphs["vision_encoder"].infer({"pixel_values": inputs.pixel_values})
+    text = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
+    logits = graphs["fusion"].infer(text | {"image_features": vision["image_features"]})["logits"]
+    expected = loaded.family.reference(loaded.model, *inputs.tensors())
+    facts = {"pairs": len(logits)} | _checked("logits", logits, expected, tolerance)
+    if "text_encoder" not in graphs:
+        return facts
+    cosines = vision["image_embeds"] @ graphs["text_encoder"].infer(text)["text_embeds"].T
+    expected = loaded.family.reference(loaded.model, *inputs.tensors(), use_itm_head=False)
+    similarities = _checked("similarities", cosines, expected, tolerance)
+    return facts | {"max_relative_error": max(facts["max_relative_error"], similarities["max_relative_error"])}
+
+
 def _checked(what: str, actual: Array, expected: Tensor, tolerance: float) -> dict[str, float]:
     difference = Difference.between(actual, expected.numpy())
     if difference.relative > tolerance:
@@ -204,4 +242,6 @@ CHECKS: dict[PipelineKind, Check] = {
     "captioning": _check_captions,
     "dual_encoder": _check_similarities,
     "embedding": _check_embeddings,
+    "answer_head": _check_pairs,
+    "matching": _check_pairs,
 }
