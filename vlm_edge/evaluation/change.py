@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.host import ENGINE_PACKAGES
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.numerics.statistics import Interval
+from vlm_edge.numerics.statistics import Interval, ratio_of_ratios
 
 HOST_KEYS = ("cpu", "isa", "cores", "machine", "system")
 """With the versions of the engines' packages, what :func:`vlm_edge.evaluation.host.host_fingerprint` is made of."""
@@ -185,15 +184,9 @@ def _slowdown(before: Side, after: Side, percentile: str) -> Change:
 
 
 def quotient(above: Measurement, below: Measurement) -> tuple[float, Interval]:
-    """``above / below`` and its interval, the two being independent.
-
-    Ends from the two intervals, on the logarithms: Zou & Donner, Statistics in Medicine 27 (2008) 1693, equation 4
-    (method of variance estimates recovery).
-    """
-    value = above.value / below.value
-    down = math.hypot(math.log(above.value / above.low), math.log(below.high / below.value))
-    up = math.hypot(math.log(above.high / above.value), math.log(below.value / below.low))
-    return value, Interval(value * math.exp(-down), value * math.exp(up))
+    """``above / below`` and its interval, the two being positive and measured independently."""
+    interval = ratio_of_ratios((above.low, above.value, above.high), (below.low, below.value, below.high))
+    return above.value / below.value, interval
 
 
 def _controls(before: Side, after: Side, percentile: str) -> list[Measurement]:
