@@ -10,7 +10,7 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.fidelity import embedding_fidelity, modality_gap
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, ScoreMetric, SummaryMetric, measurement
+from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, SummaryMetric, measurement, score_metric
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.evaluation.token_fidelity import token_fidelity
 from vlm_edge.numerics.statistics import Interval, mcnemar_exact
@@ -52,7 +52,7 @@ def compare(baseline: Outcomes, candidate: Outcomes, seed: int = 0) -> list[Meas
     return found
 
 
-def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[MeanMetric | ScoreMetric | SummaryMetric]:
+def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[MeanMetric | SummaryMetric]:
     """Every metric of the whole, then of every slice by name."""
     task, same = TASKS[candidate.task], baseline.engine == candidate.engine
     groups = np.unique(np.asarray(candidate.groups), return_inverse=True)[1]
@@ -65,11 +65,12 @@ def _metrics(baseline: Outcomes, candidate: Outcomes, seed: int) -> Iterator[Mea
         for metric, (before, after) in scores.items():
             name = f"{metric}{part}"
             if metric in task.units:
-                yield ScoreMetric(name, before[rows], after[rows], inside, same, seed, task.units[metric])
+                yield score_metric(name, before[rows], after[rows], inside, same, seed, task.units[metric])
             else:
                 yield MeanMetric(name, before[rows], after[rows], inside, same, seed)
         for each, before, after in sums:
-            yield SummaryMetric(f"{each.metric}{part}", each.statistic, before[rows], after[rows], inside, same, seed)
+            name = f"{each.metric}{part}"
+            yield SummaryMetric(name, each.statistic, before[rows], after[rows], each.kinds, inside, same, seed)
 
 
 def _parts(outcomes: Outcomes) -> Iterator[tuple[str, RowIndex]]:

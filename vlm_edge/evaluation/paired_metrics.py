@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.evaluation.resample import bootstrap_interval
-from vlm_edge.numerics.statistics import Interval, mean_score_interval, paired_change, tango_interval
+from vlm_edge.numerics.bootstrap import bootstrap_interval
+from vlm_edge.numerics.statistics import Interval, group_sums, mean_score_interval, paired_change
 
 Floats = NDArray[np.float64]
 RowIndex = NDArray[np.int64]
@@ -58,52 +58,12 @@ class MeanMetric:
 
 
 @dataclass(frozen=True)
-class ScoreMetric:
-    """A mean of per-sample scores that are no shares, such as CIDEr; before, after, groups: (samples,).
-
-    The intervals come from a bootstrap over groups. That of a change is widened to either side by what no set of n
-    groups can show: z^2 / (n + z^2) of them (Tango's interval where nothing changed) at the cost of the mean score.
-    """
-
-    metric: str
-    before: Floats
-    after: Floats
-    groups: RowIndex
-    same: bool
-    seed: int
-    unit: str
-
-    def own(self) -> list[Measurement]:
-        """The candidate's mean."""
-        return [self._measured(self.metric, lambda _, new: new, self.unit, 0.0)]
-
-    def changes(self) -> list[Measurement]:
-        """Baseline less candidate in hundredths, and candidate over baseline where the baseline's mean is not 0."""
-        mean = float(self.before.mean())
-        unseen = 0.0 if self.same else tango_interval(0, 0, int(self.groups.max()) + 1).high
-        drop, ratio = suffixed(self.metric, "_drop_pt"), suffixed(self.metric, "_ratio")
-        found = [self._measured(drop, lambda old, new: 100 * (old - new), "pt", 100 * unseen * mean)]
-        if mean > 0:
-            found.append(self._measured(ratio, lambda old, new: new / np.where(old > 0, old, np.nan), "ratio", unseen))
-        return found
-
-    def _measured(self, metric: str, of: Callable[[Floats, Floats], Floats], unit: str, unseen: float) -> Measurement:
-        columns = np.stack([np.ones_like(self.before), self.before, self.after], axis=1)
-        sums = np.zeros((int(self.groups.max()) + 1, 3))
-        np.add.at(sums, self.groups, columns)
-
-        def statistic(each: Floats) -> Floats:
-            return of(each[..., 1] / each[..., 0], each[..., 2] / each[..., 0])
-
-        value = float(statistic(sums.sum(axis=0)))
-        interval = bootstrap_interval(statistic, sums, seed=self.seed)
-        interval = interval.hull(Interval(value - unseen, value + unseen))
-        return measurement(metric, interval, value, len(self.after), unit)
-
-
-@dataclass(frozen=True)
 class SummaryMetric:
     """A function of sums of per-sample columns, such as F1; before, after: (samples, columns), groups: (samples,).
+
+    ``kinds`` lists what the columns of a sample can be, one array (kinds, columns) for each right answer: an engine
+    that gets a sample right may get it wrong on data that were not drawn. The intervals hold what z^2 further groups of
+    the common size would make of the metric, were all their samples of one kind before and of one kind after.
 
     Where the statistic is not defined (NaN, such as the precision of an engine that never says yes) there is no
     measurement.
@@ -113,13 +73,15 @@ class SummaryMetric:
     statistic: Callable[[Floats], Floats]
     before: Floats
     after: Floats
+    kinds: tuple[Floats, ...]
     groups: RowIndex
     same: bool
     seed: int
+    unit: str = "share"
 
     def own(self) -> list[Measurement]:
         """The candidate's value."""
-        return self._measured(self.metric, lambda _, new: new, "share")
+        return self._measured(self.metric, lambda _, new: new, self.unit)
 
     def changes(self) -> list[Measurement]:
         """Baseline less candidate in hundredths, and candidate over baseline where the baseline's value is not 0."""
@@ -127,25 +89,42 @@ class SummaryMetric:
         if not self.same:
             lost = self._measured(drop, lambda old, new: 100 * (old - new), "pt")
             return [*lost, *self._measured(ratio, lambda old, new: new / np.where(old > 0, old, np.nan), "ratio")]
-        old, _ = self._values(np.concatenate([self.before.sum(axis=0), self.after.sum(axis=0)]))
-        n = len(self.after)
+        old, n = self.statistic(self.before.sum(axis=0)), len(self.after)
         none = [measurement(drop, Interval(0.0, 0.0), 0.0, n, "pt")] if math.isfinite(old) else []
         return [*none, *([measurement(ratio, Interval(1.0, 1.0), 1.0, n, "ratio")] if old > 0 else [])]
 
     def _measured(self, metric: str, of: Callable[[Floats, Floats], Floats], unit: str) -> list[Measurement]:
-        columns = np.concatenate([self.before, self.after], axis=1)
-        sums = np.zeros((int(self.groups.max()) + 1, columns.shape[1]))
-        np.add.at(sums, self.groups, columns)
-        value = float(of(*self._values(sums.sum(axis=0))))
+        def statistic(sums: Floats) -> Floats:
+            return of(self.statistic(sums[..., :half]), self.statistic(sums[..., half:]))
+
+        half = self.before.shape[1]
+        counts, *columns = group_sums(self.groups, *self.before.T, *self.after.T).T
+        sums = np.stack(columns, axis=1)
+        value = float(statistic(sums.sum(axis=0)))
         if not math.isfinite(value):
             return []
-        interval = bootstrap_interval(lambda each: of(*self._values(each)), sums, seed=self.seed)
+        pairs = [np.concatenate([old, new]) for each in self.kinds for old in each for new in each]
+        size = float((counts**2).sum() / counts.sum())
+        interval = bootstrap_interval(statistic, sums, seed=self.seed, unseen=size * np.stack(pairs))
         return [measurement(metric, interval, value, len(self.after), unit)]
 
-    def _values(self, sums: Floats) -> tuple[Floats, Floats]:
-        """Sums (..., 2 x columns) -> the baseline's and the candidate's statistic (...)."""
-        half = sums.shape[-1] // 2
-        return self.statistic(sums[..., :half]), self.statistic(sums[..., half:])
+
+def score_metric(
+    metric: str, before: Floats, after: Floats, groups: RowIndex, same: bool, seed: int, unit: str
+) -> SummaryMetric:
+    """A mean of per-sample scores that are no shares, such as CIDEr; before, after, groups: (samples,).
+
+    A sample that was not drawn may have none of its score, or the mean.
+    """
+
+    def with_count(scores: Floats) -> Floats:
+        return np.stack([np.ones_like(scores), scores], axis=1)
+
+    def mean(sums: Floats) -> Floats:
+        return np.asarray(sums[..., 1] / sums[..., 0])
+
+    kinds = with_count(np.array([0.0, before.mean()]))
+    return SummaryMetric(metric, mean, with_count(before), with_count(after), (kinds,), groups, same, seed, unit)
 
 
 def measurement(metric: str, interval: Interval, value: float, n: int, unit: str) -> Measurement:

@@ -46,12 +46,14 @@ class Summary:
     """A metric that is no mean of per-sample scores, such as F1: a function of the sums of per-sample columns.
 
     ``columns`` makes the columns (samples, k) from the outcomes; ``statistic`` takes their sums over samples
-    (..., k) to the metric (...), in 0..1 and NaN where it is not defined.
+    (..., k) to the metric (...), in 0..1 and NaN where it is not defined. ``kinds`` lists what the columns of a sample
+    can be: one array (kinds, k) for each right answer.
     """
 
     metric: str
     columns: Callable[[Outcomes], Floats]
     statistic: Callable[[Floats], Floats]
+    kinds: tuple[Floats, ...]
 
 
 @dataclass(frozen=True)

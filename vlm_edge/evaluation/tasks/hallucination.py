@@ -31,15 +31,17 @@ def _columns(outcomes: Outcomes) -> Floats:
     return answer_columns([says_yes(text) for text in outcomes.predictions], [answer == "yes" for answer in expected])
 
 
+_KINDS = (answer_columns([True, False], [True, True]), answer_columns([True, False], [False, False]))
+
 HALLUCINATION = TaskEvaluation(
     kind="hallucination",
     primary="yes-or-no accuracy",
     pipelines=(VqaPipeline,),
     run=run,
     summaries=(
-        Summary("precision", _columns, precision),
-        Summary("recall", _columns, recall),
-        Summary("f1", _columns, f1),
-        Summary("yes_ratio", _columns, yes_ratio),
+        Summary("precision", _columns, precision, _KINDS),
+        Summary("recall", _columns, recall, _KINDS),
+        Summary("f1", _columns, f1, _KINDS),
+        Summary("yes_ratio", _columns, yes_ratio, _KINDS),
     ),
 )
