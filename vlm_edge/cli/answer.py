@@ -52,10 +52,10 @@ def bundle_folder(path: Path) -> Path:
 def _result(
     folder: Path, image: Path, question: str | None, labels: Sequence[str], threads: int | None
 ) -> dict[str, Any]:
-    from vlm_edge.runtime import CaptioningPipeline, EmbeddingPipeline, VqaPipeline, load_pipeline
+    from vlm_edge.runtime import CaptioningPipeline, EmbeddingPipeline, GeneratePipeline, VqaPipeline, load_pipeline
 
     pipeline = load_pipeline(folder, threads=threads)
-    if isinstance(pipeline, VqaPipeline):
+    if isinstance(pipeline, VqaPipeline | GeneratePipeline):
         if question is None:
             raise VlmEdgeError(f"{folder}: this model answers questions, and there is none", "give one after the image")
         return {"image": str(image), "question": question, "answer": pipeline.answer(image, question)}

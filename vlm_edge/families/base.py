@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
+from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 
 
 class AttentionRole(StrEnum):
@@ -129,6 +129,10 @@ class Family(ABC):
 
     def generation(self, checkpoint: Path) -> Generation | None:
         """How answers are decoded; None where nothing is generated."""
+        return None
+
+    def prompt(self, checkpoint: Path) -> Prompt | None:
+        """How a question about images is put to a language model; None for families that take it as it is."""
         return None
 
     def labels(self, model: nn.Module) -> tuple[str, ...] | None:

@@ -6,6 +6,7 @@ from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
 from vlm_edge.runtime.fusion import AnswerHeadPipeline, MatchingPipeline
+from vlm_edge.runtime.generate import GeneratePipeline, Request
 from vlm_edge.runtime.pipeline import load_pipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
@@ -14,6 +15,8 @@ __all__ = [
     "CaptioningPipeline",
     "DualEncoderPipeline",
     "EmbeddingPipeline",
+    "GeneratePipeline",
+    "Request",
     "MatchingPipeline",
     "VqaPipeline",
     "load_pipeline",

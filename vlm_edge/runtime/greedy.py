@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.processing.manifest import Generation
 from vlm_edge.processing.text import Ids
+from vlm_edge.runtime.token_rules import choose
 
 PAST_PREFIX = "past_key_values."
 PRESENT_PREFIX = "present."
-CROSS_PREFIX = "cross_key_values."
 
 
 class GreedyDecoder:
@@ -23,7 +23,6 @@ class GreedyDecoder:
         self._generation = generation
         past_names = [name for name in decoder.inputs if name.startswith(PAST_PREFIX)]
         self._present_to_past = [(PRESENT_PREFIX + name.removeprefix(PAST_PREFIX), name) for name in past_names]
-        self._cross_names = [name for name in decoder.inputs if name.startswith(CROSS_PREFIX)]
         self._past_shapes = {name: decoder.inputs[name].shape for name in past_names}
 
     def decode(
@@ -40,31 +39,50 @@ class GreedyDecoder:
         One decoder run for each new token; the first has a past of length 0.
 
         Args:
-            cross: the cross-attention's keys and values by name (``cross_key_values.{layer}.key|value``).
+            cross: what the component before gave; the decoder takes what it has inputs for, such as the
+                cross-attention's keys and values (``cross_key_values.{layer}.key|value``).
             batch: number of rows.
             attention_mask: (batch, tokens) int64, what cross-attention may see; for decoders that take one.
             prompt: (batch, prompt_tokens) int64, what every row starts with; default: the start token alone.
             max_new_tokens: default: the manifest's.
         """
-        generation = self._generation
-        feed: dict[str, Array] = {name: cross[name] for name in self._cross_names}
+        feed: dict[str, Array] = {name: cross[name] for name in self._decoder.inputs if name in cross}
         if attention_mask is not None and "attention_mask" in self._decoder.inputs:
             feed["attention_mask"] = attention_mask
+        start = np.full((batch, 1), self._generation.start_token_id, np.int64) if prompt is None else prompt
+        feed["input_ids"] = start
+        return self.run(feed, lambda tokens: {"input_ids": tokens}, max_new_tokens)
+
+    def run(
+        self, first: Mapping[str, Array], following: Callable[[Ids], Mapping[str, Array]], max_new_tokens: int | None
+    ) -> list[list[int]]:
+        """As :meth:`decode`, for decoders that are fed more.
+
+        Args:
+            first: what the first run is fed, the past left out; ``input_ids`` (batch, new) among it.
+            following: the tokens that were chosen (batch, 1) -> what changes in the feed of the next run.
+        """
+        feed = dict(first)
+        batch = len(feed["input_ids"])
         for name, (_, heads, _, head_dim) in self._past_shapes.items():
             feed[name] = np.empty((batch, int(heads), 0, int(head_dim)), np.float32)
-        tokens = np.full((batch, 1), generation.start_token_id, np.int64) if prompt is None else prompt
+        ends = self._generation.eos_token_ids
         rows: list[list[int]] = [[] for _ in range(batch)]
         running = list(range(batch))
-        for _ in range(max_new_tokens or generation.max_new_tokens):
-            feed["input_ids"] = tokens
+        texts: list[list[int]] = feed["input_ids"].tolist()
+        steps = max_new_tokens or self._generation.max_new_tokens
+        for step in range(steps):
             outputs = self._decoder.infer(feed)
-            tokens = outputs["logits"][:, -1:].argmax(-1)
+            tokens = choose(outputs["logits"][:, -1], texts, step, steps, self._generation)[:, None]
             chosen = tokens[:, 0].tolist()
-            running = [row for row in running if chosen[row] != generation.eos_token_id]
+            for text, token in zip(texts, chosen, strict=True):
+                text.append(token)
+            running = [row for row in running if chosen[row] not in ends]
             for row in running:
                 rows[row].append(chosen[row])
             if not running:
                 break
+            feed.update(following(tokens))
             for present, past in self._present_to_past:
                 feed[past] = outputs[present]
         return rows

@@ -15,15 +15,23 @@ from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
 from vlm_edge.runtime.fusion import AnswerHeadPipeline, MatchingPipeline
+from vlm_edge.runtime.generate import GeneratePipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
 Pipeline = (
-    VqaPipeline | CaptioningPipeline | DualEncoderPipeline | EmbeddingPipeline | AnswerHeadPipeline | MatchingPipeline
+    VqaPipeline
+    | CaptioningPipeline
+    | GeneratePipeline
+    | DualEncoderPipeline
+    | EmbeddingPipeline
+    | AnswerHeadPipeline
+    | MatchingPipeline
 )
 
 PIPELINES: dict[PipelineKind, type[Pipeline]] = {
     "vqa": VqaPipeline,
     "captioning": CaptioningPipeline,
+    "generate": GeneratePipeline,
     "dual_encoder": DualEncoderPipeline,
     "embedding": EmbeddingPipeline,
     "answer_head": AnswerHeadPipeline,

@@ -40,6 +40,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     from vlm_edge.processing.manifest import write_manifest
     from vlm_edge.stages.export_check import check_component, load_graph
     from vlm_edge.stages.export_composed import check_pipeline
+    from vlm_edge.stages.export_generate import check_generation
     from vlm_edge.stages.export_graph import export_component, graph_facts
 
     loaded = load_checkpoint(inputs.source.path)
@@ -61,7 +62,8 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
             work.facts["graphs"][name] = graph_facts(path)
             ticker.advance(note=name)
         manifest = _manifest(loaded, components)
-        work.facts["composed"] = check_pipeline(loaded, manifest, graphs, config.tolerance)
+        check = check_generation if manifest.pipeline == "generate" else check_pipeline
+        work.facts["composed"] = check(loaded, manifest, graphs, config.tolerance)
         ticker.advance(note="composed")
     graphs.clear()
     if manifest.text:
@@ -82,6 +84,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
             "components": components,
             "image": family.image_processing(loaded.folder),
             "text": family.text_processing(loaded.folder),
+            "prompt": family.prompt(loaded.folder),
             "generation": family.generation(loaded.folder),
             "labels": family.labels(loaded.model),
             "logit_scale": family.logit_scale(loaded.model),

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
 from vlm_edge.processing.manifest import Component
 
+SUM = " + "
+"""Between the names of two dimensions: an axis as long as both."""
 REPORT_HINT = "the graph computes something else than the model: report it with the model's config.json"
 
 
@@ -81,6 +82,7 @@ def size_sets(component: ComponentExport) -> Iterator[dict[str, int]]:
         dimension: component.example[name].shape[axis]
         for name, axes in component.dynamic.items()
         for axis, dimension in axes.items()
+        if SUM not in dimension
     }
     yield sizes
     yield {dimension: size + 1 for dimension, size in sizes.items()}
@@ -92,7 +94,8 @@ def resized(component: ComponentExport, sizes: Mapping[str, int]) -> dict[str, T
     feed = {}
     for name, tensor in component.example.items():
         for axis, dimension in component.dynamic.get(name, {}).items():
-            times = -(-sizes[dimension] // tensor.shape[axis])
-            tensor = torch.cat([tensor] * max(times, 1), dim=axis).narrow(axis, 0, sizes[dimension])
+            size = sum(sizes[part] for part in dimension.split(SUM))
+            times = -(-size // tensor.shape[axis])
+            tensor = torch.cat([tensor] * max(times, 1), dim=axis).narrow(axis, 0, size)
         feed[name] = tensor.contiguous()
     return feed

@@ -11,7 +11,7 @@ from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples, samples_by_image
 from vlm_edge.evaluation.vqa_score import vqa_score
 from vlm_edge.processing.images import Pixels
-from vlm_edge.runtime import VqaPipeline
+from vlm_edge.runtime import GeneratePipeline, VqaPipeline
 
 QUESTIONS_AT_ONCE = 64
 
@@ -27,7 +27,7 @@ class Answers:
 
 
 def answer_questions(
-    pipeline: VqaPipeline, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
+    pipeline: VqaPipeline | GeneratePipeline, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
 ) -> dict[str, list[int]]:
     """Sample id -> token ids of the answer, for all that is asked of these images.
 
@@ -44,7 +44,7 @@ def answer_questions(
     return answers
 
 
-def answer_dataset(pipeline: VqaPipeline, dataset: Dataset, progress: Progress) -> Answers:
+def answer_dataset(pipeline: VqaPipeline | GeneratePipeline, dataset: Dataset, progress: Progress) -> Answers:
     """Answer every question whose image can be read."""
     asked = samples_by_image(dataset)
     unreadable: dict[Path, str] = {}
@@ -56,7 +56,7 @@ def answer_dataset(pipeline: VqaPipeline, dataset: Dataset, progress: Progress) 
     return Answers(samples, [pipeline.decode(ids) for ids in tokens], tokens, unreadable)
 
 
-def run(pipeline: VqaPipeline, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: VqaPipeline | GeneratePipeline, dataset: Dataset, progress: Progress) -> Rows:
     """Answer every question."""
     answers = answer_dataset(pipeline, dataset, progress)
     given = zip(answers.predictions, answers.samples, strict=True)
@@ -69,4 +69,4 @@ def run(pipeline: VqaPipeline, dataset: Dataset, progress: Progress) -> Rows:
     )
 
 
-VQA = TaskEvaluation(kind="vqa", primary="VQA accuracy", pipelines=(VqaPipeline,), run=run)
+VQA = TaskEvaluation(kind="vqa", primary="VQA accuracy", pipelines=(VqaPipeline, GeneratePipeline), run=run)

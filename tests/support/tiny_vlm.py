@@ -1,0 +1,202 @@
+"""What the tests of language-model families share: random weights that talk, exported once, held to ``generate``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from vlm_edge.core.artifact import Artifact, ArtifactKind
+from vlm_edge.core.stage import StageInputs, StageWork
+from vlm_edge.engines import load_engine
+from vlm_edge.engines.base import Engine
+from vlm_edge.families import FAMILIES
+from vlm_edge.processing.pictures import picture_of
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime import GeneratePipeline, Request, load_pipeline
+from vlm_edge.runtime.generate import prompt_text
+from vlm_edge.stages.export import ExportConfig, run
+from vlm_edge.stages.export_generate import reference_answer
+
+NEW_TOKENS = 32
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 258,
+}
+"""A small language model, with the ids of byte_tokenizer."""
+VISION = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@torch.no_grad()
+def randomize(model: nn.Module, seed: int, gain: float = 2.0) -> None:
+    """Draw every weight anew. ``gain`` makes layers loud beside the embedding that they are added to, so that what a
+    model says depends on all that it read; norms and biases are random too, so that none can be lost unnoticed."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in drawn:
+                continue
+            drawn.add(id(parameter))
+            if parameter.ndim <= 1:
+                norm = name == "weight" and not type(module).__name__.startswith("Gemma")
+                parameter.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
+            elif isinstance(module, nn.Embedding):
+                parameter.normal_(0.0, 1.0, generator=generator)
+            else:
+                parameter.normal_(0.0, gain / math.sqrt(parameter[0].numel()), generator=generator)
+
+
+def write_checkpoint(folder: Path, model: Any, processor: Mapping[str, Any], seed: int = 0) -> None:
+    """``model`` with random weights as save_pretrained writes it, and its image processor's settings."""
+    randomize(model, seed)
+    model.generation_config.max_new_tokens = NEW_TOKENS
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+
+
+def photos(seed: int, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
+    """RGB images of given widths and heights: coloured patches with soft edges."""
+    generator = np.random.default_rng(seed)
+    return [
+        Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        for size in sizes
+    ]
+
+
+@dataclass
+class Exported:
+    """One checkpoint, what the export stage made of it, and transformers' own model of it."""
+
+    checkpoint: Path
+    folder: Path
+    facts: dict[str, Any]
+    pipeline: GeneratePipeline
+    model: Any
+    family: Any
+
+    def generate(self, request: Request, **settings: Any) -> list[int]:
+        """What transformers' ``generate`` answers to one request: its tokens before the first end token."""
+        manifest = self.pipeline.manifest
+        assert manifest.text is not None
+        assert manifest.generation is not None
+        text = TextEncoder(self.folder, manifest.text)
+        result = reference_answer(
+            self.model,
+            self.family,
+            manifest,
+            text,
+            request,
+            max_new_tokens=NEW_TOKENS,
+            output_scores=True,
+            **settings,
+        )
+        tokens = result.sequences[0, -len(result.scores) :].tolist()
+        ends = [place for place, token in enumerate(tokens) if token in manifest.generation.eos_token_ids]
+        return list(tokens[: min(ends, default=len(tokens))])
+
+
+def exported(checkpoint: Path, folder: Path, model_class: Any) -> Exported:
+    work = StageWork(out=folder / "out", scratch=folder / "scratch")
+    work.out.mkdir(parents=True)
+    work.scratch.mkdir()
+    run(ExportConfig(), StageInputs(Artifact(ArtifactKind.CHECKPOINT, "0" * 64, checkpoint)), work)
+    pipeline = load_pipeline(work.out, threads=1)
+    assert isinstance(pipeline, GeneratePipeline)
+    model = model_class.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    family = FAMILIES[pipeline.manifest.family]
+    return Exported(checkpoint, work.out, work.facts, pipeline, model, family)
+
+
+def check_answers(subject: Exported, requests: Sequence[Request], distinct: int = 8) -> None:
+    """All requests in one batch, each token for token as ``generate`` answers it alone, with a cache and without.
+
+    ``distinct``: at least so many different tokens in all, so that a model that repeats itself proves nothing.
+    """
+    answers = subject.pipeline.generate_ids(requests, max_new_tokens=NEW_TOKENS)
+    assert answers == [subject.generate(request) for request in requests]
+    assert answers[0] == subject.generate(requests[0], use_cache=False) == answer_without_cache(subject, requests[0])
+    assert len({token for answer in answers for token in answer}) >= distinct
+    assert len({tuple(answer) for answer in answers}) >= len(answers) - 1  # two may end at once
+
+
+class WithoutCache:
+    """A decoder that is given the whole text again at every step, and never a past."""
+
+    name = "without cache"
+
+    def __init__(self, decoder: Engine) -> None:
+        self._decoder = decoder
+        self._feed: dict[str, Any] = {}
+
+    @property
+    def inputs(self) -> Any:
+        return self._decoder.inputs
+
+    @property
+    def outputs(self) -> Any:
+        return self._decoder.outputs
+
+    def infer(self, feed: Any) -> dict[str, Any]:
+        if not self._feed:
+            self._feed = dict(feed)
+        else:
+            for name in ("input_ids", "position_ids"):
+                self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=-1)
+            self._feed["attention_mask"] = feed["attention_mask"]
+        return self._decoder.infer(self._feed)
+
+
+def answer_without_cache(subject: Exported, request: Request) -> list[int]:
+    """One answer of the exported graphs, the cache left empty."""
+    manifest = subject.pipeline.manifest
+    assert manifest.text is not None
+    engines: dict[str, Any] = {
+        name: load_engine("onnxruntime", subject.folder / component.file, component)
+        for name, component in manifest.components.items()
+    }
+    engines["decoder"] = WithoutCache(engines["decoder"])
+    pipeline = GeneratePipeline(manifest, engines, TextEncoder(subject.folder, manifest.text))
+    return pipeline.generate_ids([request], max_new_tokens=NEW_TOKENS)[0]
+
+
+def check_processor(subject: Exported, processor: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Prompts about 0 to 3 images, token for token, and pixels, as ``processor.apply_chat_template`` makes them."""
+    manifest = subject.pipeline.manifest
+    assert manifest.prompt is not None
+    assert manifest.text is not None
+    text = TextEncoder(subject.folder, manifest.text)
+    images = photos(1, sizes)
+    for count in range(len(images) + 1):
+        for question in ("what is this?", "  Two words "):
+            content = [{"type": "image", "image": image} for image in images[:count]]
+            expected = processor.apply_chat_template(
+                [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+            pictures = [picture_of(np.asarray(image), manifest.image, manifest.prompt) for image in images[:count]]
+            whole = prompt_text(manifest.prompt, question, pictures)
+            ids, _ = text.encode([whole], special_tokens=manifest.prompt.special_tokens)
+            assert ids.tolist() == expected["input_ids"].tolist()
+            if count:
+                for name, values in subject.family.model_inputs(pictures).items():
+                    assert values.shape == expected[name].shape, name
+                    step = manifest.image.rescale_factor / min(manifest.image.std)
+                    assert float((values - expected[name]).abs().max()) <= step, name

@@ -1,0 +1,150 @@
+"""What families of language models that see images share: a vision encoder, a connector, and a decoder with a cache.
+
+The decoder's graph holds the embedding table as well as the output layer, so that a table that is both is stored once.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family
+from vlm_edge.families.chat import read_prompt
+from vlm_edge.families.llm import Decoder, decoder_export, self_attention_sites
+from vlm_edge.families.processors import read_text_processing
+from vlm_edge.families.vision_towers import connector_export, tower_attention_sites, vision_encoder_export
+from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
+from vlm_edge.processing.picture import Picture
+
+MAX_NEW_TOKENS = 20
+"""What transformers' ``generate`` adds at most, unless it is told otherwise (5.23; generation/utils.py)."""
+
+
+class LanguageFamily(Family):
+    """A vision encoder and a connector whose embeddings stand among the text's, and a language model of the Llama line.
+
+    Families say where their parts are, what one image (or tile) becomes, and how images are cut.
+    """
+
+    pipeline: PipelineKind = "generate"
+    task_kinds: tuple[str, ...] = ("vqa",)
+    config_class: Any
+    model_class: Any
+    image_processor_class: Any
+    vision_tower_path = "model.vision_tower"
+    language_model_path = "model.language_model"
+    image_token = "<image>"
+    fallback_prompt: tuple[str, ...] | None = None
+    """Layouts for 0, 1, .. images where the checkpoint has no chat template."""
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """With attention spelled out; self-attention that shares no keys is told how many heads it has, for pruning."""
+        model: nn.Module = self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
+        for site in self.attention_sites(model):
+            module: Any = model.get_submodule(site.path)
+            setattr(module, site.num_heads_attr, site.num_heads)
+        return model
+
+    def config(self, checkpoint: Path) -> Any:
+        """The checkpoint's configuration, with its defaults filled in."""
+        return self.config_class.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+
+    def image_token_id(self, config: Any) -> int:
+        return int(config.image_token_id)
+
+    @abstractmethod
+    def image_tokens(self, config: Any) -> int:
+        """How many of the text's places one image takes (one tile, where there are tiles)."""
+
+    @abstractmethod
+    def vision_encoder(self, model: Any) -> nn.Module:
+        """pixel_values (images, 3, height, width) -> image_features (images, tokens, hidden)."""
+
+    @abstractmethod
+    def connector(self, model: Any) -> nn.Module:
+        """image_features -> image_embeds (images, image_tokens, width)."""
+
+    def decoder(self, model: Any) -> nn.Module:
+        """The language model: :class:`vlm_edge.families.llm.Decoder`, or one of its kind."""
+        language_model = model.get_submodule(self.language_model_path)
+        return Decoder(language_model, model.get_output_embeddings(), self.image_token_id(model.config))
+
+    def prompt(self, checkpoint: Path) -> Prompt | None:
+        config = self.config(checkpoint)
+        return read_prompt(
+            checkpoint,
+            image_token=self.image_token,
+            image_token_id=self.image_token_id(config),
+            image_tokens=self.image_tokens(config),
+            fallback=self.fallback_prompt,
+        )
+
+    def text_processing(self, checkpoint: Path) -> TextProcessing:
+        text = self.config(checkpoint).get_text_config()
+        spec = read_text_processing(checkpoint, text.max_position_embeddings)
+        token = self.image_token
+        if AutoTokenizer.from_pretrained(checkpoint, local_files_only=True).encode(token, add_special_tokens=False) != [
+            self.image_token_id(self.config(checkpoint))
+        ]:
+            raise VlmEdgeError(
+                f"{checkpoint}: the tokenizer does not know {token!r} as the token that config.json says",
+                "copy tokenizer.json and config.json from one source",
+            )
+        return spec
+
+    def generation(self, checkpoint: Path) -> Generation | None:
+        """End tokens as ``generate`` takes them: generation_config.json's, else the language model's."""
+        settings = checkpoint / "generation_config.json"
+        asked = json.loads(settings.read_bytes()) if settings.is_file() else {}
+        text = self.config(checkpoint).get_text_config()
+        ends = asked.get("eos_token_id", text.eos_token_id)
+        eos, *others = ends if isinstance(ends, list) else [ends]
+        if eos is None:
+            raise VlmEdgeError(
+                f"{checkpoint}: no eos_token_id, so no answer would end", "write it into generation_config.json"
+            )
+        pad = asked.get("pad_token_id", text.pad_token_id)
+        return Generation(
+            start_token_id=text.bos_token_id if text.bos_token_id is not None else eos,
+            eos_token_id=eos,
+            other_eos_token_ids=tuple(others),
+            pad_token_id=eos if pad is None else pad,
+            max_new_tokens=asked.get("max_new_tokens") or MAX_NEW_TOKENS,
+        )
+
+    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+        vision = vision_encoder_export(self.vision_encoder(model), image)
+        connector = connector_export(self.connector(model), vision.output_shapes["image_features"])
+        width = int(connector.output_shapes["image_embeds"][-1])
+        vlm: Any = model
+        decoder = decoder_export(self.decoder(model), vlm.get_output_embeddings().out_features, width)
+        return {"vision_encoder": vision, "connector": connector, "decoder": decoder}
+
+    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+        """Self-attention of the tower and of the language model, where every query has a key of its own."""
+        return [
+            *tower_attention_sites(model, self.vision_tower_path),
+            *self_attention_sites(model, self.language_model_path, "decoder"),
+        ]
+
+    def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        """What transformers' model calls the inputs that one request's pictures make."""
+        pixels = np.concatenate([picture.inputs["pixel_values"] for picture in pictures])
+        return {"pixel_values": torch.from_numpy(pixels)}
+
+    def reference(
+        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> Any:
+        """``generate`` for one prompt; no ``pixel_values`` (0 images) where none is asked about."""
+        vlm: Any = model
+        images = {"pixel_values": pixel_values} if len(pixel_values) else {}
+        return vlm.generate(input_ids=input_ids, attention_mask=attention_mask, **images, **settings)

@@ -1,0 +1,33 @@
+"""One image as a vision encoder takes it, and the text that stands for it in a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.processing.images import Pixels, preprocess
+from vlm_edge.processing.manifest import ImageProcessing
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the vision encoder is fed, ``{input: array}`` with the image's tiles along the first axis; the text with one
+    image token for every embedding that the image becomes; its size (height, width) in pixels; and the rows and
+    columns of tiles that it was cut into."""
+
+    inputs: dict[str, NDArray[np.float32] | NDArray[np.int64]]
+    text: str
+    size: tuple[int, int]
+    grid: tuple[int, int] = (0, 0)
+
+    @property
+    def tiles(self) -> int:
+        """How many rows of a batch the picture takes."""
+        return len(self.inputs["pixel_values"])
+
+
+def tile_pixels(tiles: list[Pixels], spec: ImageProcessing) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+    """Tiles that have their final size, (height, width, 3) uint8 each -> ``pixel_values``."""
+    return {"pixel_values": preprocess(tiles, spec)}

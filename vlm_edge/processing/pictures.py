@@ -1,0 +1,34 @@
+"""Images as a language model's vision encoder takes them: whole, or in the tiles that the manifest asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.processing.anyres import anyres_embeds, anyres_picture
+from vlm_edge.processing.images import Pixels, preprocess
+from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing, Prompt
+from vlm_edge.processing.picture import Picture
+from vlm_edge.processing.split_tiles import split_picture
+
+
+def picture_of(image: Pixels, spec: ImageProcessing, prompt: Prompt) -> Picture:
+    """One RGB image, (height, width, 3) uint8, for the vision encoder and the prompt."""
+    if spec.tiles is None:
+        text = prompt.image_token * prompt.image_tokens
+        return Picture({"pixel_values": preprocess([image], spec)}, text, (image.shape[0], image.shape[1]))
+    if spec.tiles.kind == "anyres":
+        return anyres_picture(image, spec, spec.tiles, prompt)
+    return split_picture(image, spec, spec.tiles, prompt)
+
+
+def picture_embeds(
+    embeds: NDArray[np.float32], newline: NDArray[np.float32] | None, picture: Picture, spec: ImageProcessing
+) -> NDArray[np.float32]:
+    """What the connector gives for a picture's tiles (tiles, tokens, width) -> the embeddings of its image tokens
+    (image_tokens, width), in the order of the prompt. ``newline`` (width,) ends a row of patches, where there is one.
+    """
+    if isinstance(spec.tiles, AnyResTiles):
+        assert newline is not None
+        return anyres_embeds(embeds, newline, picture, spec.tiles)
+    return embeds.reshape(-1, embeds.shape[-1])

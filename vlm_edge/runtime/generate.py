@@ -1,0 +1,216 @@
+"""Language models that see images: vision_encoder -> connector -> decoder, greedily, with 0 to 10 images a request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.engines.base import Array, Engine
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.images import ImageSource
+from vlm_edge.processing.manifest import PipelineManifest, Prompt
+from vlm_edge.processing.picture import Picture
+from vlm_edge.processing.text import Ids, TextEncoder
+from vlm_edge.runtime.batches import batches, require, require_text
+from vlm_edge.runtime.greedy import GreedyDecoder
+from vlm_edge.runtime.vision import EncodedImage, ImageEncoder
+
+Features = NDArray[np.object_]
+"""One :class:`EncodedImage` an entry: images may differ in how many tokens they become."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question about ``images``; or the whole text in ``prompt``, with an image token for each image, as a chat
+    template renders it (several turns, images between words)."""
+
+    question: str = ""
+    images: Sequence[ImageSource] = ()
+    prompt: str | None = None
+
+
+class GeneratePipeline:
+    """Answers questions about any number of images. :meth:`answer` is the path whose latency is measured."""
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+        if manifest.generation is None or manifest.prompt is None:
+            raise VlmEdgeError(
+                "manifest.json: generation or prompt: missing for a generate pipeline", "export the model again"
+            )
+        self.manifest = manifest
+        self._prompt = manifest.prompt
+        self._pad = manifest.generation.pad_token_id
+        self._images = ImageEncoder(
+            require(engines, manifest, "vision_encoder"),
+            require(engines, manifest, "connector"),
+            manifest.image,
+            manifest.prompt,
+        )
+        decoder = require(engines, manifest, "decoder")
+        self._width = int(decoder.inputs["image_embeds"].shape[1])
+        self._decoder = GreedyDecoder(decoder, manifest.generation)
+        self._text = require_text(text, manifest)
+
+    def answer(self, image: ImageSource, question: str) -> str:
+        """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
+
+        Raises:
+            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
+        """
+        return self.generate([Request(question, [image])])[0]
+
+    def generate(
+        self, requests: Sequence[Request], *, batch_size: int = 8, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """The answers, ``batch_size`` requests at a time; requests of a batch may have different numbers of images.
+
+        Raises:
+            VlmEdgeError: an image can't be read, there are more images than the manifest has layouts for, or a
+                request is longer than the model's context.
+        """
+        answers = []
+        for part in batches(requests, batch_size):
+            rows = self.generate_ids(part, max_new_tokens=max_new_tokens)
+            answers += [self._text.decode(row) for row in rows]
+        return answers
+
+    def generate_ids(self, requests: Sequence[Request], *, max_new_tokens: int | None = None) -> list[list[int]]:
+        """The answers' token ids, all requests in one batch."""
+        encoded = [list(self._images.encode(request.images, 16)) for request in requests]
+        texts = [
+            prompt_text(self._prompt, request.question, images, request.prompt)
+            for request, images in zip(requests, encoded, strict=True)
+        ]
+        return self._decode(texts, encoded, max_new_tokens)
+
+    def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Features:
+        """Images -> one :class:`EncodedImage` each, ``batch_size`` tiles at a time."""
+        features = np.empty(len(images), np.object_)
+        features[:] = list(self._images.encode(images, batch_size))
+        return features
+
+    def answer_batch(
+        self, features: Features, questions: Sequence[str], *, batch_size: int = 8, max_new_tokens: int | None = None
+    ) -> list[str]:
+        """As :meth:`answer_ids`, decoded."""
+        rows = self.answer_ids(features, questions, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        return [self.decode(row) for row in rows]
+
+    def answer_ids(
+        self, features: Features, questions: Sequence[str], *, batch_size: int = 8, max_new_tokens: int | None = None
+    ) -> list[list[int]]:
+        """Questions, each about its own entry of ``features`` -> the ids of each answer, without the end token."""
+        if len(features) != len(questions):
+            raise VlmEdgeError(
+                f"answer_ids: {len(features)} rows of features for {len(questions)} questions",
+                "give one row for each question",
+            )
+        rows = []
+        for start in range(0, len(questions), batch_size):
+            images = [[image] for image in features[start : start + batch_size]]
+            asked = questions[start : start + batch_size]
+            texts = [prompt_text(self._prompt, *pair) for pair in zip(asked, images, strict=True)]
+            rows += self._decode(texts, images, max_new_tokens)
+        return rows
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids of an answer -> its text."""
+        return self._text.decode(ids)
+
+    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
+        """One query of a task, end to end: :meth:`answer`."""
+        return self.answer(image, text)
+
+    def rehearse(
+        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> None:
+        """Run every component on a batch: one question an image."""
+        requests = [Request(text, [image]) for image, text in zip(images, texts, strict=True)]
+        self.generate_ids(requests, max_new_tokens=max_new_tokens)
+
+    def _decode(
+        self, texts: Sequence[str], images: Sequence[Sequence[EncodedImage]], max_new_tokens: int | None
+    ) -> list[list[int]]:
+        rows = [self._tokens(text, pictures) for text, pictures in zip(texts, images, strict=True)]
+        input_ids, mask = left_padded(rows, self._pad)
+        embeds = [image.embeds for pictures in images for image in pictures]
+        first = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
+            "image_embeds": np.concatenate([np.zeros((0, self._width), np.float32), *embeds]),
+        }
+        return self._decoder.run(first, _Steps(first), max_new_tokens)
+
+    def _tokens(self, text: str, images: Sequence[EncodedImage]) -> list[int]:
+        encoded, _ = self._text.encode([text], special_tokens=self._prompt.special_tokens)
+        row: list[int] = encoded[0].tolist()
+        wanted = sum(len(image.embeds) for image in images)
+        if row.count(self._prompt.image_token_id) != wanted:
+            raise VlmEdgeError(
+                f"a request of {len(images)} images holds {row.count(self._prompt.image_token_id)} of their {wanted} "
+                f"tokens in its first {len(row)}; the model reads at most {self._text.spec.max_length}",
+                "ask about fewer or smaller images, or ask for less at once",
+            )
+        return row
+
+
+class _Steps:
+    """What changes in the feed from one step to the next: one token more, seen by all that follow."""
+
+    def __init__(self, first: Mapping[str, Array]) -> None:
+        self._mask = first["attention_mask"]
+        self._position = first["position_ids"][..., -1:]
+        self._no_image = first["image_embeds"][:0]
+
+    def __call__(self, tokens: Ids) -> dict[str, Array]:
+        self._mask = np.concatenate([self._mask, np.ones_like(tokens)], axis=1)
+        self._position = self._position + 1
+        return {
+            "input_ids": tokens,
+            "attention_mask": self._mask,
+            "position_ids": self._position,
+            "image_embeds": self._no_image,
+        }
+
+
+def prompt_text(
+    prompt: Prompt, question: str, images: Sequence[EncodedImage | Picture], whole: str | None = None
+) -> str:
+    """The text for the tokenizer: the layout for so many images (or ``whole``), with the question and the images in it.
+
+    Raises:
+        VlmEdgeError: there is no layout for so many images, or the image token stands where no image is.
+    """
+    token = prompt.image_token
+    if whole is None:
+        if len(images) >= len(prompt.layouts):
+            raise VlmEdgeError(
+                f"{len(images)} images in one request; this model takes 0 to {len(prompt.layouts) - 1}",
+                "ask about fewer images, or give the whole prompt",
+            )
+        if token in question:
+            raise VlmEdgeError(
+                f"the question contains {token!r}, which stands for an image", "write it otherwise, or give `prompt`"
+            )
+        asked = question.strip() if prompt.strip_question else question
+        whole = prompt.layouts[len(images)].replace("{question}", asked)
+    pieces = whole.split(token)
+    if len(pieces) != len(images) + 1:
+        raise VlmEdgeError(
+            f"the prompt holds {token!r} {len(pieces) - 1} times for {len(images)} images", "write it once an image"
+        )
+    return "".join(piece + image.text for piece, image in zip(pieces, images, strict=False)) + pieces[-1]
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Ids, Ids]:
+    """Token rows -> ids and mask (rows, tokens) int64, padded on the left, so that all end together."""
+    tokens = max(map(len, rows))
+    input_ids, mask = np.full((len(rows), tokens), pad, np.int64), np.zeros((len(rows), tokens), np.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, tokens - len(row) :] = row
+        mask[index, tokens - len(row) :] = 1
+    return input_ids, mask

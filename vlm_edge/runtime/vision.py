@@ -1,0 +1,66 @@
+"""Images to what a language model is given of them: vision_encoder, then connector, over many tiles at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_edge.engines.base import Array, Engine
+from vlm_edge.processing.images import ImageSource, read_image
+from vlm_edge.processing.manifest import ImageProcessing, Prompt
+from vlm_edge.processing.picture import Picture
+from vlm_edge.processing.pictures import picture_embeds, picture_of
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image, ready for any number of prompts: the text that stands for it, and the embeddings of its image tokens
+    (image_tokens, width) float32."""
+
+    text: str
+    embeds: Array
+
+
+class ImageEncoder:
+    """Runs the components that see images. Images whose tiles fit into a batch share one run."""
+
+    def __init__(self, vision_encoder: Engine, connector: Engine, image: ImageProcessing, prompt: Prompt) -> None:
+        self._vision = vision_encoder
+        self._connector = connector
+        self._image = image
+        self._prompt = prompt
+
+    def encode(self, images: Sequence[ImageSource], tiles_at_once: int) -> Iterator[EncodedImage]:
+        """Every image, in order; an image of more tiles than ``tiles_at_once`` is run alone.
+
+        Raises:
+            VlmEdgeError: an image can't be read, as :func:`vlm_edge.processing.images.read_image`.
+        """
+        held: list[Picture] = []
+        tiles = 0
+        for image in images:
+            picture = picture_of(read_image(image), self._image, self._prompt)
+            if held and tiles + picture.tiles > tiles_at_once:
+                yield from self._run(held)
+                held, tiles = [], 0
+            held.append(picture)
+            tiles += picture.tiles
+        if held:
+            yield from self._run(held)
+
+    def _run(self, pictures: Sequence[Picture]) -> Iterator[EncodedImage]:
+        names = pictures[0].inputs
+        feed: dict[str, Array] = {
+            name: np.concatenate([picture.inputs[name] for picture in pictures]) for name in names
+        }
+        seen: Mapping[str, Array] = self._vision.infer(feed)
+        outputs = self._connector.infer({name: seen[name] for name in self._connector.inputs})
+        start = 0
+        for picture in pictures:
+            part = slice(start, start + picture.tiles)
+            newline = outputs["image_newline"][start] if "image_newline" in outputs else None
+            embeds = picture_embeds(outputs["image_embeds"][part], newline, picture, self._image)
+            yield EncodedImage(picture.text, embeds)
+            start += picture.tiles
