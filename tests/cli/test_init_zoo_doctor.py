@@ -48,6 +48,16 @@ def test_init_leaves_out_what_the_model_can_not_do(here: Path, empty: Any, tiny_
     assert [next(iter(stage)) for stage in recipe["stages"]] == ["export", "quantize", "compile"]
 
 
+def test_init_writes_a_recipe_for_a_captioner(here: Path, empty: Any, tiny_captioner: Path) -> None:
+    no_data = empty.invoke("init", str(tiny_captioner))
+    assert no_data.exit_code == 1
+    assert "a manifest of kind captioning" in no_data.stderr
+    assert empty.invoke("init", str(tiny_captioner), "--data", "captions.yaml").exit_code == 0
+    recipe = yaml.safe_load((here / "recipe.yaml").read_text())
+    assert recipe["task"] == {"kind": "captioning", "data": "captions.yaml"}
+    assert [next(iter(stage)) for stage in recipe["stages"]] == ["export", "quantize", "prune", "compile"]
+
+
 def test_init_overwrites_nothing_unasked(here: Path, empty: Any, tiny_blip: Path) -> None:
     (here / "recipe.yaml").write_text("mine\n")
     refused = write_recipe_for(empty, tiny_blip)

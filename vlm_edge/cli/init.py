@@ -16,6 +16,7 @@ _EXAMPLE_DATA = {
     "vqa": "calibration/easy-vqa.yaml",
     "classification": "calibration/easy-vqa-zero-shot.yaml",
     "retrieval": "calibration/easy-vqa-retrieval.yaml",
+    "hallucination": "calibration/easy-vqa-hallucination.yaml",
 }
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@-]*[A-Za-z][A-Za-z0-9_./@-]*")
 
@@ -38,11 +39,13 @@ stages:                           # in the order to try them, the cheapest first
 seed: 0
 """
 
-_MODEL_STAGES = {
-    "vqa": """\
+_PRUNE_AND_DISTILL = """\
   - prune: {cross_attention: {heads: 0.5}, recover: {epochs: 2}}
   # - distill: {student: mobilevit-xs, epochs: 20}   # a small vision tower: hours without a GPU
-""",
+"""
+_MODEL_STAGES = {
+    "vqa": _PRUNE_AND_DISTILL,
+    "captioning": _PRUNE_AND_DISTILL,
     "dual_encoder": """\
   # - distill: {student: mobilevit-xs, epochs: 20}   # a small vision tower: hours without a GPU
 """,
@@ -84,7 +87,8 @@ def init(
         raise VlmEdgeError(f"{model} ({architecture}) can't do the task {kind!r}; {near(kind, kinds)}")
     kind = kind or kinds[0]
     if data is None and not model.startswith("zoo:"):
-        raise VlmEdgeError(f"{model}: no data to calibrate and measure on", f"name it, such as {_EXAMPLE_DATA[kind]}")
+        example = _EXAMPLE_DATA.get(kind, f"a manifest of kind {kind}; docs/measuring.md says what it describes")
+        raise VlmEdgeError(f"{model}: no data to calibrate and measure on", f"name it with --data, such as {example}")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         _TEMPLATE.format(
@@ -95,7 +99,7 @@ def init(
             kind=kind,
             data=_scalar(str(data or _EXAMPLE_DATA[kind])),
             target=_scalar(target),
-            model_stages=_MODEL_STAGES[pipeline],
+            model_stages=_MODEL_STAGES.get(pipeline, ""),
         ),
         encoding="utf-8",
     )

@@ -42,7 +42,7 @@ class BlipVqa(Family):
     name = "blip-vqa"
     architectures: tuple[str, ...] = ("BlipForQuestionAnswering",)
     pipeline: PipelineKind = "vqa"
-    task_kinds: tuple[str, ...] = ("vqa",)
+    task_kinds: tuple[str, ...] = ("vqa", "hallucination")
     vision_tower_path = "vision_model"
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
