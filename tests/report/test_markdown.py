@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import re
 
+from report_records import full_record, regressions_of
+
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.markdown import run_markdown
+from vlm_edge.report.numbers import interval_text, is_exact, value_text
 
 
 def rows_of(text: str, header: str) -> list[list[str]]:
@@ -32,7 +35,9 @@ def test_the_title_is_the_verdict(record: RunRecord) -> None:
 
 def test_parts_of_the_deciding_variant_and_the_host_are_listed(record: RunRecord) -> None:
     text = run_markdown(record)
-    assert ["accuracy[color]", "98.62 % [98.32, 98.92], n 2800"] in rows_of(text, "| metric | value")
+    assert ["accuracy[color]", "98.62", "[98.32, 98.92]", "2800", "%"] in rows_of(
+        text[text.index("## compile in parts") :], "| metric | value"
+    )
     assert "- cpu: Intel Xeon\n" in text
     assert "- onnxruntime: 1.31.1\n" in text
 
@@ -41,3 +46,22 @@ def test_what_a_user_wrote_can_not_break_the_table(record: RunRecord) -> None:
     variant = record.variants[0].model_copy(update={"name": "a|b\n<script>"})
     text = run_markdown(record.model_copy(update={"variants": [variant, *record.variants[1:]]}))
     assert rows_of(text, "| variant | accuracy")[0][0] == "a\\|b &lt;script>"
+
+
+def test_markdown_has_what_the_page_has(record: RunRecord) -> None:
+    full = full_record(record)
+    text = run_markdown(full, regressions_of(full))
+    for variant in full.variants:
+        for found in variant.measurements:
+            assert value_text(found) in text
+            assert interval_text(found) in text or is_exact(found)
+    budgets = rows_of(text, "| budget | bound")
+    assert [row[0] for row in budgets] == [judgement.budget for judgement in full.variants[-1].verdicts]
+    assert budgets[-2][4] == "the interval holds the bound; about 21,456 samples would decide it"
+    assert len(rows_of(text, "| component | layer")) == 15
+    assert rows_of(text, "| sample | image")[0][:3] == ["test/7#3", "7.png", "what color is the &lt;b>shape&lt;/b>?"]
+    assert rows_of(text, "| variant | vision_encoder")[0][1] == "1.50 ms [1.49, 1.51], n 400"
+    assert "- p90 A/A control: 1.0100 x [0.9900, 1.0300], n 400" in text
+    assert "- commit: c0ffee5f1e-dirty" in text
+    assert "](http" not in text
+    assert "<script" not in text

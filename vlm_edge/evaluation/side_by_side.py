@@ -13,7 +13,7 @@ from vlm_edge.core.difference import Difference
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.change import Side, change_between, kept_outcomes, other_conditions, quotient
-from vlm_edge.evaluation.comparison import compare, suffixed
+from vlm_edge.evaluation.comparison import compare
 
 PERCENTILES = ("p50", "p90", "p99")
 _HOST_BOUND = ("latency_", "cold_start_ms", "throughput_per_s", "cost_per_1000", "peak_rss_mb")
@@ -38,9 +38,9 @@ def differences(before: Side, after: Side) -> dict[str, Difference]:
             found[metric] = Difference(reason=other_host)
         elif metric.startswith(_RATIOS):
             found[metric] = _ratio(first, later)
-        elif (drop := drops.get(suffixed(metric, "_drop_pt"))) is not None:
+        elif (drop := drops.get(_drop_of(metric))) is not None:
             found[metric] = Difference(measured=drop, how="paired")
-        elif suffixed(metric, "_drop_pt") in {each.metric for each in after.variant.measurements}:
+        elif _drop_of(metric) in {each.metric for each in after.variant.measurements}:
             found[metric] = Difference(measured=_unpaired_drop(first, later), how="unpaired", reason=reason)
     return found
 
@@ -98,4 +98,10 @@ def _unpaired_drop(before: Measurement, after: Measurement) -> Measurement:
     up = math.hypot(before.high - before.value, after.value - after.low)
     low, high = 100 * (value - down), 100 * (value + up)
     n = min(before.n, after.n)
-    return Measurement(metric=suffixed(after.metric, "_drop_pt"), low=low, value=100 * value, high=high, n=n, unit="pt")
+    return Measurement(metric=_drop_of(after.metric), low=low, value=100 * value, high=high, n=n, unit="pt")
+
+
+def _drop_of(metric: str) -> str:
+    """``accuracy[color]`` -> ``accuracy_drop_pt[color]``."""
+    base, bracket, part = metric.partition("[")
+    return f"{base}_drop_pt{bracket}{part}"

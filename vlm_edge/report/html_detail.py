@@ -198,7 +198,7 @@ def _stage_facts(variant: VariantRecord) -> str:
     return "".join(
         tag("h4", escaped(f"{variant.name}: {run.stage}"))
         + facts([("key", run.key), ("digest", run.digest)])
-        + tag("pre", escaped(json.dumps({"config": run.config, "facts": run.facts}, ensure_ascii=False, indent=1)))
+        + tag("pre", escaped(json.dumps({"config": run.config, "facts": run.facts}, ensure_ascii=False)))
         for run in variant.runs
     )
 

@@ -101,7 +101,7 @@ def facts(lines: Iterable[tuple[str, str]]) -> str:
 
 
 def folded(summary: str, body: str) -> str:
-    """What is opened by a click, and printed open."""
+    """What is opened by a click."""
     return tag("details", tag("summary", escaped(summary)), body)
 
 

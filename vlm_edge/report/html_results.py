@@ -213,7 +213,7 @@ def _by_variant(record: RunRecord, *, slices: bool) -> str | None:
 def _task_table(rows: Sequence[TaskRow], variant: VariantRecord, *, first: str) -> str:
     judged = {judgement.metric: judgement for judgement in variant.verdicts}
     drops = [row.drop for row in rows if row.drop is not None]
-    heads = [Head(first, kind="name"), Head("baseline", kind="number"), Head(variant.name, kind="number")]
+    heads = [Head(first, kind="name"), Head("baseline", kind="number"), Head("this variant", kind="number")]
     heads += [Head("drop", "pt", "number"), Head("kept", "%", "number")]
     scale = None
     if drops:
