@@ -134,6 +134,13 @@ def check_answers(subject: Exported, requests: Sequence[Request], distinct: int 
     assert len({tuple(answer) for answer in answers}) >= len(answers) - 1  # two may end at once
 
 
+def check_facts(subject: Exported) -> None:
+    """What the export measured of itself: components at three sets of sizes, and all together."""
+    assert set(subject.facts["parity"]) == {"vision_encoder", "connector", "decoder"}
+    assert all(fact["max_relative_error"] < 1e-4 for fact in subject.facts["parity"].values())
+    assert subject.facts["composed"] == {"questions_equal": 4, "ties": 0}
+
+
 class WithoutCache:
     """A decoder that is given the whole text again at every step, and never a past."""
 

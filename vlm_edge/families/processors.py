@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import preprocess
-from vlm_edge.processing.manifest import ImageProcessing, TextProcessing
+from vlm_edge.processing.images import Pixels, preprocess
+from vlm_edge.processing.manifest import ImageProcessing, Prompt, TextProcessing
+from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -29,14 +30,22 @@ def read_image_processing(checkpoint: Path, processor_class: Any) -> ImageProces
     Raises:
         VlmEdgeError: the settings are missing, or :func:`image_processing_of` refuses them.
     """
+    return image_processing_of(load_image_processor(checkpoint, processor_class), checkpoint)
+
+
+def load_image_processor(checkpoint: Path, processor_class: Any) -> Any:
+    """transformers' own image processor, with the settings in ``checkpoint``.
+
+    Raises:
+        VlmEdgeError: there are none.
+    """
     try:
-        processor = processor_class.from_pretrained(checkpoint, local_files_only=True)
+        return processor_class.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError) as error:
         raise VlmEdgeError(
             f"{checkpoint}: no usable image processor (preprocessor_config.json or processor_config.json)",
             "copy preprocessor_config.json from the model's page into the folder",
         ) from error
-    return image_processing_of(processor, checkpoint)
 
 
 def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
@@ -59,34 +68,67 @@ def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
             f"got {found}",
             "set size (and crop_size) in preprocessor_config.json",
         )
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     spec = ImageProcessing(
         height=height,
         width=width,
         shortest_edge=shortest_edge,
-        resample=int(processor.resample),
         center_crop=crop and shortest_edge is not None,
-        rescale_factor=processor.rescale_factor if processor.do_rescale else 1.0,
-        mean=tuple(mean),
-        std=tuple(std),
         bgr=bool(getattr(processor, "do_flip_channel_order", False)),
+        **pixel_settings(processor),
     )
     _check_images(checkpoint, processor, spec)
     return spec
 
 
+def pixel_settings(processor: Any) -> dict[str, Any]:
+    """How a processor scales pixels, as fields of :class:`ImageProcessing`."""
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return {
+        "resample": int(processor.resample),
+        "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
+        "mean": tuple(mean),
+        "std": tuple(std),
+    }
+
+
+def checked_pictures(
+    checkpoint: Path, processor: Any, spec: ImageProcessing, expected: Callable[[Pixels], Mapping[str, Any]]
+) -> ImageProcessing:
+    """``spec``, if a picture's inputs are what the processor makes of it: ``expected(image)`` by input name.
+
+    Raises:
+        VlmEdgeError: they aren't.
+    """
+    prompt = Prompt(layouts=("",), image_token="", image_token_id=0, image_tokens=1)
+    step = spec.rescale_factor / min(spec.std)
+    for image in _probe_images():
+        actual = picture_of(image, spec, prompt).inputs
+        for name, values in expected(image).items():
+            if values.shape != actual[name].shape or np.abs(values - actual[name]).max() > step:
+                raise _not_said(checkpoint, processor)
+    return spec
+
+
+def _probe_images() -> list[Pixels]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _PROBE_SIZES]
+
+
+def _not_said(checkpoint: Path, processor: Any) -> VlmEdgeError:
+    return VlmEdgeError(
+        f"{checkpoint}: {type(processor).__name__} does something with images that the manifest can't say",
+        "compare preprocessor_config.json with that of a model of this architecture",
+    )
+
+
 def _check_images(checkpoint: Path, processor: Any, spec: ImageProcessing) -> None:
     """Hold ``spec`` to the processor itself, so that a setting that the manifest can't say is told, not lost."""
-    generator = np.random.default_rng(0)
-    images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _PROBE_SIZES]
+    images = _probe_images()
     expected = processor(images=images, return_tensors="np")["pixel_values"]
     actual = preprocess(images, spec)
     step = spec.rescale_factor / min(spec.std)
     if expected.shape != actual.shape or np.abs(expected - actual).max() > step:
-        raise VlmEdgeError(
-            f"{checkpoint}: {type(processor).__name__} does something with images that the manifest can't say",
-            "compare preprocessor_config.json with that of a model of this architecture",
-        )
+        raise _not_said(checkpoint, processor)
 
 
 def read_text_processing(checkpoint: Path, max_positions: int, *, fixed_length: bool = False) -> TextProcessing:

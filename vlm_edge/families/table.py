@@ -12,6 +12,7 @@ from vlm_edge.families.blip_matching import BlipMatching
 from vlm_edge.families.clip import Clip
 from vlm_edge.families.dinov2 import Dinov2
 from vlm_edge.families.llava import Llava
+from vlm_edge.families.llava_next import LlavaNext
 from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
 from vlm_edge.families.siglip import Siglip
 from vlm_edge.names import near
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = _by_name(
         MobileVitV2(),
         BlipMatching(),
         Llava(),
+        LlavaNext(),
     )
 )
 
