@@ -36,7 +36,7 @@ class LanguageFamily(Family):
     """
 
     pipeline: PipelineKind = "generate"
-    task_kinds: tuple[str, ...] = ("vqa",)
+    task_kinds: tuple[str, ...] = ("vqa", "hallucination")
     config_class: Any
     model_class: Any
     image_processor_class: Any
