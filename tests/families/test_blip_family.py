@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -160,6 +161,8 @@ def test_the_checkpoints_settings(tiny_blip: Path, tmp_path: Path) -> None:
 
 def test_without_its_own_limit_generate_stops_at_20_new_tokens(model: Any) -> None:
     pixels, ids, _ = random_inputs([4])
+    model = copy.deepcopy(model)
+    model.generation_config = transformers.GenerationConfig()
     with pytest.warns(UserWarning, match="model-agnostic default"):
         answer = model.generate(input_ids=ids, pixel_values=pixels, min_new_tokens=20)
     assert answer.shape == (1, 1 + MAX_NEW_TOKENS)

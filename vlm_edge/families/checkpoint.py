@@ -17,6 +17,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import open_clip
 from vlm_edge.families.base import Family
 from vlm_edge.families.config import CONFIG_NAME, read_config
+from vlm_edge.families.generation import SETTINGS_NAME, load_settings
 from vlm_edge.families.saved_names import as_in_model
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
 from vlm_edge.families.table import family_for
@@ -116,6 +117,9 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
     surgery = read_surgery(folder)
     with torch.random.fork_rng(devices=[]):
         apply_surgery(model, family, surgery, folder / SURGERY_NAME)
+    settings: Any = model
+    if (folder / SETTINGS_NAME).is_file():
+        settings.generation_config = load_settings(folder, settings.config)
     load_weights(model, as_in_model(model, family.rename_weights(state)), folder)
     return LoadedCheckpoint(model=model.float().eval(), family=family, folder=folder, surgery=surgery)
 

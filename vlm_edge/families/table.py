@@ -15,6 +15,7 @@ from vlm_edge.families.llava import Llava
 from vlm_edge.families.llava_next import LlavaNext
 from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
 from vlm_edge.families.siglip import Siglip
+from vlm_edge.families.vision_encoder_decoder import VisionEncoderDecoder
 from vlm_edge.names import near
 
 
@@ -42,6 +43,7 @@ FAMILIES: dict[str, Family] = _by_name(
         BlipMatching(),
         Llava(),
         LlavaNext(),
+        VisionEncoderDecoder(),
     )
 )
 

@@ -133,12 +133,18 @@ class Generation(_Frozen):
     ``cross_key_values.{layer}.key|value`` that ``text_encoder`` puts out; it gives ``logits`` (batch, new, vocab), or
     those of the last token alone, and ``present.{layer}.key|value``. A ``generate`` pipeline starts from its prompt,
     not from ``start_token_id``. ``other_eos_token_ids`` end an answer as ``eos_token_id`` does.
+
+    ``first_token_id`` is forced behind the start token, ``last_token_id`` where an answer reaches its longest, and no
+    ``no_repeat_ngram`` tokens in a row come twice (0: no such rule).
     """
 
     start_token_id: int
     eos_token_id: int
     pad_token_id: int
     max_new_tokens: int = Field(ge=1)
+    first_token_id: int | None = None
+    last_token_id: int | None = None
+    no_repeat_ngram: int = Field(default=0, ge=0)
     other_eos_token_ids: tuple[int, ...] = ()
 
     @property
