@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from run_folders import HOST, measured, outcomes_of, scores_with, write_run
+from tiny_bench import build_bench
 
 from vlm_edge.core.gate import Change, find_variant
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
@@ -27,6 +28,8 @@ from vlm_edge.evaluation.change import (
     measured_again,
 )
 from vlm_edge.evaluation.comparison import compare
+from vlm_edge.evaluation.latency import measure_latency
+from vlm_edge.evaluation.latency_settings import LatencySettings
 
 
 def side(folder: Path) -> Side:
@@ -209,6 +212,48 @@ def test_measured_again_turns_the_speed_up_round_and_adds_the_control(tmp_path: 
         slowdown = named(found, f"latency_{percentile}_slowdown")
         assert slowdown.value == pytest.approx(1.25)
         assert (slowdown.low, slowdown.high) == (pytest.approx(1 / 0.81), pytest.approx(1 / 0.79))
+
+
+class ShortMeasurements:
+    """What measures engines, for a second."""
+
+    def latency(
+        self,
+        baseline: Path,
+        candidate: Path,
+        task: TaskSpec,
+        target: Target,
+        asked: LatencyAsked,
+        progress: Progress,
+    ) -> Timed:
+        settings = LatencySettings(round_seconds=0.1, seconds=0.3, max_seconds=60, warmup_seconds=0.1)
+        return measure_latency(baseline, candidate, task, threads=target.threads, asked=asked, settings=settings)
+
+
+def test_a_percentile_that_measuring_did_not_give_has_a_reason(tmp_path: Path) -> None:
+    class NoTail(TwoEngines):
+        def latency(self, *arguments: Any) -> Timed:  # type: ignore[override]
+            timed = super().latency(*arguments)
+            return Timed(measurements=[each for each in timed.measurements if "p99" not in each.metric])
+
+    task = TaskSpec(kind="vqa", data=tmp_path / "toy.yaml")
+    target = Target.model_validate({"name": "toy", "engine": "onnxruntime"})
+    evaluators: Any = NoTail()
+    found = measured_again(tmp_path, tmp_path / "after", task, target, evaluators, ["p50", "p99"], SilentProgress())
+    assert set(found.reasons) == {"latency_p99_slowdown"}
+    assert "too few queries" in found.reasons["latency_p99_slowdown"]
+
+
+def test_two_engines_are_measured_in_turns_on_this_host(tmp_path: Path) -> None:
+    bench = build_bench(tmp_path, 4)
+    target = Target.model_validate({"name": "toy", "engine": "onnxruntime", "threads": 1})
+    evaluators: Any = ShortMeasurements()
+    found = measured_again(bench.engine, bench.other, bench.task, target, evaluators, ["p50"], SilentProgress())
+    slowdown = named(found, "latency_p50_slowdown")
+    assert 0 < slowdown.low <= slowdown.value <= slowdown.high
+    assert slowdown.n > 4
+    assert "latency_p50_control" in {each.metric for each in found.control}
+    assert found.reasons == {}
 
 
 def test_what_was_measured_now_replaces_a_reason() -> None:

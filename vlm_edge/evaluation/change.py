@@ -94,7 +94,10 @@ def measured_again(
         if found.metric == f"latency_{each}_speedup"
     ]
     controls = [each for each in control.measurements if each.metric.endswith("_control")]
-    return Change(measurements=slowdowns, control=controls)
+    names = {each.metric for each in slowdowns}
+    wanted = [f"latency_{each}_slowdown" for each in percentiles]
+    few = "there were too few queries for this percentile in the time that measuring may take"
+    return Change(measurements=slowdowns, reasons={n: few for n in wanted if n not in names}, control=controls)
 
 
 def check_bundle(record: RunRecord, folder: Path) -> None:
