@@ -226,7 +226,7 @@ class ShortMeasurements:
         asked: LatencyAsked,
         progress: Progress,
     ) -> Timed:
-        settings = LatencySettings(round_seconds=0.1, seconds=0.3, max_seconds=60, warmup_seconds=0.1)
+        settings = LatencySettings(look_rounds=2, round_seconds=0.1, seconds=0.1, max_seconds=60, warmup_seconds=0.1)
         return measure_latency(baseline, candidate, task, threads=target.threads, asked=asked, settings=settings)
 
 
