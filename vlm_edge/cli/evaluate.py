@@ -40,6 +40,7 @@ def evaluate(
     read are left out, named and counted; more than 1% of them is an error.
     """
     from vlm_edge.api import find_task
+    from vlm_edge.core.files import write_atomically
     from vlm_edge.evaluation.accuracy import compare, describe
     from vlm_edge.evaluation.accuracy import evaluate as measure
     from vlm_edge.report.table import measurements_table
@@ -53,7 +54,7 @@ def evaluate(
             against = measure(bundle_folder(baseline), task, threads=threads, limit=limit, progress=progress)
             measurements = compare(against, found)
     if outcomes is not None:
-        outcomes.write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_atomically(outcomes, (json.dumps(found.to_json(), indent=1) + "\n").encode())
     skipped = [each.model_dump() for each in found.skipped]
     if as_json:
         print_json({"measurements": [each.model_dump() for each in measurements], "skipped": skipped})

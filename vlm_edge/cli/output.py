@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.core.files import write_atomically
 
 output_option = click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, and print the path."
@@ -29,9 +29,5 @@ def write_text(text: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise VlmEdgeError(f"{output}: can't be written: {error.strerror}", "give another place with -o") from error
+    write_atomically(output, text.encode())
     click.echo(str(output))
