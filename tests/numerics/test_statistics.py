@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from vlm_edge.numerics.statistics import (
     mcnemar_exact,
@@ -16,6 +19,7 @@ from vlm_edge.numerics.statistics import (
     percentile,
     percentile_interval,
     percentile_ratio_interval,
+    ratio_of_ratios,
     tango_interval,
     wilson_interval,
 )
@@ -29,6 +33,16 @@ def test_wilson_agrees_with_scipy(case):
     successes, n = case
     expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
     assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson_interval(successes, n) == pytest.approx(proportion_confint(successes, n, method="wilson"), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.9, 0.98, 0.99]))
+def test_wilson_and_mcnemar_agree_with_statsmodels(first, second, confidence):
+    n = first + second + 1
+    expected = proportion_confint(first, n, alpha=1 - confidence, method="wilson")
+    assert wilson_interval(first, n, confidence) == pytest.approx(expected, abs=1e-6)
+    assert mcnemar_exact(first, second) == pytest.approx(mcnemar([[9, first], [second, 7]]).pvalue, abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -58,6 +72,57 @@ def test_tangos_ends_are_where_the_score_test_rejects(lost, gained, n):
     for end, z in ((interval.low, Z), (interval.high, -Z)):
         if abs(end) < 1 - 1e-9:
             assert tango_statistic(lost, gained, n, end) == pytest.approx(z, rel=1e-4)
+
+
+def restricted_share(lost, gained, n, delta):
+    """The share of gained pairs that is most likely when the drop is delta: where the likelihood's slope is 0."""
+    low, room = max(0.0, -delta), (1 - abs(delta)) / 2  # above ``low``, so that no cell is a difference
+
+    def slope(above):
+        cells = ((lost, above + max(0.0, delta), 1), (gained, above + low, 1), (n - lost - gained, room - above, -1))
+        return sum(count * sign / cell for count, cell, sign in cells if count)
+
+    first, last = 1e-12 * room, (1 - 1e-12) * room
+    if slope(first) <= 0:
+        return low
+    return low + optimize.brentq(slope, first, last, xtol=1e-16)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.98])
+@pytest.mark.parametrize(
+    ("lost", "gained", "n"), [(12, 5, 60), (3, 1, 44), (40, 31, 9673), (2.5, 7.25, 100), (1, 0, 40), (0, 6, 500)]
+)
+def test_tango_agrees_with_a_score_test_solved_by_scipy(lost, gained, n, confidence):
+    z, estimate = stats.norm.ppf((1 + confidence) / 2), (lost - gained) / n
+
+    def distance(delta, wanted):
+        share = restricted_share(lost, gained, n, delta)
+        variance = n * (2 * share + delta * (1 - delta))
+        return (lost - gained - n * delta) / math.sqrt(variance) - wanted
+
+    expected = (
+        optimize.brentq(distance, -1 + 1e-9, estimate - 1e-9, args=(z,), xtol=1e-13),
+        optimize.brentq(distance, estimate + 1e-9, 1 - 1e-9, args=(-z,), xtol=1e-13),
+    )
+    assert tango_interval(lost, gained, n, confidence) == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(*(st.floats(0.2, 50) for _ in range(2)), *(st.floats(0.001, 0.5) for _ in range(2)))
+def test_a_ratio_of_two_log_normal_quantities_adds_their_variances(above, below, error_above, error_below):
+    def measured(value, error):
+        return value * math.exp(-Z * error), value, value * math.exp(Z * error)
+
+    first, second = measured(above, error_above), measured(below, error_below)
+    spread = math.hypot(error_above, error_below)
+    expected = stats.lognorm.interval(0.95, spread, scale=above / below)
+    assert ratio_of_ratios(first, second) == pytest.approx(expected, rel=1e-9)
+    back = ratio_of_ratios(second, first)
+    assert ratio_of_ratios(first, second) == pytest.approx((1 / back.high, 1 / back.low), rel=1e-9)
+
+
+def test_a_ratio_to_an_exact_quantity_keeps_the_other_ones_interval():
+    assert ratio_of_ratios((0.8, 1.0, 1.5), (2.0, 2.0, 2.0)) == pytest.approx((0.4, 0.75))
 
 
 def test_tango_without_a_changed_pair_is_the_score_bound_and_not_a_point():
@@ -123,10 +188,36 @@ def test_paired_change_covers_the_truth_as_often_as_it_says():
     assert missed / draws < 0.06
 
 
-def test_an_unchanged_candidate_has_an_interval_around_zero():
+def test_the_drop_of_many_changed_images_has_the_cluster_robust_error():
+    """Where many images changed, the interval is statsmodels' z interval with the error taken over images."""
+    generator = np.random.default_rng(8)
+    groups = np.repeat(np.arange(3000), generator.integers(5, 15, 3000))
+    before = np.ones(len(groups))
+    after = 1.0 - (generator.random(len(groups)) < generator.beta(1, 9, 3000)[groups])
+    fit = OLS(before - after, np.ones(len(groups))).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    (expected,) = fit.conf_int(0.05)
+    drop = paired_change(before, after, groups, seed=1).drop
+    assert tuple(drop) == pytest.approx(expected, abs=0.07 * (expected[1] - expected[0]))
+
+
+def test_rare_harm_that_gathers_on_few_images_is_not_passed_over():
+    """0.2% of the images lose nine answers of ten: one set in seven has no such image, and must not promise less."""
+    generator = np.random.default_rng(1)
+    images, questions, draws, missed = 1000, 10, 200, 0
+    groups = np.repeat(np.arange(images), questions)
+    for draw in range(draws):
+        hit = np.repeat(generator.random(images) < 0.002, questions)
+        after = 1.0 - (hit & (generator.random(len(groups)) < 0.9))
+        missed += paired_change(np.ones(len(groups)), after, groups, seed=draw, resamples=200).drop.high < 0.0018
+    assert missed <= stats.binom.ppf(0.999, draws, 0.025)
+
+
+def test_an_unchanged_candidate_has_an_interval_around_zero_and_a_question_is_no_more_evidence_than_its_image():
     scores, groups = np.ones(1000), np.repeat(np.arange(100), 10)
     drop, ratio = paired_change(scores, scores, groups, seed=0)
-    assert drop == pytest.approx(tuple(tango_interval(0, 0, 1000)))
+    assert drop == pytest.approx(tuple(tango_interval(0, 0, 100)))
+    assert paired_change(scores, scores, np.arange(1000), seed=0).drop == pytest.approx(tango_interval(0, 0, 1000))
+    assert paired_change(scores, scores, np.zeros(1000), seed=0).drop == pytest.approx(tango_interval(0, 0, 1))
     assert ratio is not None
     assert ratio == pytest.approx((1 - drop.high, 1 - drop.low))
 

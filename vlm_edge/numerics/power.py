@@ -1,7 +1,7 @@
 """What a data set can resolve: how many samples a bound needs before an interval can keep it, and before it does.
 
-The answers are those of the intervals in :mod:`vlm_edge.numerics.statistics`, samples taken as independent: questions
-that share an image count for less. Every ``confidence`` is two-sided.
+The answers are those of the intervals in :mod:`vlm_edge.numerics.statistics`. Samples are independent ones: where
+several questions share an image, count images. Every ``confidence`` is two-sided.
 
 Sources: Tango, Statistics in Medicine 17 (1998) 891, and Wilson, JASA 22 (1927) 209, both with nothing changed or
 nothing wrong; Liu, Hsueh, Hsieh & Chen, Statistics in Medicine 21 (2002) 231 (sample size of non-inferiority with

@@ -110,7 +110,7 @@ def paired_change(
     counts, total_before, total_after = resample_groups(sums, seed, resamples).T
     change = before - after
     lost, gained, n = float(change[change > 0].sum()), float(-change[change < 0].sum()), len(change)
-    effect = _design_effect(sums[:, 0], sums[:, 1] - sums[:, 2], (lost + gained - (lost - gained) ** 2 / n) / n**2)
+    effect = _design_effect(sums[:, 0], sums[:, 1] - sums[:, 2], lost + gained - (lost - gained) ** 2 / n)
     pairs = tango_interval(lost / effect, gained / effect, n / effect, confidence)
     drop = middle((total_before - total_after) / counts, confidence).hull(pairs)
     mean, usable = float(before.mean()), total_before > 0
@@ -136,7 +136,7 @@ def mean_score_interval(
     sums = group_sums(groups, values)
     counts, totals = resample_groups(sums, seed, resamples).T
     n, mean = len(values), float(values.mean())
-    effect = _design_effect(sums[:, 0], sums[:, 1], mean * (1 - mean) / n)
+    effect = _design_effect(sums[:, 0], sums[:, 1], n * mean * (1 - mean))
     return middle(totals / counts, confidence).hull(wilson_interval(n * mean / effect, n / effect, confidence))
 
 
@@ -209,13 +209,20 @@ def middle(draws: Floats, confidence: float) -> Interval:
     return Interval(float(low), float(high))
 
 
-def _design_effect(counts: Floats, totals: Floats, unclustered: float) -> float:
-    """Variance of sum(totals) / sum(counts) over groups, relative to that of as many single samples; at least 1."""
+def _design_effect(counts: Floats, totals: Floats, spread: float) -> float:
+    """By how much samples that come in groups count for less than independent ones; at least 1.
+
+    counts, totals: (groups,). It is the variance of sum(totals) over groups, relative to ``spread``, the variance of as
+    many single samples. One more group of common size, all of whose samples changed alike, is added to both: an effect
+    taken from few changed groups is worth little, and with none a sample is as good as its whole group.
+    """
     groups, n = len(counts), float(counts.sum())
-    if groups < 2 or unclustered <= 0:
-        return 1.0
+    size = float((counts**2).sum()) / n
+    if groups < 2:
+        return size
     residuals = totals - totals.sum() / n * counts
-    return max(1.0, float((residuals**2).sum()) * groups / (groups - 1) / n**2 / unclustered)
+    clustered = float((residuals**2).sum()) * groups / (groups - 1)
+    return max(1.0, (clustered + size**2) / (spread + size))
 
 
 def group_sums(groups: ArrayLike, *scores: Floats) -> Floats:
