@@ -11,6 +11,7 @@ from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.blip_matching import BlipMatching
 from vlm_edge.families.clip import Clip
 from vlm_edge.families.dinov2 import Dinov2
+from vlm_edge.families.florence2 import Florence2
 from vlm_edge.families.idefics3 import Idefics3, SmolVlm
 from vlm_edge.families.llava import Llava
 from vlm_edge.families.llava_next import LlavaNext
@@ -47,6 +48,7 @@ FAMILIES: dict[str, Family] = _by_name(
         VisionEncoderDecoder(),
         Idefics3(),
         SmolVlm(),
+        Florence2(),
     )
 )
 

@@ -54,6 +54,16 @@ def _attended(module: Any, states: Tensor, key_value: KeyValue, mask: Tensor | N
     return context
 
 
+def bart_encoded(encoder: Any, embeds: Tensor, mask: Tensor) -> Tensor:
+    """A BartEncoder's last state (batch, tokens, width) for embedded tokens; ``mask`` is added to the scores."""
+    hidden: Tensor = encoder.layernorm_embedding(embeds + encoder.embed_positions(embeds[:, :, 0]))
+    for layer in encoder.layers:
+        key_value = _projected(layer.self_attn, hidden)
+        hidden = layer.self_attn_layer_norm(hidden + _attended(layer.self_attn, hidden, key_value, mask))
+        hidden = layer.final_layer_norm(hidden + layer.fc2(layer.activation_fn(layer.fc1(hidden))))
+    return hidden
+
+
 class Gpt2Layer(CachedLayer):
     """GPT2Block with cross-attention; query, key and value are one matrix, so there is nothing to prune by heads."""
 

@@ -97,6 +97,8 @@ class TextProcessing(_Frozen):
     """Text -> ``input_ids`` and ``attention_mask`` (batch, tokens) int64, through ``tokenizer.json`` (tokenizers).
 
     ``pad_to``: always pad to this many tokens (fixed shapes are faster), or None to pad to the longest of a batch.
+    ``tasks``: what short forms of a prompt stand for; ``{input}`` is what else the text holds (Florence-2).
+    ``dropped_token_ids``: what decoding leaves out; default: every special token.
     ``mask_padding``: False for models that read padding as text (SigLIP); ``attention_mask`` is then 1 everywhere.
     """
 
@@ -106,6 +108,8 @@ class TextProcessing(_Frozen):
     pad_to: int | None = None
     padding_side: Literal["right", "left"] = "right"
     mask_padding: bool = True
+    tasks: dict[str, str] = {}
+    dropped_token_ids: tuple[int, ...] | None = None
 
 
 class Prompt(_Frozen):

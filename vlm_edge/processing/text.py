@@ -45,8 +45,9 @@ class TextEncoder:
         ``special_tokens=False`` leaves out what the tokenizer puts around a text.
 
         Raises:
-            VlmEdgeError: a text is no valid Unicode string.
+            VlmEdgeError: a text is no valid Unicode string, or holds more than the task that it names.
         """
+        texts = [self._worded(text) for text in texts] if self.spec.tasks else texts
         try:
             if len(texts) == 1:
                 rows = [self._tokenizer.encode(texts[0], add_special_tokens=special_tokens).ids]
@@ -66,8 +67,22 @@ class TextEncoder:
         return input_ids, attention_mask
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids -> text, special tokens left out, no space at either end."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        """Token ids -> text, special tokens (or the spec's ``dropped_token_ids``) left out, no space at either end."""
+        dropped = self.spec.dropped_token_ids
+        if dropped is None:
+            return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
+        kept = [index for index in ids if index not in dropped]
+        return self._tokenizer.decode(kept, skip_special_tokens=False).strip()
+
+    def _worded(self, text: str) -> str:
+        """The prompt that a text with a task's short form stands for; any other text as it is."""
+        for task, prompt in self.spec.tasks.items():
+            if task in text:
+                rest = text.replace(task, "").strip()
+                if rest and "{input}" not in prompt:
+                    raise VlmEdgeError(f"{text!r}: the task {task} takes no further text", f"give {task} alone")
+                return prompt.replace("{input}", rest)
+        return text
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
