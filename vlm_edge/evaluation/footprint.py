@@ -1,4 +1,4 @@
-"""What an engine takes up: bytes on disk and parameters."""
+"""What an engine takes up: bytes on disk, parameters, and multiply-accumulates of one query."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ from pathlib import Path
 
 from vlm_edge.core.artifact import folder_size_bytes
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.stage import TaskSpec
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.macs import query_macs
+from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.processing.manifest import read_manifest
 
+MACS_SAMPLES = 32
+"""Drawn samples, of which the one with the text of median length is counted."""
 
-def footprint(baseline: Path, candidate: Path) -> list[Measurement]:
-    """``size_bytes`` and ``size_ratio`` of the candidate's folder, and ``parameters`` where they can be counted.
 
-    Counts are exact. The folder is what is copied to a device: graphs, tokenizer and manifest.
+def footprint(baseline: Path, candidate: Path, task: TaskSpec | None = None) -> list[Measurement]:
+    """``size_bytes`` and ``size_ratio`` of the candidate's folder; ``parameters`` and ``macs`` where they can be told.
+
+    Counts are exact. The folder is what is copied to a device: graphs, tokenizer and manifest. ``macs`` is that of one
+    query of the task's test split; without a task it is left out.
     """
     size, baseline_size = folder_size_bytes(candidate), folder_size_bytes(baseline)
     measurements = [_exact("size_bytes", size, "B"), _exact("size_ratio", size / baseline_size, "ratio")]
     count = parameters(candidate)
     if count is not None:
         measurements.append(_exact("parameters", count, ""))
+    macs = query_macs(candidate, draw_samples(task, MACS_SAMPLES, seed=0)) if task is not None else None
+    if macs is not None:
+        measurements.append(_exact("macs", macs, ""))
     return measurements
 
 

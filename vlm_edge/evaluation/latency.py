@@ -14,12 +14,13 @@ from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec
 from vlm_edge.evaluation.conditions import passed, snapshot
 from vlm_edge.evaluation.host import host_record
-from vlm_edge.evaluation.latency_rounds import Bench, Engine, Rounds, cold_starts, take_rounds
+from vlm_edge.evaluation.latency_engine import Engine, speedup
+from vlm_edge.evaluation.latency_rounds import Bench, Rounds, cold_starts, take_rounds
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
 from vlm_edge.numerics.statistics import percentile, percentile_interval
-from vlm_edge.numerics.timing import Estimate, fewest_queries, geometric_mean, round_percentile, round_ratio
+from vlm_edge.numerics.timing import Estimate, geometric_mean, round_percentile
 from vlm_edge.processing.manifest import read_manifest
 
 __all__ = ["LATENCY_VERSION", "LatencySettings", "measure_latency"]
@@ -88,16 +89,16 @@ def _ratios(rounds: Rounds, asked: LatencyAsked, control: bool) -> list[Measurem
     """Baseline over candidate, percentile by percentile: the speed-up, or 1 and the A/A control."""
     if len(rounds.engines) < 2:
         return []
-    measurements, n = [], rounds.queries
+    measurements = []
     for quantile in asked.percentiles:
-        ratio = round_ratio(rounds.engines[0].times, rounds.engines[1].times, quantile)
-        if ratio is None or n < fewest_queries(quantile):
+        found = speedup(rounds.engines[0], rounds.engines[1], quantile)
+        if found.estimate is None:
             continue
         name = f"latency_{_name(quantile)}"
-        speedup = Estimate(1.0, 1.0, 1.0) if control else ratio
-        measurements.append(_measurement(f"{name}_speedup", speedup, n, "x"))
+        shown = Estimate(1.0, 1.0, 1.0) if control else found.estimate
+        measurements.append(_measurement(f"{name}_speedup", shown, found.n, "x"))
         if control:
-            measurements.append(_measurement(f"{name}_control", ratio, n, "x"))
+            measurements.append(_measurement(f"{name}_control", found.estimate, found.n, "x"))
     return measurements
 
 
@@ -153,6 +154,12 @@ def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict
         "block_queries": sorted(set(rounds.block_queries)),
         "queries": rounds.queries,
         "stopped": rounds.stopped,
+        "speedups_without_disturbed": {
+            _name(quantile): speedup(rounds.engines[0], rounds.engines[1], quantile).undisturbed
+            for quantile in bench.asked.percentiles
+        }
+        if len(rounds.engines) == 2
+        else None,
         "threads": bench.threads,
         "pinned_cpus": rounds.cpus if any(cpus is not None for cpus in rounds.cpus) else None,
         "environment": bench.environment,
@@ -162,6 +169,7 @@ def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict
                 "engine": info.model_dump(mode="json") if (info := infos[engine.role]) is not None else None,
                 "stationary_rounds": sum(engine.stationary),
                 "warmup_queries": engine.warmup_queries,
+                "disturbed_share": round(engine.disturbed_share, 4),
                 "p50_ms_of_rounds": [round(percentile(times, 0.5), 4) for times in engine.times],
             }
             for engine in rounds.engines

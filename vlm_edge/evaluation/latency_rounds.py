@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.core.stage import Ticker
 from vlm_edge.evaluation.affinity import idle_ticks, quiet_cpus
+from vlm_edge.evaluation.latency_engine import Block, Engine, speedup
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import Samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
-from vlm_edge.numerics.timing import fewest_queries, round_ratio
+from vlm_edge.numerics.timing import fewest_queries, round_percentile
 from vlm_edge.processing.manifest import read_manifest
 
 BLOCK_QUERIES = (4, 64)
@@ -31,20 +32,6 @@ WARMUP_QUERIES = 8
 """Queries of one warm-up window."""
 FASTER = 0.05
 """Warm-up ends after two windows in a row that are not this much faster than the fastest before them."""
-
-
-@dataclass
-class Engine:
-    """One engine of the measurement: what each round gave. Times are in ms."""
-
-    role: str
-    folder: Path
-    times: list[list[float]] = field(default_factory=list)
-    peaks_mb: list[float] = field(default_factory=list)
-    batches: list[list[float]] = field(default_factory=list)
-    components: dict[str, list[list[float]]] = field(default_factory=dict)
-    stationary: list[bool] = field(default_factory=list)
-    warmup_queries: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -131,12 +118,14 @@ def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float) -> str:
 
 
 def _is_precise(rounds: Rounds, bench: Bench) -> bool:
-    """Whether every speed-up's interval is narrow enough. One engine alone has none: a constant stands in for it."""
-    candidate = rounds.engines[-1].times
-    baseline = rounds.engines[0].times if len(rounds.engines) > 1 else [[1.0]] * len(rounds)
+    """Whether every speed-up's interval is narrow enough; the latency's own, for one engine alone."""
+    *before, candidate = rounds.engines
     for quantile in bench.asked.percentiles:
-        ratio = round_ratio(baseline, candidate, quantile)
-        if ratio is None or max(ratio.high / ratio.value, ratio.value / ratio.low) > 1 + bench.settings.precision:
+        if before:
+            found = speedup(before[0], candidate, quantile).estimate
+        else:
+            found = round_percentile(candidate.times, quantile)
+        if found is None or max(found.high / found.value, found.value / found.low) > 1 + bench.settings.precision:
             return False
     return True
 
@@ -193,17 +182,17 @@ def _turns(
     slowest_ms, least, ends = limits
     few, many = BLOCK_QUERIES
     count = min(many, max(few, round(1e3 * bench.settings.block_seconds / slowest_ms)))
-    times: dict[str, list[float]] = {engine.role: [] for engine in order}
+    taken: dict[str, list[Block]] = {engine.role: [] for engine in order}
     until = time.monotonic() + bench.settings.round_seconds
     start, blocks = len(rounds) * count, 0
     while blocks == 0 or blocks % 2 or time.monotonic() < until or blocks * count < least:
         for engine in order if blocks % 2 == 0 else reversed(order):
-            times[engine.role] += _query(workers[engine.role], start, UNCOUNTED + count)[UNCOUNTED:]
+            taken[engine.role].append(_block(workers[engine.role], start, count))
         start, blocks = start + count, blocks + 1
         if time.monotonic() >= ends:
             break
     for engine in order:
-        engine.times.append(times[engine.role])
+        engine.blocks.append(taken[engine.role])
     rounds.blocks.append(blocks)
     rounds.block_queries.append(count)
 
@@ -221,6 +210,14 @@ def _beside(engine: Engine, worker: WorkerProcess, bench: Bench) -> None:
 def _query(worker: WorkerProcess, start: int, count: int) -> list[float]:
     times: list[float] = worker.ask(do="run", start=start, count=count)["ms"]
     return times
+
+
+def _block(worker: WorkerProcess, start: int, count: int) -> Block:
+    """``count`` counted queries, and those before them that are not."""
+    reply = worker.ask(do="run", start=start, count=UNCOUNTED + count)
+    interrupted = reply["interrupted"]
+    disturbed = [now or before for before, now in pairwise([False, *interrupted])]
+    return Block(reply["ms"][UNCOUNTED:], disturbed[UNCOUNTED:])
 
 
 def cold_starts(engine: Engine, bench: Bench) -> list[float]:

@@ -3,7 +3,8 @@
 It reads one JSON request a line on stdin and answers each with one JSON line:
 
 - ``load`` (folder, threads, samples, cpus): pin to ``cpus`` (unless null) and load; the time that it took.
-- ``run`` (start, count): that many queries from sample ``start`` on, round and round; the time of each.
+- ``run`` (start, count): that many queries from sample ``start`` on, round and round; the time of each, and whether
+  the system took a CPU away from this process meanwhile to run something else (an involuntary context switch).
 - ``profile`` (start, count): the same with clocks around the engines; the time in each component.
 - ``batch`` (size, seconds): batches of ``size`` images until the seconds are over, two at least; the time of each.
 - ``memory``: the peak.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections import defaultdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,7 +48,7 @@ class Worker:
         if request["do"] == "load":
             return self._load(Path(request["folder"]), request["threads"], request["samples"], request["cpus"])
         if request["do"] == "run":
-            return {"ms": self._run(request["start"], request["count"])}
+            return self._run(request["start"], request["count"])
         if request["do"] == "profile":
             return {"components": self._profile(request["start"], request["count"])}
         if request["do"] == "batch":
@@ -65,15 +67,16 @@ class Worker:
         self._queries = queries_of(self._pipeline, self._images, samples)
         return {"queries": len(self._queries), "ms": loaded_ms}
 
-    def _run(self, start: int, count: int) -> list[float]:
-        clock, queries = time.perf_counter_ns, self._queries
-        times = []
+    def _run(self, start: int, count: int) -> dict[str, Any]:
+        clock, queries, usage, process = time.perf_counter_ns, self._queries, resource.getrusage, resource.RUSAGE_SELF
+        times, switches = [], [usage(process).ru_nivcsw]
         for position in range(start, start + count):
             query = queries[position % len(queries)]
             before = clock()
             query()
             times.append((clock() - before) / 1e6)
-        return times
+            switches.append(usage(process).ru_nivcsw)
+        return {"ms": times, "interrupted": [after > before for before, after in pairwise(switches)]}
 
     def _profile(self, start: int, count: int) -> dict[str, list[float]]:
         clocked = {name: ClockedEngine(engine) for name, engine in self._engines.items()}

@@ -118,7 +118,7 @@ def _attention(node: Node, shape_of: ShapeOf) -> int:
         return batch * heads * tokens * total * (dim + value[-1])
     attributes = _attributes(node)
     groups = attributes["q_num_heads"] // attributes["kv_num_heads"]
-    return query[0] * query[1] * total * (query[2] + groups * value[2])
+    return int(query[0] * query[1] * total * (query[2] + groups * value[2]))
 
 
 def _multi_head_attention(node: Node, shape_of: ShapeOf) -> int:
@@ -144,7 +144,7 @@ def _attention_with_projection(past_index: int) -> Callable[[Node, ShapeOf], int
         past = _input(node, past_index, shape_of)
         query, _, value = _attributes(node).get("qkv_hidden_sizes", [columns // 3] * 3)
         total = tokens + (past[3] if past else 0)
-        return batch * tokens * (width * columns + total * (query + value))
+        return int(batch * tokens * (width * columns + total * (query + value)))
 
     return macs
 

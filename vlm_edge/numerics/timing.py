@@ -6,7 +6,9 @@ therefore taken over rounds, with Student's t.
 
 Sources: Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013 (replicate at the highest level that
 varies); Woodruff, JASA 47 (1952) 635 (interval of a percentile from that of the share below it); Reddi et al., MLPerf
-Inference Benchmark, arXiv:1911.02549, and its rules' early stopping (the fewest queries of a percentile).
+Inference Benchmark, arXiv:1911.02549, and its rules' early stopping (the fewest queries of a percentile); Huber,
+Annals of Mathematical Statistics 35 (1964) 73, and Liang & Zeger, Biometrika 73 (1986) 13 (a centre that outliers
+don't move, and its error over clusters).
 """
 
 from __future__ import annotations
@@ -26,8 +28,13 @@ a nominal 97% holds the true ratio in 95% of simulated runs or more (benchmarks/
 QUERIES_CONFIDENCE = 0.99
 _ROUNDING = 1e-9
 
+_STEPS = 50
+
+Floats = NDArray[np.float64]
 Rounds = Sequence[ArrayLike]
 """The query times of each round, (queries,)."""
+Blocks = Sequence[Sequence[ArrayLike]]
+"""The query times of each round's blocks, (queries,)."""
 
 
 class Estimate(NamedTuple):
@@ -79,19 +86,61 @@ def _share_error(rounds: Rounds, value: float) -> float:
     return float(np.sqrt((residuals**2).sum() * len(counts) / (len(counts) - 1)) / counts.sum())
 
 
-def round_ratio(baseline: Rounds, candidate: Rounds, quantile: float, confidence: float = LOOKED_AT) -> Estimate | None:
-    """(baseline's percentile) / (candidate's): the rounds' geometric mean, with Student's interval; None for one round.
+def ratio_interval(
+    baseline: Blocks, candidate: Blocks, quantile: float, confidence: float = LOOKED_AT
+) -> Estimate | None:
+    """Interval of (baseline's percentile) / (candidate's) over rounds of blocks in turns; None for one round.
 
-    ``baseline[i]`` and ``candidate[i]`` were measured in turns, in the i-th round.
+    ``baseline[i][j]`` and ``candidate[i][j]`` are the times of the j-th pair of blocks of round i. The median's ratio
+    is :func:`paired_ratio` of the blocks' medians. A rarer percentile needs more queries than a block has: its ratio
+    is the geometric mean of the rounds' ratios.
     """
+    if len(baseline) < 2:
+        return None
+    pairs = list(zip(baseline, candidate, strict=True))
+    if quantile == 0.5:
+        return paired_ratio([_log_ratios(before, after) for before, after in pairs], confidence)
+    ratios = [
+        percentile(np.concatenate(before), quantile) / percentile(np.concatenate(after), quantile)
+        for before, after in pairs
+    ]
+    return geometric_mean(ratios, confidence)
+
+
+def _log_ratios(baseline: Sequence[ArrayLike], candidate: Sequence[ArrayLike]) -> Floats:
+    """(block pairs,): the logarithm of the ratio of their medians."""
     pairs = zip(baseline, candidate, strict=True)
-    logs = [math.log(percentile(before, quantile) / percentile(after, quantile)) for before, after in pairs]
-    return geometric_mean(np.exp(logs), confidence)
+    return np.array([math.log(_median(before) / _median(after)) for before, after in pairs])
+
+
+def _median(values: ArrayLike) -> float:
+    return float(np.median(np.asarray(values, np.float64)))
+
+
+def paired_ratio(rounds: Sequence[Floats], confidence: float = LOOKED_AT) -> Estimate:
+    """The centre of the log ratios of block pairs, (pairs,) a round, and its interval, as ratios.
+
+    The centre is Huber's M-estimate (1964) with the bend at one robust standard deviation (MAD / 0.6745), so that a
+    pair of which only one block was disturbed counts little. Its error is taken over rounds (Liang & Zeger 1986): pairs
+    of one round share its processes. Student's t with one degree of freedom less than rounds.
+    """
+    logs = np.concatenate(rounds)
+    centre = float(np.median(logs))
+    bend = max(float(np.median(np.abs(logs - centre))) / 0.6745, 1e-12)
+    for _ in range(_STEPS):
+        inside = max(int(np.count_nonzero(np.abs(logs - centre) < bend)), 1)
+        centre += float(np.clip(logs - centre, -bend, bend).sum()) / inside
+    scores = np.array([np.clip(each - centre, -bend, bend).sum() for each in rounds])
+    inside = max(int(np.count_nonzero(np.abs(logs - centre) < bend)), 1)
+    count = len(rounds)
+    error = math.sqrt(count / (count - 1) * float((scores**2).sum())) / inside
+    half = student_quantile((1 + confidence) / 2, count - 1) * error
+    return Estimate(math.exp(centre - half), math.exp(centre), math.exp(centre + half))
 
 
 def geometric_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimate | None:
     """Geometric mean of positive values (rounds,) and Student's interval of it; None for fewer than two."""
-    logs: NDArray[np.float64] = np.log(np.asarray(values, np.float64))
+    logs: Floats = np.log(np.asarray(values, np.float64))
     if len(logs) < 2:
         return None
     mean = float(logs.mean())

@@ -1,0 +1,193 @@
+"""Can the latency gates be trusted on this machine? An engine against itself, and against itself slowed by 10%.
+
+    python benchmarks/gate_latency.py ENGINE [--data calibration/easy-vqa.yaml] [--gates 200] [--json FILE]
+
+Each gate is what a run does: the A/A control of the baseline, the pair, and the verdicts of the tool's own code.
+
+- An engine against itself (a copy of its folder) on ``p50_speedup: 0.95`` and ``p90_speedup: 0.95``: at most 1% of the
+  gates may FAIL. On the impossible ``p90_speedup: 1.5``: none may PASS.
+- Half as many gates of the engine against itself slowed by 10% (a spin inside the timed region of each query): at
+  least 95% must FAIL on 0.95.
+
+Exits with 1 when a bar is missed. ``--simulate`` instead draws rounds with known truth and prints how often the
+interval of a ratio holds it, with the measurement's looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_edge.core.budget import Budgets, Verdict, bounds_of, judge
+from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
+from vlm_edge.core.stage import TaskSpec
+from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+from vlm_edge.evaluation.worker_process import WorkerProcess
+from vlm_edge.numerics.timing import LOOKED_AT, geometric_mean
+
+BOUND, IMPOSSIBLE, SLOWER = 0.95, 1.5, 0.10
+FALSE_FAILS, POWER = 0.01, 0.95
+SLOWED = (sys.executable, "-P", str(Path(__file__).with_name("slowed_worker.py")), str(SLOWER))
+BUDGETS = Budgets.model_validate({"latency": {"p50_speedup": BOUND, "p90_speedup": BOUND}})
+UNREACHABLE = Budgets.model_validate({"latency": {"p90_speedup": IMPOSSIBLE}})
+
+
+def slowed_candidate(name: str, **rest: Any) -> WorkerProcess:
+    """The candidate's worker spins, the baseline's doesn't."""
+    return WorkerProcess(name, **rest, **({"command": SLOWED} if name.startswith("candidate") else {}))
+
+
+def verdicts(budgets: Budgets, pair: Sequence[Measurement], control: Sequence[Measurement]) -> list[Verdict]:
+    return [judge(bound, pair, control=control).verdict for bound in bounds_of(budgets)]
+
+
+def gate(
+    engine: Path, copy: Path, task: TaskSpec, settings: LatencySettings, threads: int, slow: bool
+) -> dict[str, Any]:
+    """One gate: control, pair, verdicts, and the time that each took."""
+    began = time.monotonic()
+    asked = LatencyAsked(percentiles=(0.5, 0.9))
+    control = measure_latency(engine, engine, task, threads=threads, asked=asked, settings=settings)
+    middle = time.monotonic()
+    worker = slowed_candidate if slow else WorkerProcess
+    pair = measure_latency(engine, copy, task, threads=threads, asked=asked, settings=settings, worker=worker)
+    found = verdicts(BUDGETS, pair.measurements, control.measurements)
+    return {
+        "slow": slow,
+        "verdict": overall_of(found),
+        "bounds": [verdict.value for verdict in found],
+        "impossible": verdicts(UNREACHABLE, pair.measurements, control.measurements)[0].value,
+        "control": _numbers(control, "control"),
+        "pair": _numbers(pair, "speedup"),
+        "rounds": [control.conditions["rounds"], pair.conditions["rounds"]],
+        "load_average": pair.conditions["meanwhile"]["load_average"]["after"][0],
+        "disturbed": {role: each["disturbed_share"] for role, each in pair.conditions["engines"].items()},
+        "cpu_waiting_share": pair.conditions["meanwhile"]["cpu_waiting_share"],
+        "seconds": [round(middle - began, 1), round(time.monotonic() - middle, 1)],
+    }
+
+
+def overall_of(found: Sequence[Verdict]) -> str:
+    """As a variant's verdict: FAIL if any bound is missed."""
+    return next((v.value for v in (Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED) if v in found), "pass")
+
+
+def _numbers(timed: Timed, kind: str) -> dict[str, list[float]]:
+    wanted = {f"latency_{p}_{kind}": p for p in ("p50", "p90")}
+    rows = {wanted[each.metric]: each for each in timed.measurements if each.metric in wanted}
+    return {p: [round(number, 4) for number in (row.low, row.value, row.high)] for p, row in rows.items()}
+
+
+def summary(gates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of the bars, and how often the intervals held the truth."""
+    same, slow = [g for g in gates if not g["slow"]], [g for g in gates if g["slow"]]
+
+    def holds(rows: Sequence[dict[str, Any]], key: str, p: str, truth: float) -> str:
+        inside = sum(row[key][p][0] <= truth <= row[key][p][2] for row in rows)
+        return f"{inside}/{len(rows)}"
+
+    def tally(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+        return {verdict.value: sum(row["verdict"] == verdict.value for row in rows) for verdict in Verdict}
+
+    return {
+        "same": tally(same),
+        "slowed": tally(slow),
+        "impossible_passes": sum(g["impossible"] == "pass" for g in gates),
+        "control_holds_1": {p: holds(gates, "control", p, 1.0) for p in ("p50", "p90")},
+        "pair_holds_1": {p: holds(same, "pair", p, 1.0) for p in ("p50", "p90")},
+        "slowed_holds_truth": {p: holds(slow, "pair", p, 1 / (1 + SLOWER)) for p in ("p50", "p90")},
+        "median_half_width_pct": {
+            p: round(100 * float(np.median([g["pair"][p][2] / g["pair"][p][1] - 1 for g in gates])), 2)
+            for p in ("p50", "p90")
+        },
+        "seconds_a_gate": round(float(np.mean([sum(g["seconds"]) for g in gates])), 1),
+        "load_average": [min(g["load_average"] for g in gates), max(g["load_average"] for g in gates)],
+    }
+
+
+def missed(found: dict[str, Any]) -> list[str]:
+    """The bars that were missed."""
+    same, slow = sum(found["same"].values()), sum(found["slowed"].values())
+    checks = {
+        f"{found['same']['fail']} of {same} A/A gates FAIL": found["same"]["fail"] > FALSE_FAILS * same,
+        f"{found['impossible_passes']} impossible budgets PASS": found["impossible_passes"] > 0,
+        f"{found['slowed']['fail']} of {slow} slowed engines FAIL": found["slowed"]["fail"] < POWER * slow,
+    }
+    return [text for text, bad in checks.items() if bad]
+
+
+def simulate(settings: LatencySettings, runs: int = 20_000) -> None:
+    """How often the interval holds a ratio of 1, by the spread of a round's ratio; normal and Student-3 noise."""
+    generator, most, step = np.random.default_rng(0), 30, settings.look_rounds
+    print(f"{'spread':>8} {'noise':>9} {'held':>7} {'rounds':>7}   (97% nominal; at least 95% wanted)")
+    for spread in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1):
+        for noise in ("normal", "student"):
+            draws = generator.normal(size=(runs, most)) if noise == "normal" else generator.standard_t(3, (runs, most))
+            held, rounds = 0, 0
+            for row in np.exp(spread * draws):
+                for count in range(step, most + 1, step):
+                    found = geometric_mean(row[:count], LOOKED_AT)
+                    assert found is not None
+                    if found.high / found.value <= 1 + settings.precision or count == most:
+                        break
+                held += found.low <= 1 <= found.high
+                rounds += count
+            print(f"{spread:8.3f} {noise:>9} {held / runs:7.4f} {rounds / runs:7.1f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", type=Path, nargs="?", help="a compiled engine or a bundle")
+    parser.add_argument("--data", type=Path, default=Path("calibration/easy-vqa.yaml"))
+    parser.add_argument("--kind", default="vqa")
+    parser.add_argument("--gates", type=int, default=200, help="A/A gates; half as many with the slowed engine")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=8.0, help="LatencySettings.seconds of each measurement")
+    parser.add_argument("--round-seconds", type=float, default=LatencySettings().round_seconds)
+    parser.add_argument("--json", type=Path, help="write every gate and the summary to this file")
+    parser.add_argument("--simulate", action="store_true")
+    arguments = parser.parse_args()
+    settings = LatencySettings(seconds=arguments.seconds, round_seconds=arguments.round_seconds)
+    if arguments.simulate:
+        simulate(settings)
+        return 0
+    if arguments.engine is None:
+        parser.error("name an engine")
+    task = TaskSpec(kind=arguments.kind, data=arguments.data.resolve())
+    kinds = [position % 3 == 2 for position in range(math.ceil(1.5 * arguments.gates))]
+    gates: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "engine"
+        shutil.copytree(arguments.engine, copy)
+        for number, slow in enumerate(kinds, 1):
+            found = gate(arguments.engine.resolve(), copy, task, settings, arguments.threads, slow)
+            gates.append(found)
+            pair = "  ".join(f"{p} {found['pair'][p]}" for p in found["pair"])
+            kind = "slowed" if slow else "same"
+            print(
+                f"{number:4} {kind:6} {found['verdict']:10} {pair}  control {found['control']['p50']}"
+                f"  rounds {found['rounds']}  load {found['load_average']}  seconds {found['seconds']}",
+                flush=True,
+            )
+            if arguments.json:
+                text = json.dumps({"gates": gates, "summary": summary(gates)}, indent=1)
+                arguments.json.write_text(text + "\n", encoding="utf-8")
+    result = summary(gates)
+    print(json.dumps(result, indent=1))
+    bad = missed(result)
+    print("; ".join(bad) if bad else "all bars met")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
