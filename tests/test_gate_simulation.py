@@ -1,0 +1,66 @@
+"""Accuracy gates on simulated data of known truth: a short run of benchmarks/gate_accuracy.py, and its exit codes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "gate_accuracy.py"
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    spec = importlib.util.spec_from_file_location("gate_accuracy", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gate_accuracy"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gate_accuracy"]
+
+
+def test_an_engine_against_itself_never_fails_nor_passes_what_it_misses(simulation):
+    for world in (simulation.World("small", 200, 10), simulation.World("ten", 10, 1)):
+        rows = simulation.against_itself(world, 24, seed=1)
+        assert [row.event for row in rows if not row.met] == []
+        assert sum(row.event.startswith("FAIL") for row in rows) == 3
+
+
+def test_a_drop_of_twice_the_bound_fails_on_as_many_images_as_were_planned(simulation):
+    world = simulation.harmed("one question", 300, 1, 0.08, 0.4)
+    large, passed, own, _ = simulation.power(world, 0.04, 30, seed=1)
+    assert large.images > 2 * own.images
+    assert large.count >= stats.binom.ppf(1e-3, 30, simulation.PLANNED)
+    assert own.count < large.count
+    assert passed.count == 0
+
+
+def test_the_drops_interval_holds_the_truth_where_few_images_are_harmed(simulation):
+    world = simulation.harmed("rare harm", 200, 10, 0.005, 0.5, shaky=0.0)
+    assert [row for row in simulation.coverage(world, 60, seed=1) if not row.met] == []
+
+
+def test_the_simulated_drop_and_accuracy_are_the_stated_ones(simulation):
+    world = simulation.harmed("large", 60_000, 10, 0.02, 0.4)
+    before, after = simulation.answers(world, np.random.default_rng(0))
+    assert world.drop == pytest.approx(0.02)
+    change = (before - after).mean(axis=1)
+    assert change.mean() == pytest.approx(0.02, abs=4 * stats.sem(change))
+    assert before.mean() == pytest.approx(simulation.ACCURACY, abs=4 * stats.sem(before.mean(axis=1)))
+
+
+@pytest.mark.parametrize(("met", "code"), [(True, 0), (False, 1)])
+def test_a_missed_bar_ends_with_1(simulation, monkeypatch, capsys, met, code):
+    row = simulation.Row("A/A", "small", 200, 10, "FAIL", 3, 100, "<= 1%", met)
+    monkeypatch.setattr(simulation, "simulate", lambda *_: [row])
+    monkeypatch.setattr(sys, "argv", ["gate_accuracy.py"])
+    assert simulation.main() == code
+    assert ("MISSED" in capsys.readouterr().out) is not met
+    monkeypatch.setattr(sys, "argv", ["gate_accuracy.py", "--json"])
+    assert simulation.main() == code
+    assert json.loads(capsys.readouterr().out)["rows"][0]["count"] == 3
