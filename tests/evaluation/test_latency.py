@@ -1,144 +1,301 @@
-"""Latency: how blocks take turns and become measurements, and a real run on tiny engines. No time is asserted."""
+"""Latency: how rounds and turns become measurements, and a real run on tiny engines. No time is asserted."""
 
 from __future__ import annotations
 
+import os
+import time
+
 import numpy as np
 import pytest
+from scipy import stats
 
+from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation import latency
+from vlm_edge.evaluation import latency_rounds
 from vlm_edge.evaluation.latency import LatencySettings, measure_latency
-from vlm_edge.numerics.statistics import percentile, percentile_interval
+from vlm_edge.numerics.statistics import percentile
 
-QUICK = LatencySettings(seconds=0, warmup_seconds=0.1, block_seconds=0.001)
+QUICK = LatencySettings(seconds=0, warmup_seconds=0.1, round_seconds=0.001, batch_seconds=0)
 
 
 class FakeWorker:
     """Answers as a worker does, with times from a formula, and logs what it was asked."""
 
-    log: list[tuple[str, str, int, int]]
-    slow_ms = 8.0
-    peak = 123.0
-
-    def __init__(self, name, *, timeout_s):
+    def __init__(self, name, *, timeout_s, environment, bench):
         self.role = name.split()[0]
+        self.bench = bench
+        self.ran = 0
+        bench.environment = environment
+        bench.log.append((self.role, "start", 0, 0))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.log.append((self.role, "exit", 0, 0))
+        self.bench.log.append((self.role, "exit", 0, 0))
 
-    def ask(self, *, do, start=0, count=0, **rest):
-        self.log.append((self.role, do, start, count))
-        if do == "memory":
-            return {"peak_rss_mb": self.peak}
-        factor = self.slow_ms if self.role == "baseline" else self.slow_ms / 4
-        return {"ms": [factor * (1 + (start + step) % 32 / 32) for step in range(count)]}
+    def send(self, *, do, start=0, count=0, **rest):
+        self.bench.log.append((self.role, do, start, count))
+        self.answer = getattr(self, f"_{do}")(start, count, **rest)
+
+    def reply(self):
+        return self.answer
+
+    def ask(self, **request):
+        self.send(**request)
+        return self.reply()
+
+    def _load(self, start, count, *, cpus, **rest):
+        self.bench.cpus.append(cpus)
+        return {"queries": 32, "ms": self.bench.load_ms.pop(0) if self.bench.load_ms else 50.0}
+
+    def _run(self, start, count):
+        factor = self.bench.factors.get(self.role, 2.0)
+        times = [factor * (1 + (start + step) % 32 / 32) * self.bench.noise() for step in range(count)]
+        interrupted = [self.bench.interrupt(step) for step in range(count)]
+        return {"ms": [100.0 if cut else t for t, cut in zip(times, interrupted, strict=True)], "interrupted": interrupted}
+
+    def _memory(self, start, count):
+        self.bench.peak += 1
+        return {"peak_rss_mb": self.bench.peak}
+
+    def _profile(self, start, count):
+        return {"components": {"vision_encoder": [3.0] * count, "preprocessing": [1.0] * count, "other": [0.5] * count}}
+
+    def _batch(self, start, count, *, size, seconds):
+        return {"ms": [10.0 * size, 10.0 * size]}
+
+
+class FakeBench:
+    """Starts fake workers; ``factors`` are the roles' milliseconds."""
+
+    def __init__(self):
+        self.log = []
+        self.cpus = []
+        self.load_ms = []
+        self.peak = 100.0
+        self.factors = {"baseline": 8.0, "candidate": 2.0, "control": 2.0}
+        self.noise = lambda: 1.0
+        self.interrupt = lambda step: False
+
+    def __call__(self, name, **rest):
+        return FakeWorker(name, bench=self, **rest)
+
+    def blocks(self):
+        """(role, start, count) of the queries that aren't warm-up."""
+        return [row[::2][:1] + row[2:] for row in self.log if row[1] == "run" and row[3] != latency_rounds.WARMUP_QUERIES]
 
 
 @pytest.fixture
-def fake(monkeypatch):
-    monkeypatch.setattr(FakeWorker, "log", [], raising=False)
-    monkeypatch.setattr(latency, "WorkerProcess", FakeWorker)
-    return FakeWorker
+def fake():
+    return FakeBench()
 
 
-def named(measurements):
-    return {measurement.metric: measurement for measurement in measurements}
+def measure(fake, bench, *, control=False, asked=None, settings=QUICK, alone=False, **rest):
+    baseline = None if alone else bench.engine if control else bench.other
+    timed = measure_latency(
+        baseline, bench.engine, bench.task, threads=1, asked=asked, settings=settings, worker=fake, **rest
+    )
+    return {measurement.metric: measurement for measurement in timed.measurements}, timed.conditions
 
 
-def test_blocks_take_turns_over_the_same_samples(fake, bench):
-    measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=QUICK)
-    runs = [entry for entry in fake.log if entry[1] == "run" and entry[3] > latency.WARMUP_QUERIES]
-    assert [role for role, *_ in runs[:6]] == ["baseline", "candidate"] * 3
-    assert [entry[2:] for entry in runs[::2]] == [entry[2:] for entry in runs[1::2]]
-    loads = [role for role, do, *_ in fake.log if do == "load"]
-    assert sorted(loads) == ["baseline", "candidate"]
-    assert [entry[:2] for entry in fake.log[-2:]] == [("candidate", "exit"), ("baseline", "exit")]
+def test_every_round_has_fresh_processes_that_take_turns(fake, bench):
+    _, conditions = measure(fake, bench)
+    assert conditions["rounds"] == QUICK.look_rounds
+    assert [role for role, do, *_ in fake.log if do == "start"] == ["baseline", "candidate", "candidate", "baseline"] * 3
+    assert sum(do == "exit" for _, do, *_ in fake.log) == 12
+    blocks = fake.blocks()
+    assert [role for role, *_ in blocks[:4]] == ["baseline", "candidate", "candidate", "baseline"]
+    assert [row[1:] for row in blocks[::2]] == [row[1:] for row in blocks[1::2]]  # the same samples
+    assert conditions["blocks"] == len(blocks) / 2
+    assert conditions["blocks"] % 2 == 0  # as often the one first as the other
 
 
-def test_measurements_are_percentiles_of_the_counted_queries(fake, bench):
-    found = named(measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=QUICK))
-    runs = [entry for entry in fake.log if entry[0] == "candidate" and entry[1] == "run"]
+def test_both_engines_are_pinned_to_the_same_cpus_and_pools_are_bounded(fake, bench):
+    _, conditions = measure(fake, bench)
+    assert fake.cpus[::2] == fake.cpus[1::2]
+    assert all(len(cpus) == 1 and set(cpus) <= os.sched_getaffinity(0) for cpus in fake.cpus)
+    assert conditions["pinned_cpus"] == fake.cpus[::2]
+    assert fake.environment == conditions["environment"]
+    assert fake.environment["OMP_NUM_THREADS"] == "1"
+    loose = FakeBench()
+    _, conditions = measure(loose, bench, settings=QUICK.model_copy(update={"pin": False}))
+    assert set(loose.cpus) == {None}
+    assert conditions["pinned_cpus"] is None
+
+
+def test_measurements_are_of_the_counted_queries(fake, bench):
+    found, conditions = measure(fake, bench)
     counted = [
         2.0 * (1 + (start + step) % 32 / 32)
-        for _, _, start, count in runs
-        if count > latency.WARMUP_QUERIES
-        for step in range(latency.UNCOUNTED, count)
+        for role, start, count in fake.blocks()
+        if role == "candidate"
+        for step in range(latency_rounds.UNCOUNTED, count)
     ]
-    assert len(counted) >= 64
+    assert conditions["queries"] == len(counted) >= 64
     for name, quantile in (("latency_p50_ms", 0.5), ("latency_p90_ms", 0.9)):
         assert found[name].value == pytest.approx(percentile(counted, quantile))
-        assert (found[name].low, found[name].high) == pytest.approx(percentile_interval(counted, quantile))
+        assert found[name].low <= found[name].value <= found[name].high
         assert found[name].n == len(counted)
     for name in ("latency_p50_speedup", "latency_p90_speedup"):
         assert (found[name].low, found[name].value, found[name].high) == pytest.approx((4, 4, 4))
-    assert found["peak_rss_mb"].value == 123
+        assert found[name].n == len(counted)
+    assert conditions["engines"]["baseline"]["disturbed_share"] == 0
 
 
-def test_the_baseline_alone_has_a_speed_up_of_one(fake, bench):
-    found = named(measure_latency(bench.engine, bench.engine, bench.task, threads=1, settings=QUICK))
-    assert {role for role, *_ in fake.log} == {"candidate"}
-    speedup = found["latency_p90_speedup"]
-    assert (speedup.low, speedup.value, speedup.high) == (1, 1, 1)
+def test_an_engine_against_itself_is_the_control(fake, bench):
+    found, _ = measure(fake, bench, control=True)
+    assert {role for role, *_ in fake.log} == {"control", "candidate"}
+    for name in ("p50", "p90"):
+        speedup, control = found[f"latency_{name}_speedup"], found[f"latency_{name}_control"]
+        assert (speedup.low, speedup.value, speedup.high) == (1, 1, 1)
+        assert (control.low, control.value, control.high) == pytest.approx((1, 1, 1))
+    fake.factors["control"] = 3.0
+    control = measure(fake, bench, control=True)[0]["latency_p50_control"]
+    assert control.value == pytest.approx(1.5)
+
+
+def test_one_engine_alone_has_neither(fake, bench):
+    found, conditions = measure(fake, bench, alone=True)
+    assert not [name for name in found if "speedup" in name or "control" in name]
     assert found["latency_p90_ms"].value > found["latency_p50_ms"].value
+    assert set(conditions["engines"]) == {"candidate"}
 
 
-@pytest.mark.usefixtures("fake")
-def test_a_percentile_with_too_few_queries_is_not_reported(bench, monkeypatch):
-    settings = QUICK.model_copy(update={"percentiles": (0.5, 0.9, 0.99)})
-    full = named(measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=settings))
-    assert full["latency_p99_ms"].n >= 368
-    ticks = iter(range(0, 10**6, 30))
-    monkeypatch.setattr(latency.time, "monotonic", lambda: next(ticks))
-    few = named(measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=settings))
-    assert 64 <= few["latency_p90_ms"].n < 368
+def test_disturbed_queries_count_in_the_latency_and_not_in_the_speed_up(fake, bench):
+    fake.interrupt = lambda step: step == 2
+    found, conditions = measure(fake, bench)
+    for name in ("latency_p50_speedup", "latency_p90_speedup"):
+        assert (found[name].low, found[name].high) == pytest.approx((4, 4))
+    counted = conditions["block_queries"][0]
+    assert conditions["engines"]["candidate"]["disturbed_share"] == pytest.approx(2 / counted, abs=1e-4)
+    assert conditions["speedups_without_disturbed"] == {"p50": True, "p90": True}
+    assert found["latency_p50_speedup"].n < found["latency_p50_ms"].n
+    assert found["latency_p90_ms"].value == 100
+
+
+def test_where_nearly_all_are_disturbed_all_count(fake, bench):
+    fake.interrupt = lambda step: True
+    found, conditions = measure(fake, bench)
+    assert found["latency_p50_speedup"].value == pytest.approx(1)  # every query takes 100 ms
+    assert found["latency_p50_speedup"].n == found["latency_p50_ms"].n
+    assert conditions["speedups_without_disturbed"] == {"p50": False, "p90": False}
+
+
+def test_a_percentile_with_too_few_queries_is_not_reported(fake, bench, monkeypatch):
+    asked = LatencyAsked(percentiles=(0.5, 0.9, 0.99))
+    full, _ = measure(fake, bench, asked=asked)
+    assert full["latency_p99_ms"].n >= 662
+    assert full["latency_p99_speedup"].n >= 662
+    ticks = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(latency_rounds.time, "monotonic", lambda: next(ticks))
+    few, conditions = measure(fake, bench, asked=asked, settings=QUICK.model_copy(update={"max_seconds": 150}))
+    assert 11 <= few["latency_p50_ms"].n < 662
     assert not [name for name in few if "p99" in name]
-    ticks = iter(range(0, 10**6, 200))
-    none = named(measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=settings))
-    assert set(none) == {"latency_p50_ms", "latency_p50_speedup", "peak_rss_mb"}
+    assert conditions["stopped"] == "150 s had passed"
 
 
-@pytest.mark.usefixtures("fake")
-def test_it_goes_on_until_the_speed_up_is_certain_or_the_time_is_up(bench, monkeypatch):
-    noise = np.random.default_rng(0)
-    plain = FakeWorker.ask
-
-    def noisy(self, **request):
-        reply = plain(self, **request)
-        if "ms" in reply:
-            reply["ms"] = [time * noise.lognormal(0, 0.3) for time in reply["ms"]]
-        return reply
-
-    monkeypatch.setattr(FakeWorker, "ask", noisy)
+def test_it_ends_when_every_speed_up_is_certain_or_the_time_is_up(fake, bench, monkeypatch):
     clock = {"now": 0.0}
 
     def tick():
-        clock["now"] += 0.05
+        clock["now"] += 0.01
         return clock["now"]
 
-    monkeypatch.setattr(latency.time, "monotonic", tick)
-    counts, widths = [], []
-    for precision in (0.2, 0.1, 1e-9):
-        settings = QUICK.model_copy(update={"seconds": 20.0, "precision": precision})
-        speedup = named(measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=settings))[
-            "latency_p90_speedup"
-        ]
-        counts.append(speedup.n)
-        widths.append(max(speedup.high / speedup.value - 1, 1 - speedup.low / speedup.value))
-    assert counts[0] <= counts[1] < counts[2]
-    assert widths[0] <= 1.1 * 0.2  # the last look and the report draw differently
-    assert widths[1] <= 1.1 * 0.1
+    monkeypatch.setattr(latency_rounds.time, "monotonic", tick)
+    generator = np.random.default_rng(0)
+    rounds, reasons, widths = [], [], []
+    for precision, spread in ((0.02, 0.001), (0.02, 0.2), (1e-9, 0.2)):
+        fake.noise = lambda spread=spread: float(generator.lognormal(0, spread))
+        settings = QUICK.model_copy(update={"seconds": 40.0, "precision": precision})
+        found, conditions = measure(fake, bench, settings=settings, asked=LatencyAsked(percentiles=(0.5,)))
+        rounds.append(conditions["rounds"])
+        reasons.append(conditions["stopped"])
+        widths.append(found["latency_p50_speedup"].high / found["latency_p50_speedup"].value - 1)
+    assert rounds[0] == QUICK.look_rounds < rounds[1] <= rounds[2]
+    assert rounds[1] % QUICK.look_rounds == 0
+    assert reasons[:2] == ["every interval was within 2% of its value"] * 2
+    assert reasons[2] == "40 s had passed"
+    assert max(widths[:2]) <= 0.02
+
+
+def test_warming_up_goes_on_while_it_gets_faster(fake, bench):
+    class Warming(FakeWorker):
+        def _run(self, start, count):
+            self.ran += 1
+            return {"ms": [max(1.0, 2.0 - 0.2 * self.ran)] * count, "interrupted": [False] * count}
+
+    def start(name, **rest):
+        return Warming(name, bench=fake, **rest)
+
+    _, conditions = measure(start, bench, settings=QUICK.model_copy(update={"warmup_seconds": 60}))
+    engine = conditions["engines"]["candidate"]
+    # 1.8, 1.6, 1.4, 1.2, 1.0 ms, then two windows that are no faster
+    assert engine["warmup_queries"] == [7 * latency_rounds.WARMUP_QUERIES] * 6
+    assert engine["stationary_rounds"] == 6
+    _, conditions = measure(start, bench, settings=QUICK.model_copy(update={"warmup_seconds": 0}))
+    assert conditions["engines"]["candidate"]["stationary_rounds"] == 0
+
+
+def test_components_throughput_cost_and_memory(fake, bench):
+    found, _ = measure(fake, bench, asked=LatencyAsked(batch=4), price_per_hour=0.9)
+    parts = {name: found[f"latency_p50_ms[{name}]"].value for name in ("vision_encoder", "preprocessing", "other")}
+    assert parts == {"vision_encoder": 3.0, "preprocessing": 1.0, "other": 0.5}
+    assert found["throughput_per_s"].value == pytest.approx(100)
+    assert found["throughput_per_s"].n == 2 * QUICK.look_rounds
+    assert found["cost_per_1000"].value == pytest.approx(0.9 / 3600 * 10)
+    assert (found["peak_rss_mb"].low, found["peak_rss_mb"].high) == (102, 112)  # the candidate's, of 12 processes
+    assert "throughput_per_s" not in measure(fake, bench)[0]
+
+
+def test_cold_starts_are_processes_of_their_own(fake, bench):
+    settings = QUICK.model_copy(update={"cold_starts": 9})
+    fake.load_ms = [0.0] * 12 + [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0]
+    found, _ = measure(fake, bench, asked=LatencyAsked(cold_start=True), settings=settings)
+    cold = found["cold_start_ms"]
+    assert (cold.low, cold.value, cold.high, cold.n) == (22, 52, 82, 9)  # the first query takes 2 ms
+    assert stats.binom.cdf(1, 9, 0.5) <= 0.025 < stats.binom.cdf(2, 9, 0.5)  # ranks 2 and 8
+    assert sum(do == "start" for _, do, *_ in fake.log) == 12 + 9
+
+
+def test_conditions_are_json_and_say_what_was_true(fake, bench):
+    import json
+
+    _, conditions = measure(fake, bench)
+    assert json.loads(json.dumps(conditions)) == conditions
+    assert conditions["host"]["cpu"]
+    assert conditions["meanwhile"]["seconds"] >= 0
+    assert conditions["threads"] == 1
+    assert len(conditions["engines"]["candidate"]["p50_ms_of_rounds"]) == conditions["rounds"]
 
 
 def test_real_processes_measure_real_engines(bench):
-    found = named(measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=QUICK))
+    began = time.monotonic()
+    settings = QUICK.model_copy(update={"look_rounds": 2, "cold_starts": 6})
+    timed = measure_latency(
+        bench.other,
+        bench.engine,
+        bench.task,
+        threads=1,
+        asked=LatencyAsked(batch=4, cold_start=True),
+        settings=settings,
+        price_per_hour=1.0,
+    )
+    assert timed.conditions["meanwhile"]["seconds"] <= time.monotonic() - began
+    found = {each.metric: each for each in timed.measurements}
     assert set(found) == {
         "latency_p50_ms",
         "latency_p90_ms",
         "latency_p50_speedup",
         "latency_p90_speedup",
+        "latency_p50_ms[vision_encoder]",
+        "latency_p50_ms[text_encoder]",
+        "latency_p50_ms[decoder]",
+        "latency_p50_ms[preprocessing]",
+        "latency_p50_ms[other]",
+        "cold_start_ms",
+        "throughput_per_s",
+        "cost_per_1000",
         "peak_rss_mb",
     }
     assert all(0 < m.low <= m.value <= m.high for m in found.values())
@@ -146,8 +303,14 @@ def test_real_processes_measure_real_engines(bench):
 
 
 def test_a_dual_encoder_is_measured_too(dual_bench):
-    found = named(measure_latency(dual_bench.engine, dual_bench.engine, dual_bench.task, threads=1, settings=QUICK))
+    settings = QUICK.model_copy(update={"look_rounds": 2})
+    timed = measure_latency(
+        None, dual_bench.engine, dual_bench.task, threads=1, settings=settings, asked=LatencyAsked(batch=2)
+    )
+    found = {each.metric: each for each in timed.measurements}
     assert found["latency_p90_ms"].value > 0
+    assert found["throughput_per_s"].value > 0
+    assert found["latency_p50_ms[text_encoder]"].value == 0  # labels are embedded once, before the profile
 
 
 def test_an_engine_that_cannot_be_loaded_is_named(bench):
