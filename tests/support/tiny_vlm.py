@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def randomize(model: nn.Module, seed: int, gain: float = 2.0) -> None:
                 norm = name == "weight" and not type(module).__name__.startswith("Gemma")
                 parameter.normal_(1.0 if norm else 0.0, 0.2, generator=generator)
             elif isinstance(module, nn.Embedding):
-                parameter.normal_(0.0, 1.0, generator=generator)
+                scale = getattr(module, "scalar_embed_scale", 1.0)  # Gemma's forward multiplies by it
+                parameter.normal_(0.0, 1.0 / scale, generator=generator)
             else:
                 parameter.normal_(0.0, gain / math.sqrt(parameter[0].numel()), generator=generator)
 
@@ -164,7 +165,7 @@ class WithoutCache:
         else:
             for name in ("input_ids", "position_ids"):
                 self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=-1)
-            self._feed["attention_mask"] = feed["attention_mask"]
+            self._feed |= {name: array for name, array in feed.items() if name.endswith("mask")}
         return self._decoder.infer(self._feed)
 
 
@@ -183,27 +184,37 @@ def answer_without_cache(subject: Exported, request: Request) -> list[int]:
 
 def check_processor(subject: Exported, processor: Any, sizes: Sequence[tuple[int, int]]) -> None:
     """Prompts about 0 to 3 images, token for token, and pixels, as ``processor.apply_chat_template`` makes them."""
+
+    def expected(images: Sequence[Any], question: str) -> Any:
+        content = [{"type": "image", "image": image} for image in images]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+
+    check_inputs(subject, expected, sizes)
+
+
+def check_inputs(
+    subject: Exported, expected: Callable[[Sequence[Any], str], Any], sizes: Sequence[tuple[int, int]], fewest: int = 0
+) -> None:
+    """Prompts about ``fewest`` images and more, token for token, and their pixels, against ``expected``'s."""
     manifest = subject.pipeline.manifest
     assert manifest.prompt is not None
     assert manifest.text is not None
     text = TextEncoder(subject.folder, manifest.text)
     images = photos(1, sizes)
-    for count in range(len(images) + 1):
+    for count in range(fewest, len(images) + 1):
         for question in ("what is this?", "  Two words "):
-            content = [{"type": "image", "image": image} for image in images[:count]]
-            expected = processor.apply_chat_template(
-                [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+            wanted = expected(images[:count], question)
             pictures = [picture_of(np.asarray(image), manifest.image, manifest.prompt) for image in images[:count]]
             whole = prompt_text(manifest.prompt, question, pictures)
             ids, _ = text.encode([whole], special_tokens=manifest.prompt.special_tokens)
-            assert ids.tolist() == expected["input_ids"].tolist()
-            if count:
-                for name, values in subject.family.model_inputs(pictures).items():
-                    assert values.shape == expected[name].shape, name
-                    step = manifest.image.rescale_factor / min(manifest.image.std)
-                    assert float((values - expected[name]).abs().max()) <= step, name
+            assert ids.tolist() == wanted["input_ids"].tolist()
+            for name, values in (subject.family.model_inputs(pictures) if count else {}).items():
+                assert values.shape == wanted[name].shape, name
+                step = manifest.image.rescale_factor / min(manifest.image.std)
+                assert float((values - torch.as_tensor(wanted[name])).abs().max()) <= step, name

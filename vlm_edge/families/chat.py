@@ -21,6 +21,8 @@ from vlm_edge.processing.manifest import Prompt
 
 MAX_IMAGES = 10
 QUESTION = "{question}"
+FIRST = "{bos}"
+"""Where a fallback layout has the tokenizer's first token."""
 _WORD = "zqquestionqz"
 """Stands for the question while a template runs; no template contains it or knows it."""
 _DATE = "26 Jul 2024"
@@ -43,7 +45,13 @@ def chat_template(checkpoint: Path) -> str | None:
 
 
 def read_prompt(
-    checkpoint: Path, *, image_token: str, image_token_id: int, image_tokens: int, fallback: Sequence[str] | None = None
+    checkpoint: Path,
+    *,
+    image_token: str,
+    image_token_id: int,
+    image_tokens: int,
+    fallback: Sequence[str] | None = None,
+    fallback_special_tokens: bool = True,
 ) -> Prompt:
     """How the model is asked about images: its chat template, or ``fallback`` (the layouts it was trained on).
 
@@ -57,7 +65,8 @@ def read_prompt(
             raise VlmEdgeError(
                 f"{checkpoint}: no chat template", "copy chat_template.jinja from the model's page into the folder"
             )
-        layouts, strip, starts = tuple(fallback), False, False
+        layouts = tuple(layout.replace(FIRST, tokenizer.bos_token or "") for layout in fallback)
+        strip, starts = False, not fallback_special_tokens
     else:
         layouts = tuple(_layout(checkpoint, template, tokenizer, images) for images in range(MAX_IMAGES + 1))
         strip = _turn(template, tokenizer, 1, f"  {_WORD}  ") == _turn(template, tokenizer, 1, _WORD)

@@ -45,6 +45,8 @@ class LanguageFamily(Family):
     image_token = "<image>"
     fallback_prompt: tuple[str, ...] | None = None
     """Layouts for 0, 1, .. images where the checkpoint has no chat template."""
+    fallback_special_tokens = True
+    """Whether the tokenizer adds its own to those."""
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """With attention spelled out; self-attention that shares no keys is told how many heads it has, for pruning."""
@@ -86,6 +88,7 @@ class LanguageFamily(Family):
             image_token_id=self.image_token_id(config),
             image_tokens=self.image_tokens(config),
             fallback=self.fallback_prompt,
+            fallback_special_tokens=self.fallback_special_tokens,
         )
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
@@ -125,9 +128,12 @@ class LanguageFamily(Family):
         vision = vision_encoder_export(self.vision_encoder(model), image)
         connector = connector_export(self.connector(model), vision.output_shapes["image_features"])
         width = int(connector.output_shapes["image_embeds"][-1])
-        vlm: Any = model
-        decoder = decoder_export(self.decoder(model), vlm.get_output_embeddings().out_features, width)
+        decoder = self.decoder_export(model, width)
         return {"vision_encoder": vision, "connector": connector, "decoder": decoder}
+
+    def decoder_export(self, model: Any, width: int) -> ComponentExport:
+        """The decoder's graph; ``width`` is that of the embeddings."""
+        return decoder_export(self.decoder(model), model.get_output_embeddings().out_features, width)
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self-attention of the tower and of the language model, where every query has a key of its own."""

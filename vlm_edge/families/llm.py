@@ -11,19 +11,27 @@ the model's own Linears, whose shapes pruning may have changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_past
+from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
 from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
 
 BATCH, NEW, PAST, IMAGE_TOKENS = 2, 4, 5, 3
 """Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
-LANGUAGE_MODELS = ("LlamaModel", "MistralModel", "Qwen2Model", "GemmaModel", "Gemma2Model")
+LANGUAGE_MODELS = (
+    "LlamaModel",
+    "MistralModel",
+    "Qwen2Model",
+    "Qwen2VLTextModel",
+    "Qwen2_5_VLTextModel",
+    "GemmaModel",
+    "Gemma2Model",
+)
 TOTAL = "past + new"
 """The dimension of everything that a query can see."""
 
@@ -150,21 +158,32 @@ def merged_embeddings(text: Tensor, input_ids: Tensor, image_embeds: Tensor, ima
     return torch.where((is_image & (rows < left))[..., None], taken, text)
 
 
-def causal_mask(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
-    """attention_mask (batch, past + new) of 1 and 0 -> what each new token sees, to add: (batch, 1, new, total)."""
+def causal_visible(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
+    """attention_mask (batch, past + new) of 1 and 0 -> (1, 1, new, past + new) of 1 and 0: what each new token may see
+    of what came before it, no further back than ``window``. Padding is not considered."""
     total = attention_mask.shape[1]
     visible = visible_past(new, total - new, attention_mask.device)
     if window is not None:
         query = torch.arange(total - new, total, device=attention_mask.device)[:, None]
         key = torch.arange(total, device=attention_mask.device)[None, :]
         visible = visible * (query - key < window).to(torch.float32)
-    return additive_mask(visible[None, None] * attention_mask[:, None, None, :].to(torch.float32))
+    return visible[None, None]
+
+
+def causal_mask(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
+    """attention_mask (batch, past + new) of 1 and 0 -> what each new token sees, to add: (batch, 1, new, total)."""
+    return additive_mask(causal_visible(attention_mask, new, window) * visible_tokens(attention_mask))
 
 
 class Decoder(nn.Module):
     """input_ids (batch, new), image_embeds (image_tokens, width), attention_mask (batch, past + new), position_ids
     (batch, new), past_key_values.{layer}.key|value -> logits (batch, 1, vocabulary) of the last token, and
-    present.{layer}.key|value. Rows of unequal length are padded on the left."""
+    present.{layer}.key|value. Rows of unequal length are padded on the left.
+
+    With ``position_planes`` (time, height, width: Wang et al. 2024, arXiv:2409.12191, section 2.1), position_ids are
+    (3, batch, new), and the model's own rotary embedding mixes them."""
+
+    position_planes = 0
 
     def __init__(self, language_model: Any, head: nn.Module, image_token_id: int) -> None:
         super().__init__()
@@ -180,36 +199,40 @@ class Decoder(nn.Module):
     def forward(
         self, input_ids: Tensor, image_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, *pasts: Tensor
     ) -> tuple[Tensor, ...]:
-        hidden = merged_embeddings(self.embed_tokens(input_ids), input_ids, image_embeds, self.image_token_id)
-        hidden, presents = self.run_layers(hidden, attention_mask, position_ids, pasts)
-        return (self.logits(hidden[:, -1:]), *presents)
+        masks = {window: causal_mask(attention_mask, input_ids.shape[1], window) for window in self.windows()}
+        return self.run(self.embeddings(input_ids, image_embeds), masks, position_ids, pasts)
 
-    def run_layers(
-        self, hidden: Tensor, attention_mask: Tensor, position_ids: Tensor, pasts: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def embeddings(self, input_ids: Tensor, image_embeds: Tensor) -> Tensor:
+        """(batch, new, width). An image token that the table has no row for is looked up as token 0."""
+        known = input_ids
+        if self.image_token_id >= self.embed_tokens.num_embeddings:
+            known = torch.where(input_ids == self.image_token_id, 0, input_ids)
+        return merged_embeddings(self.embed_tokens(known), input_ids, image_embeds, self.image_token_id)
+
+    def run(
+        self, hidden: Tensor, masks: Mapping[int | None, Tensor], position_ids: Tensor, pasts: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """All layers on ``hidden`` (batch, new, width), with the mask of each layer's window: what forward returns."""
         rotary = self.rotary_embeddings(hidden, position_ids)
-        masks = {window: self.mask(attention_mask, hidden.shape[1], window) for window in self._windows()}
         presents: list[Tensor] = []
         layers: Any = self.layers
         for index, layer in enumerate(layers):
             past = pasts[2 * index : 2 * index + 2]
             hidden, key, value = layer(hidden, rotary, masks[layer.self_attention.window], past)
             presents += [key, value]
-        return self.norm(hidden), presents
+        return (self.logits(self.norm(hidden[:, -1:])), *presents)
 
     def rotary_embeddings(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin (batch, 1, new, head_dim)."""
         cos, sin = self.rotary(hidden, position_ids)
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
-    def mask(self, attention_mask: Tensor, new: int, window: int | None) -> Tensor:
-        return causal_mask(attention_mask, new, window)
-
     def logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.head(hidden)
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
-    def _windows(self) -> set[int | None]:
+    def windows(self) -> set[int | None]:
+        """How far back the layers look: the different values."""
         layers: Any = self.layers
         return {layer.self_attention.window for layer in layers}
 
@@ -220,28 +243,37 @@ class Decoder(nn.Module):
         return [(module.k_proj.out_features // module.head_dim, module.head_dim) for module in attentions]
 
 
-def decoder_export(module: Any, vocabulary: int, width: int) -> ComponentExport:
+def decoder_export(
+    module: Any, vocabulary: int, width: int, more: Mapping[str, tuple[Tensor, dict[int, str]]] | None = None
+) -> ComponentExport:
     """The graph of a decoder module whose caches :meth:`Decoder.cache_shapes` describes.
 
     The example has one image token more than ``image_embeds`` has rows, which stays text, and padding on the left.
+    ``more``: inputs that stand between position_ids and the caches, {name: (example, names of dynamic axes)}.
     """
     generator = torch.Generator().manual_seed(2)
     input_ids = torch.randint(0, vocabulary, (BATCH, NEW), generator=generator)
     input_ids[0, :2] = input_ids[1, -2:] = module.image_token_id
     attention_mask = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
     attention_mask[-1, :2] = 0
+    positions, position_axes = PAST + torch.arange(NEW).repeat(BATCH, 1), {0: "batch", 1: "new"}
+    if planes := module.position_planes:
+        positions = positions.repeat(planes, 1, 1) + torch.arange(planes)[:, None, None]
+        position_axes = {1: "batch", 2: "new"}
     example = {
         "input_ids": input_ids,
         "image_embeds": torch.randn((IMAGE_TOKENS, width), generator=generator),
         "attention_mask": attention_mask,
-        "position_ids": PAST + torch.arange(NEW).repeat(BATCH, 1),
+        "position_ids": positions,
     }
     dynamic = {
         "input_ids": {0: "batch", 1: "new"},
         "image_embeds": {0: "image_tokens"},
         "attention_mask": {0: "batch", 1: TOTAL},
-        "position_ids": {0: "batch", 1: "new"},
+        "position_ids": position_axes,
     }
+    for name, (tensor, axes) in (more or {}).items():
+        example[name], dynamic[name] = tensor, axes
     outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", 1, vocabulary)}
     for layer, (groups, head_dim) in enumerate(module.cache_shapes()):
         for part in ("key", "value"):

@@ -16,6 +16,8 @@ from vlm_edge.families.idefics3 import Idefics3, SmolVlm
 from vlm_edge.families.llava import Llava
 from vlm_edge.families.llava_next import LlavaNext
 from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
+from vlm_edge.families.paligemma import PaliGemma
+from vlm_edge.families.qwen2_vl import Qwen2Vl, Qwen25Vl
 from vlm_edge.families.siglip import Siglip
 from vlm_edge.families.vision_encoder_decoder import VisionEncoderDecoder
 from vlm_edge.names import near
@@ -49,6 +51,9 @@ FAMILIES: dict[str, Family] = _by_name(
         Idefics3(),
         SmolVlm(),
         Florence2(),
+        PaliGemma(),
+        Qwen2Vl(),
+        Qwen25Vl(),
     )
 )
 

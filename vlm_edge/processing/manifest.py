@@ -69,7 +69,22 @@ class SplitTiles(_Frozen):
     single_text: str
 
 
-Tiles = Annotated[AnyResTiles | SplitTiles, Field(discriminator="kind")]
+class PatchGrid(_Frozen):
+    """Qwen2-VL: an image at its own size, as near as multiples of ``patch`` x ``merge`` pixels and an area between
+    ``min_pixels`` and ``max_pixels`` allow. It becomes rows of patches, each ``frames`` times (videos share the
+    model), in groups of ``merge`` x ``merge`` that become one token. ``window``: groups along a side of the windows
+    that attention is kept to, where it is (Qwen2.5-VL); the groups then come window by window."""
+
+    kind: Literal["patches"] = "patches"
+    patch: int
+    merge: int
+    frames: int
+    min_pixels: int
+    max_pixels: int
+    window: int | None = None
+
+
+Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid, Field(discriminator="kind")]
 
 
 class ImageProcessing(_Frozen):
@@ -77,13 +92,19 @@ class ImageProcessing(_Frozen):
 
     Order: resize (PIL filter number in ``resample``), centre crop, rescale by ``rescale_factor``, (x - mean) / std,
     and, with ``bgr``, blue before red.
-    With ``shortest_edge`` the shorter side is resized to it keeping the aspect; else ``height`` x ``width`` exactly.
-    ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size.
+    With ``shortest_edge`` the shorter side is resized to it keeping the aspect; else ``resize_to`` (height, width) or
+    ``height`` x ``width`` exactly. With ``longest_edge`` the longer side is at most that, and with ``multiple_of`` both
+    sides are rounded down to multiples of it (BridgeTower).
+    ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size; a
+    :class:`PatchGrid` has sizes of its own, and ``height`` and ``width`` are one of them.
     """
 
     height: int
     width: int
     shortest_edge: int | None = None
+    longest_edge: int | None = None
+    multiple_of: int | None = None
+    resize_to: tuple[int, int] | None = None
     resample: int = 3
     center_crop: bool = False
     rescale_factor: float = 1 / 255

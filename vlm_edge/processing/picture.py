@@ -15,12 +15,14 @@ from vlm_edge.processing.manifest import ImageProcessing
 class Picture:
     """What the vision encoder is fed, ``{input: array}`` with the image's tiles along the first axis; the text with one
     image token for every embedding that the image becomes; its size (height, width) in pixels; and the rows and
-    columns of tiles that it was cut into."""
+    columns of tiles (or of groups of patches) that it was cut into. ``order``: where the picture's rows belong, when
+    they are not in the order of the prompt."""
 
     inputs: dict[str, NDArray[np.float32] | NDArray[np.int64]]
     text: str
     size: tuple[int, int]
     grid: tuple[int, int] = (0, 0)
+    order: NDArray[np.int64] | None = None
 
     @property
     def tiles(self) -> int:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from vlm_edge.processing.anyres import anyres_embeds, anyres_picture
 from vlm_edge.processing.images import Pixels, preprocess
 from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing, Prompt
+from vlm_edge.processing.patches import patch_picture
 from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.split_tiles import split_picture
 
@@ -19,6 +20,8 @@ def picture_of(image: Pixels, spec: ImageProcessing, prompt: Prompt) -> Picture:
         return Picture({"pixel_values": preprocess([image], spec)}, text, (image.shape[0], image.shape[1]))
     if spec.tiles.kind == "anyres":
         return anyres_picture(image, spec, spec.tiles, prompt)
+    if spec.tiles.kind == "patches":
+        return patch_picture(image, spec, spec.tiles, prompt)
     return split_picture(image, spec, spec.tiles, prompt)
 
 
@@ -31,4 +34,6 @@ def picture_embeds(
     if isinstance(spec.tiles, AnyResTiles):
         assert newline is not None
         return anyres_embeds(embeds, newline, picture, spec.tiles)
+    if picture.order is not None:
+        return embeds[picture.order]
     return embeds.reshape(-1, embeds.shape[-1])

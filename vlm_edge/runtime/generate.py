@@ -12,6 +12,7 @@ from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource
 from vlm_edge.processing.manifest import PipelineManifest, Prompt
+from vlm_edge.processing.patches import grid_positions
 from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.text import Ids, TextEncoder
 from vlm_edge.runtime.batches import batches, require, require_text
@@ -140,10 +141,22 @@ class GeneratePipeline:
         first = {
             "input_ids": input_ids,
             "attention_mask": mask,
-            "position_ids": np.maximum(mask.cumsum(axis=1) - 1, 0),
+            "position_ids": self._positions(rows, images, mask),
             "image_embeds": np.concatenate([np.zeros((0, self._width), np.float32), *embeds]),
         }
+        if "prefix_mask" in self._decoder.inputs:
+            first["prefix_mask"] = mask
         return self._decoder.run(first, _Steps(first), max_new_tokens)
+
+    def _positions(self, rows: Sequence[Sequence[int]], images: Sequence[Sequence[EncodedImage]], mask: Ids) -> Ids:
+        """(batch, tokens), or (3, batch, tokens) where images have rows and columns of positions; 0 at padding."""
+        if len(self._decoder.inputs["position_ids"].shape) == 2:
+            return np.asarray(np.maximum(mask.cumsum(axis=1) - 1, 0), np.int64)
+        positions = np.zeros((3, *mask.shape), np.int64)
+        for index, (row, pictures) in enumerate(zip(rows, images, strict=True)):
+            grids = [image.grid for image in pictures]
+            positions[:, index, mask.shape[1] - len(row) :] = grid_positions(row, self._prompt.image_token_id, grids)
+        return positions
 
     def _tokens(self, text: str, images: Sequence[EncodedImage]) -> list[int]:
         encoded, _ = self._text.encode([text], special_tokens=self._prompt.special_tokens)
@@ -162,6 +175,7 @@ class _Steps:
     """What changes in the feed from one step to the next: one token more, seen by all that follow."""
 
     def __init__(self, first: Mapping[str, Array]) -> None:
+        self._prefix = first.get("prefix_mask")
         self._mask = first["attention_mask"]
         self._position = first["position_ids"][..., -1:]
         self._no_image = first["image_embeds"][:0]
@@ -169,12 +183,15 @@ class _Steps:
     def __call__(self, tokens: Ids) -> dict[str, Array]:
         self._mask = np.concatenate([self._mask, np.ones_like(tokens)], axis=1)
         self._position = self._position + 1
-        return {
+        feed = {
             "input_ids": tokens,
             "attention_mask": self._mask,
             "position_ids": self._position,
             "image_embeds": self._no_image,
         }
+        if self._prefix is not None:
+            self._prefix = feed["prefix_mask"] = np.concatenate([self._prefix, np.zeros_like(tokens)], axis=1)
+        return feed
 
 
 def prompt_text(

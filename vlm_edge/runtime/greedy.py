@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vlm_edge.engines.base import Array, Engine
-from vlm_edge.processing.manifest import Generation
+from vlm_edge.processing.manifest import Generation, TensorSpec
 from vlm_edge.processing.text import Ids
 from vlm_edge.runtime.token_rules import choose
 
@@ -24,6 +24,11 @@ class GreedyDecoder:
         past_names = [name for name in decoder.inputs if name.startswith(PAST_PREFIX)]
         self._present_to_past = [(PRESENT_PREFIX + name.removeprefix(PAST_PREFIX), name) for name in past_names]
         self._past_shapes = {name: decoder.inputs[name].shape for name in past_names}
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """What the decoder is fed."""
+        return self._decoder.inputs
 
     def decode(
         self,

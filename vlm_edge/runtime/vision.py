@@ -16,11 +16,12 @@ from vlm_edge.processing.pictures import picture_embeds, picture_of
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image, ready for any number of prompts: the text that stands for it, and the embeddings of its image tokens
-    (image_tokens, width) float32."""
+    """One image, ready for any number of prompts: the text that stands for it, the embeddings of its image tokens
+    (image_tokens, width) float32, and the rows and columns that they (or the tiles) stand in."""
 
     text: str
     embeds: Array
+    grid: tuple[int, int]
 
 
 class ImageEncoder:
@@ -31,9 +32,10 @@ class ImageEncoder:
         self._connector = connector
         self._image = image
         self._prompt = prompt
+        self._alone = image.tiles is not None and image.tiles.kind == "patches"
 
     def encode(self, images: Sequence[ImageSource], tiles_at_once: int) -> Iterator[EncodedImage]:
-        """Every image, in order; an image of more tiles than ``tiles_at_once`` is run alone.
+        """Every image, in order; an image of more tiles than ``tiles_at_once`` is run alone, as is one of its own size.
 
         Raises:
             VlmEdgeError: an image can't be read, as :func:`vlm_edge.processing.images.read_image`.
@@ -42,7 +44,7 @@ class ImageEncoder:
         tiles = 0
         for image in images:
             picture = picture_of(read_image(image), self._image, self._prompt)
-            if held and tiles + picture.tiles > tiles_at_once:
+            if held and (self._alone or tiles + picture.tiles > tiles_at_once):
                 yield from self._run(held)
                 held, tiles = [], 0
             held.append(picture)
@@ -62,5 +64,5 @@ class ImageEncoder:
             part = slice(start, start + picture.tiles)
             newline = outputs["image_newline"][start] if "image_newline" in outputs else None
             embeds = picture_embeds(outputs["image_embeds"][part], newline, picture, self._image)
-            yield EncodedImage(picture.text, embeds)
+            yield EncodedImage(picture.text, embeds, picture.grid)
             start += picture.tiles

@@ -34,7 +34,7 @@ _KNOWN_WARNINGS = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # torch 2.13 on its own pytree
     (
         UserWarning,
-        r"# The axis name: (\S+) will not be used, since it shares .* another axis: \1\.$",
+        r"# The axis name: (.+) will not be used, since it shares .* another axis: \1\.$",
     ),  # one name, one size
 )
 _NOISY_LOGGER = "torch.onnx._internal.exporter._registration"

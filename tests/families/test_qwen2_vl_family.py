@@ -1,0 +1,145 @@
+"""Qwen2-VL and Qwen2.5-VL: sizes, patches, windows and positions against transformers, and 32 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import byte_tokenizer
+import numpy as np
+import pytest
+import tiny_vlm
+import torch
+import transformers
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import PatchGrid
+from vlm_edge.processing.patches import fitting_size, grid_positions
+from vlm_edge.processing.pictures import picture_of
+from vlm_edge.runtime import Request
+
+MODELS = {
+    "qwen2-vl": transformers.Qwen2VLForConditionalGeneration,
+    "qwen2.5-vl": transformers.Qwen2_5_VLForConditionalGeneration,
+}
+MODEL = MODELS["qwen2.5-vl"]
+SPECIAL = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen/Qwen2-VL-2B-Instruct's, without its numbering of images, which is off unless asked for."""
+PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "patch_size": 4,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "min_pixels": 16 * 16,
+    "max_pixels": 48 * 48,
+    "image_mean": [0.48, 0.46, 0.41],
+    "image_std": [0.27, 0.26, 0.28],
+}
+SIZES = [(40, 33), (30, 100), (9, 9)]
+
+
+def checkpoint_of(folder: Path, name: str = "qwen2.5-vl") -> Path:
+    vocabulary = byte_tokenizer.write_byte_tokenizer(folder, SPECIAL, template=TEMPLATE, bos=False)
+    vision: dict[str, Any] = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+    if name == "qwen2-vl":
+        vision |= {"embed_dim": 24, "hidden_size": 32, "mlp_ratio": 2}
+    else:
+        vision |= {"hidden_size": 24, "out_hidden_size": 32, "intermediate_size": 40, "window_size": 16}
+        vision |= {"fullatt_block_indexes": [1]}
+    ids = {f"{kind}_token_id": byte_tokenizer.token_id(SPECIAL, f"<|{kind}_pad|>") for kind in ("image", "video")}
+    text = tiny_vlm.TEXT | {
+        "vocab_size": vocabulary,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    }
+    model = MODELS[name]
+    config = model.config_class(vision_config=vision, text_config=text, **ids)
+    tiny_vlm.write_checkpoint(folder, model(config), PROCESSOR)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiny_vlm.Exported:
+    root = tmp_path_factory.mktemp(request.param)
+    return tiny_vlm.exported(checkpoint_of(root / "checkpoint", request.param), root, MODELS[request.param])
+
+
+def test_answers_are_generates(subject: tiny_vlm.Exported) -> None:
+    images = tiny_vlm.photos(0, SIZES)
+    tiny_vlm.check_answers(
+        subject,
+        [
+            Request("what is it?", images[:1]),
+            Request("hello"),
+            Request("how many?", images),
+            Request("which one?", images[1:]),
+        ],
+    )
+
+
+def test_prompts_and_patches_are_the_processors(subject: tiny_vlm.Exported) -> None:
+    """Qwen2VLProcessor needs a video processor, which needs torchvision: its steps for images are done one by one."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(subject.checkpoint)
+    images_of = Qwen2VLImageProcessorPil.from_pretrained(subject.checkpoint)
+
+    def expected(images: Sequence[Any], question: str) -> Any:
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        inputs = images_of(images=images, return_tensors="pt") if images else {}
+        for grid in inputs.get("image_grid_thw", ()):
+            text = text.replace("<|image_pad|>", "<|placeholder|>" * int(grid.prod() // 4), 1)
+        text = text.replace("<|placeholder|>", "<|image_pad|>")
+        return {**inputs, "input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}
+
+    tiny_vlm.check_inputs(subject, expected, SIZES)
+
+
+def test_component_differences_are_small(subject: tiny_vlm.Exported) -> None:
+    tiny_vlm.check_facts(subject)
+
+
+def test_positions_and_windows_are_transformers(subject: tiny_vlm.Exported) -> None:
+    manifest = subject.pipeline.manifest
+    assert manifest.prompt is not None
+    grid = manifest.image.tiles
+    assert isinstance(grid, PatchGrid)
+    image_token = manifest.prompt.image_token_id
+    row, grids, sizes = [1, 2], [], []
+    for image in tiny_vlm.photos(2, [*SIZES, (120, 40)]):
+        picture = picture_of(np.asarray(image), manifest.image, manifest.prompt)
+        thw = torch.tensor([[1, picture.grid[0] * 2, picture.grid[1] * 2]])
+        places = get_vision_position_ids(thw, 2).reshape(-1, 4, 2)
+        if grid.window is not None:
+            index, bounds = get_vision_window_index(thw, spatial_merge_size=2, window_size=16, patch_size=4)
+            places = places[index]
+            assert picture.order is not None
+            assert torch.equal(index[torch.from_numpy(picture.order)], torch.arange(len(index)))
+            lengths = np.unique(picture.inputs["window_ids"], return_counts=True)[1]
+            assert (np.cumsum(lengths) * 4).tolist() == bounds[1:].tolist()
+        np.testing.assert_array_equal(picture.inputs["patch_positions"], places)
+        row += [image_token] * (picture.grid[0] * picture.grid[1]) + [3, 4, 5]
+        grids.append(picture.grid)
+        sizes.append(thw[0])
+    ids = torch.tensor([row])
+    expected, _ = subject.model.model.get_rope_index(
+        ids, (ids == image_token).int(), torch.stack(sizes), attention_mask=torch.ones_like(ids)
+    )
+    np.testing.assert_array_equal(grid_positions(row, image_token, grids), expected[:, 0])
+
+
+def test_an_image_that_is_a_line_is_refused() -> None:
+    grid = PatchGrid(patch=4, merge=2, frames=2, min_pixels=256, max_pixels=2304)
+    with pytest.raises(VlmEdgeError, match="1 x 201 pixels; the model takes none whose sides differ by more than 200"):
+        fitting_size((201, 1), grid)
