@@ -43,7 +43,7 @@ def test_html_goes_where_it_is_told(runs: Path, tmp_path: Path) -> None:
 
 
 def test_markdown_has_the_samples_and_json_is_the_record(runs: Path) -> None:
-    assert "| q7 | unknown | what is it? |" in invoke(runs, "report", "a", "--format", "markdown").stdout
+    assert "| q7 | - | what is it? |" in invoke(runs, "report", "a", "--format", "markdown").stdout
     assert json.loads(invoke(runs, "report", "a", "--json").stdout) == read_record(runs / "a").model_dump(mode="json")
 
 

@@ -85,6 +85,21 @@ def test_every_measurement_is_there(full: RunRecord) -> None:
             assert interval_text(found) in page.text
 
 
+def test_a_real_run_is_shown_whole(real: tuple[RunRecord, dict[str, Any]]) -> None:
+    text, page = page_of(*real)
+    assert (page.wrong, page.open) == ([], [])
+    for variant in real[0].variants:
+        for found in variant.measurements:
+            assert value_text(found) in page.text
+            assert interval_text(found) in page.text
+    samples = [sample for samples in real[1].values() for sample in samples]
+    assert samples
+    assert all(sample["text"] in page.text and sample["thumbnail"] in text for sample in samples)
+    quantized = [run.facts["components"] for each in real[0].variants for run in each.runs if run.stage == "quantize"]
+    assert all(layer["name"] in page.text for fact in quantized[-1].values() for layer in fact["layers"])
+    assert all(title in page.text for title in ("Latency by component", "A/A control", "pinned_cpus", "Slices"))
+
+
 def test_the_verdict_comes_first_with_every_budget(full: RunRecord) -> None:
     _, page = page_of(full)
     assert page.text.index("NOT MEASURED") < page.text.index("The ladder")

@@ -80,3 +80,10 @@ def test_nothing_is_cut_or_overlapping(record: RunRecord, width: int, tmp_path: 
     assert seen["scrolled"] == 0
     assert seen["shown"] == len(variants)
     assert seen["labels"] == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_real_run_is_not_cut(real: tuple[RunRecord, dict[str, Any]], width: int, tmp_path: Path) -> None:
+    seen = look(run_html(*real), width, tmp_path)
+    assert (seen["scroll"], seen["beyond"], seen["scrolled"], seen["labels"]) == (width, [], 0, 0)

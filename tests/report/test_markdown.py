@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from report_records import full_record, regressions_of
 
@@ -65,3 +66,11 @@ def test_markdown_has_what_the_page_has(record: RunRecord) -> None:
     assert "- commit: c0ffee5f1e-dirty" in text
     assert "](http" not in text
     assert "<script" not in text
+
+
+def test_a_real_run_is_told_whole(real: tuple[RunRecord, dict[str, Any]]) -> None:
+    text = run_markdown(*real)
+    for variant in real[0].variants:
+        assert all(value_text(found) in text for found in variant.measurements)
+    assert len({len(row) for row in rows_of(text, "| variant | accuracy")}) == 1
+    assert rows_of(text, "| component | layer")

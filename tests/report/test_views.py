@@ -48,14 +48,29 @@ def test_components_controls_and_layers(record: RunRecord) -> None:
 
 
 def test_conditions_that_are_the_same_are_told_once(record: RunRecord) -> None:
-    shared, own = shared_conditions(full_record(record, hostile=False).variants)
+    shared, own = shared_conditions(full_record(record, hostile=False))
     assert shared == [("threads", "2"), ("throttled", "no"), ("blocks.count", "17")]
     assert own["prune"] == [("load", "1.5, 2.5")]
 
 
 def test_nested_facts_become_lines() -> None:
-    values = {"a": {"b": [1, 2.50], "c": None}, "d": [{"x": True}], "e": {}, "f": []}
-    assert flat(values) == [("a.b", "1, 2.5"), ("a.c", "unknown"), ("d.0.x", "yes"), ("e", "none"), ("f", "none")]
+    values = {
+        "a": {"b": [1, 2.50], "c": None},
+        "d": [{"x": True}],
+        "e": {},
+        "f": [],
+        "g": [[0, 1], [0, 1]],
+        "h": [[0], [1]],
+    }
+    assert flat(values) == [
+        ("a.b", "1, 2.5"),
+        ("a.c", "-"),
+        ("d.0.x", "yes"),
+        ("e", "none"),
+        ("f", "none"),
+        ("g", "0, 1 (2 times)"),
+        ("h", "0; 1"),
+    ]
 
 
 def test_regressions_are_read_or_refused(tmp_path: Path) -> None:

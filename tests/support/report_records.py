@@ -66,7 +66,13 @@ def _full(variant: VariantRecord, index: int, slices: int) -> VariantRecord:
             measured("latency_p50_control", 1.001, 0.006, unit="x"),
             measured("latency_p90_control", 1.01, 0.02, unit="x"),
         ]
-    conditions = {"threads": 2, "throttled": False, "load": [1.5, index + 0.5], "blocks": {"count": 17}}
+    conditions: dict[str, Any] = {
+        "threads": 2,
+        "throttled": False,
+        "load": [1.5, index + 0.5],
+        "blocks": {"count": 17},
+        "host": {"cpu": "Intel Xeon"},
+    }
     runs = [_with_layers(run) if run.stage == "quantize" else run for run in variant.runs]
     return variant.model_copy(update={"measurements": found, "conditions": conditions, "runs": runs})
 

@@ -123,16 +123,14 @@ def _dots(row: LayerRow, scale: Scale) -> str:
 def host_section(record: RunRecord) -> str:
     """The machine, what was true while latencies were measured, and what its A/A control can tell apart."""
     body = facts(host_lines(record))
-    shared, own = shared_conditions(record.variants)
+    shared, own = shared_conditions(record)
     body += tag("h3", "While latency was measured")
-    body += facts(shared) if shared else note("No conditions were recorded.")
+    body += facts(shared) if shared else "" if own else note("No conditions were recorded.")
     if own:
         names = list(dict.fromkeys(name for lines in own.values() for name, _ in lines))
-        heads = [Head("variant", kind="name"), *(Head(name, kind="number") for name in names)]
-        rows = [
-            [name_cell(name), *(escaped(dict(lines).get(each, "")) for each in names)] for name, lines in own.items()
-        ]
-        body += table(heads, rows)
+        heads = [Head("condition", kind="name"), *(Head(variant) for variant in own)]
+        rows = [[name_cell(each), *(escaped(dict(lines).get(each, "")) for lines in own.values())] for each in names]
+        body += table(heads, rows, kind="values dense")
     control = control_of(record)
     body += tag("h3", "Noise: one engine against itself (A/A control)")
     if not control:

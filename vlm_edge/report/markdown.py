@@ -143,7 +143,7 @@ def _db(value: float | None) -> str:
 
 def _host(record: RunRecord) -> Lines:
     lines = ["## Measured on", "", *_list(host_lines(record))]
-    shared, own = shared_conditions(record.variants)
+    shared, own = shared_conditions(record)
     if shared or own:
         lines += ["While latency was measured:", "", *_list(shared)]
         for variant, conditions in own.items():

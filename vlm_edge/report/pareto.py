@@ -180,8 +180,9 @@ def _whisker_ends(point: Point, across: Scale, up: Scale) -> list[tuple[Place, P
 
 
 def _whiskers(point: Point, across: Scale, up: Scale) -> str:
+    kind = "base" if point.role == "baseline" else point.verdict.value
     return "".join(
-        tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=f"whisker thin {point.verdict.value}")
+        tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=f"whisker thin {kind}")
         for (x1, y1), (x2, y2) in _whisker_ends(point, across, up)
     )
 

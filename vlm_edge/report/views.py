@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,13 +129,13 @@ def layer_rows(run: StageRun) -> list[LayerRow]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Lines:
-    """Nested values as (name, text) lines: ``packages.numpy`` and ``2.4.6``. A list of plain values is one line."""
+    """Nested values as (name, text) lines: ``packages.numpy`` and ``2.4.6``. A list, of lists too, is one line."""
     lines = []
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             lines += flat(value, f"{name}.")
-        elif isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
+        elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
             lines += flat({str(index): each for index, each in enumerate(value)}, f"{name}.")
         else:
             lines.append((name, plain(value)))
@@ -143,15 +143,19 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Lines:
 
 
 def plain(value: Any) -> str:
-    """One value as text: null is "unknown", a list has commas."""
+    """One value as text: null is "-", a list has commas, and lists in a list semicolons between them."""
     if value is None:
-        return "unknown"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, (list, tuple, set)):
-        return ", ".join(plain(each) for each in value) or "none"
+    if isinstance(value, (list, tuple)):
+        parts = [plain(each) for each in value]
+        nested = any(isinstance(each, (list, tuple)) for each in value)
+        if nested and len(set(parts)) == 1:
+            return f"{parts[0]} ({len(parts)} times)" if len(parts) > 1 else parts[0]
+        return ("; " if nested else ", ").join(parts) or "none"
     return str(value) if not isinstance(value, Mapping) else "none"
 
 
@@ -167,11 +171,17 @@ def version_lines(record: RunRecord) -> Lines:
     return sorted(flat({**others, **record.versions}))
 
 
-def shared_conditions(
-    variants: Iterable[VariantRecord],
-) -> tuple[Lines, dict[str, Lines]]:
-    """What was true on the host while every variant was measured, and by variant what differed."""
-    flats = {variant.name: dict(flat(variant.conditions)) for variant in variants if variant.conditions}
+def shared_conditions(record: RunRecord) -> tuple[Lines, dict[str, Lines]]:
+    """What was true on the host while every variant was measured, and by variant what differed.
+
+    What the record says of its host at the end of the run is left out where it was the same.
+    """
+    host = {f"host.{key}": text for key, text in flat(record.host)}
+    flats = {
+        variant.name: {key: text for key, text in flat(variant.conditions) if host.get(key) != text}
+        for variant in record.variants
+        if variant.conditions
+    }
     if not flats:
         return [], {}
     first = next(iter(flats.values()))
