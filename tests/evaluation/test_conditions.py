@@ -63,7 +63,8 @@ def test_what_is_read_between_two_snapshots(host):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_what_cannot_be_read_is_none(host):
+@pytest.mark.usefixtures("host")
+def test_what_cannot_be_read_is_none():
     found = conditions.passed(conditions.snapshot(), conditions.snapshot())
     for key in ("throttle_events", "cpu_waiting_share", "cpu_busy_share", "cpu_stolen_share"):
         assert found[key] is None

@@ -52,8 +52,11 @@ class FakeWorker:
     def _run(self, start, count):
         factor = self.bench.factors.get(self.role, 2.0)
         times = [factor * (1 + (start + step) % 32 / 32) * self.bench.noise() for step in range(count)]
-        interrupted = [self.bench.interrupt(step) for step in range(count)]
-        return {"ms": [100.0 if cut else t for t, cut in zip(times, interrupted, strict=True)], "interrupted": interrupted}
+        interrupted = [step in self.bench.interrupted for step in range(count)]
+        return {
+            "ms": [100.0 if cut else t for t, cut in zip(times, interrupted, strict=True)],
+            "interrupted": interrupted,
+        }
 
     def _memory(self, start, count):
         self.bench.peak += 1
@@ -76,14 +79,16 @@ class FakeBench:
         self.peak = 100.0
         self.factors = {"baseline": 8.0, "candidate": 2.0, "control": 2.0}
         self.noise = lambda: 1.0
-        self.interrupt = lambda step: False
+        self.interrupted = set()
 
     def __call__(self, name, **rest):
         return FakeWorker(name, bench=self, **rest)
 
     def blocks(self):
         """(role, start, count) of the queries that aren't warm-up."""
-        return [row[::2][:1] + row[2:] for row in self.log if row[1] == "run" and row[3] != latency_rounds.WARMUP_QUERIES]
+        return [
+            row[::2][:1] + row[2:] for row in self.log if row[1] == "run" and row[3] != latency_rounds.WARMUP_QUERIES
+        ]
 
 
 @pytest.fixture
@@ -102,7 +107,12 @@ def measure(fake, bench, *, control=False, asked=None, settings=QUICK, alone=Fal
 def test_every_round_has_fresh_processes_that_take_turns(fake, bench):
     _, conditions = measure(fake, bench)
     assert conditions["rounds"] == QUICK.look_rounds
-    assert [role for role, do, *_ in fake.log if do == "start"] == ["baseline", "candidate", "candidate", "baseline"] * 3
+    assert [role for role, do, *_ in fake.log if do == "start"] == [
+        "baseline",
+        "candidate",
+        "candidate",
+        "baseline",
+    ] * 3
     assert sum(do == "exit" for _, do, *_ in fake.log) == 12
     blocks = fake.blocks()
     assert [role for role, *_ in blocks[:4]] == ["baseline", "candidate", "candidate", "baseline"]
@@ -163,7 +173,7 @@ def test_one_engine_alone_has_neither(fake, bench):
 
 
 def test_disturbed_queries_count_in_the_latency_and_not_in_the_speed_up(fake, bench):
-    fake.interrupt = lambda step: step == 2
+    fake.interrupted = {2}
     found, conditions = measure(fake, bench)
     for name in ("latency_p50_speedup", "latency_p90_speedup"):
         assert (found[name].low, found[name].high) == pytest.approx((4, 4))
@@ -175,7 +185,7 @@ def test_disturbed_queries_count_in_the_latency_and_not_in_the_speed_up(fake, be
 
 
 def test_where_nearly_all_are_disturbed_all_count(fake, bench):
-    fake.interrupt = lambda step: True
+    fake.interrupted = set(range(100))
     found, conditions = measure(fake, bench)
     assert found["latency_p50_speedup"].value == pytest.approx(1)  # every query takes 100 ms
     assert found["latency_p50_speedup"].n == found["latency_p50_ms"].n

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
 from vlm_edge.evaluation.latency_worker import Worker
 from vlm_edge.evaluation.profile import ClockedEngine, profile_query
 from vlm_edge.evaluation.queries import draw_samples
-from vlm_edge.runtime import load_pipeline
+from vlm_edge.runtime import VqaPipeline
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def worker(bench, samples):
     return worker
 
 
-def test_queries_go_round_the_samples(worker, bench, samples):
+def test_queries_go_round_the_samples(worker):
     asked = []
     worker._queries = [lambda number=number: asked.append(number) for number in range(8)]
     reply = worker.handle({"do": "run", "start": 6, "count": 4})
@@ -37,13 +38,13 @@ def test_queries_go_round_the_samples(worker, bench, samples):
 
 def test_an_interruption_is_seen_in_its_own_query(worker, monkeypatch):
     counts = iter([5, 5, 6, 6, 8])
-    usage = type("Usage", (), {})
 
-    def getrusage(who):
-        usage.ru_nivcsw = next(counts)
-        return usage
+    class Usage:
+        def __init__(self, who):
+            assert who == resource.RUSAGE_SELF
+            self.ru_nivcsw = next(counts)
 
-    monkeypatch.setattr("vlm_edge.evaluation.latency_worker.resource.getrusage", getrusage)
+    monkeypatch.setattr("vlm_edge.evaluation.latency_worker.resource.getrusage", Usage)
     assert worker.handle({"do": "run", "start": 0, "count": 4})["interrupted"] == [False, True, False, True]
 
 
@@ -88,10 +89,14 @@ def test_a_query_s_time_is_shared_out(monkeypatch):
     assert profile_query(query, engines) == spent  # nothing is left over from the query before
 
 
-def test_batches_are_rehearsed_at_their_size(worker, bench, monkeypatch):
-    pipeline = load_pipeline(bench.engine, threads=1)
+def test_batches_are_rehearsed_at_their_size(worker, monkeypatch):
     sizes = []
-    monkeypatch.setattr(type(pipeline), "rehearse", lambda self, images, texts: sizes.append((len(images), len(texts))))
+
+    def rehearse(pipeline, images, texts):
+        assert isinstance(pipeline, VqaPipeline)
+        sizes.append((len(images), len(texts)))
+
+    monkeypatch.setattr(VqaPipeline, "rehearse", rehearse)
     times = worker.handle({"do": "batch", "size": 11, "seconds": 0})["ms"]
     assert len(times) == 2
     assert sizes == [(11, 11)] * 3  # the first is not timed

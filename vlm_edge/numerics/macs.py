@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -109,7 +110,12 @@ def _einsum(node: Node, shape_of: ShapeOf) -> int:
 
 
 def _attention(node: Node, shape_of: ShapeOf) -> int:
-    """ai.onnx Attention: (batch, heads, tokens, dim), or (batch, tokens, heads * dim); past keys are input 4."""
+    """ai.onnx Attention: (batch, heads, tokens, dim), or (batch, tokens, heads * dim); past keys are input 4.
+
+    com.microsoft's operator of that name projects as well.
+    """
+    if node.domain == "com.microsoft":
+        return _projected_attention(node, shape_of, past_index=4)
     query, key, value = (shape_of(node.input[index]) for index in range(3))
     past = _input(node, 4, shape_of)
     total = key[-2] + (past[-2] if past else 0)
@@ -135,18 +141,14 @@ def _multi_head_attention(node: Node, shape_of: ShapeOf) -> int:
     return batch * tokens * total * (hidden + width)
 
 
-def _attention_with_projection(past_index: int) -> Callable[[Node, ShapeOf], int]:
+def _projected_attention(node: Node, shape_of: ShapeOf, past_index: int) -> int:
     """com.microsoft Attention and QAttention: the input is projected to queries, keys and values by one weight."""
-
-    def macs(node: Node, shape_of: ShapeOf) -> int:
-        batch, tokens, width = shape_of(node.input[0])
-        columns = shape_of(node.input[1])[1]
-        past = _input(node, past_index, shape_of)
-        query, _, value = _attributes(node).get("qkv_hidden_sizes", [columns // 3] * 3)
-        total = tokens + (past[3] if past else 0)
-        return int(batch * tokens * (width * columns + total * (query + value)))
-
-    return macs
+    batch, tokens, width = shape_of(node.input[0])
+    columns = shape_of(node.input[1])[1]
+    past = _input(node, past_index, shape_of)
+    query, _, value = _attributes(node).get("qkv_hidden_sizes", [columns // 3] * 3)
+    total = tokens + (past[3] if past else 0)
+    return int(batch * tokens * (width * columns + total * (query + value)))
 
 
 def _group_query_attention(node: Node, shape_of: ShapeOf) -> int:
@@ -181,6 +183,6 @@ _FORMULAS: dict[str, Callable[[Node, ShapeOf], int]] = {
     "Einsum": _einsum,
     "Attention": _attention,
     "MultiHeadAttention": _multi_head_attention,
-    "QAttention": _attention_with_projection(8),
+    "QAttention": partial(_projected_attention, past_index=8),
     "GroupQueryAttention": _group_query_attention,
 }
