@@ -76,7 +76,7 @@ def test_its_padded_texts_are_transformers(family: Family, checkpoint: Path) -> 
     module = family.components(model, family.image_processing(checkpoint))["text_encoder"].module
     expected = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
     torch.testing.assert_close(module(ids, mask)[0], torch.nn.functional.normalize(expected, dim=-1))
-    assert [site.component for site in family.attention_sites(model)] == ["vision_encoder"]
+    assert [site.component for site in family.attention_sites(model)] == ["text_encoder", "vision_encoder"]
 
 
 def test_the_page_names_every_member() -> None:

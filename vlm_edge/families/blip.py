@@ -18,9 +18,9 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from vlm_edge.data.dataset import Sample
+from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
 from vlm_edge.families.blip_components import (
-    attention_sites,
     decoder_export,
     text_encoder_export,
     vision_encoder_export,
@@ -85,7 +85,7 @@ class BlipVqa(Family):
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder and the decoder; the fused vision tower has none."""
-        return attention_sites(model, lambda path: "decoder" if path.startswith("text_decoder.") else "text_encoder")
+        return named_sites(model, lambda path: "decoder" if path.startswith("text_decoder.") else "text_encoder")
 
     def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         features: Tensor = model.get_submodule(self.vision_tower_path)(pixel_values=pixel_values).last_hidden_state

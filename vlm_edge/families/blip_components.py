@@ -8,15 +8,14 @@ Linears, whose shapes pruning may have changed; masks are added as transformers 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
+from vlm_edge.families.base import ComponentExport
 from vlm_edge.processing.manifest import ImageProcessing
 
 BATCH, QUESTION_TOKENS, NEW, PAST = 2, 7, 3, 5
@@ -200,24 +199,3 @@ def decoder_export(model: Any) -> ComponentExport:
         },
         may_be_empty=frozenset({"past"}),
     )
-
-
-def attention_sites(model: nn.Module, component_of: Callable[[str], str]) -> list[AttentionSite]:
-    """Every BlipTextAttention of ``model``; ``component_of`` gives the component of a dotted name."""
-    return [
-        AttentionSite(
-            path=f"{path}.self",
-            role=AttentionRole.CROSS if path.endswith("crossattention") else AttentionRole.SELF,
-            component=component_of(path),
-            num_heads=module.self.num_attention_heads,
-            head_dim=module.self.attention_head_size,
-            q=f"{path}.self.query",
-            k=f"{path}.self.key",
-            v=f"{path}.self.value",
-            out=f"{path}.output.dense",
-            num_heads_attr="num_attention_heads",
-            all_head_size_attr="all_head_size",
-        )
-        for path, module in model.named_modules()
-        if isinstance(module, BlipTextAttention)
-    ]

@@ -18,8 +18,9 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.blip_components import BATCH, QUESTION_TOKENS, attend, attention_sites, key_value, question
+from vlm_edge.families.blip_components import BATCH, QUESTION_TOKENS, attend, key_value, question
 from vlm_edge.families.config import read_config
 from vlm_edge.families.processors import read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
@@ -144,4 +145,4 @@ class BlipMatching(Family):
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder; the vision tower's is fused."""
-        return attention_sites(model, lambda _: "fusion")
+        return named_sites(model, lambda _: "fusion")

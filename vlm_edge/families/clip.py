@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.clip.modeling_clip import CLIPAttention
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import open_clip
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family, TrainingBatch
+from vlm_edge.families.attention_sites import named_sites
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
 from vlm_edge.families.config import read_config, read_json_object
 from vlm_edge.families.processors import encode_texts, image_processing_of, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
@@ -75,7 +75,6 @@ class Clip(Family):
     config_class: Any = CLIPConfig
     model_class: Any = CLIPModel
     image_processor_class: Any = CLIPImageProcessorPil
-    attention_class: Any = CLIPAttention
     vision_encoder_class: type[nn.Module] = VisionEncoder
     text_encoder_class: type[nn.Module] = TextEncoder
 
@@ -136,22 +135,7 @@ class Clip(Family):
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """Self-attention of both towers (of the text tower alone once the vision tower is replaced)."""
-        return [
-            AttentionSite(
-                path=path,
-                role=AttentionRole.SELF,
-                component="text_encoder" if path.startswith("text_model.") else "vision_encoder",
-                num_heads=module.num_heads,
-                head_dim=module.head_dim,
-                q=f"{path}.q_proj",
-                k=f"{path}.k_proj",
-                v=f"{path}.v_proj",
-                out=f"{path}.out_proj",
-                num_heads_attr="num_heads",
-            )
-            for path, module in model.named_modules()
-            if isinstance(module, self.attention_class)
-        ]
+        return named_sites(model, lambda path: "text_encoder" if path.startswith("text_model.") else "vision_encoder")
 
     def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
         """image_embeds (images, dim), L2-normalised."""

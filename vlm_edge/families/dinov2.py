@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention
 
-from vlm_edge.families.base import AttentionRole, AttentionSite
+from vlm_edge.families.attention_sites import named_sites
+from vlm_edge.families.base import AttentionSite
 from vlm_edge.families.vision_tower import VisionTower
 from vlm_edge.processing.manifest import ImageProcessing
 
@@ -63,19 +63,4 @@ class Dinov2(VisionTower):
         return torch.cat([embeds, features[:, 1:].mean(dim=1)], dim=1)
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        return [
-            AttentionSite(
-                path=path,
-                role=AttentionRole.SELF,
-                component="vision_encoder",
-                num_heads=module.num_attention_heads,
-                head_dim=module.head_dim,
-                q=f"{path}.q_proj",
-                k=f"{path}.k_proj",
-                v=f"{path}.v_proj",
-                out=f"{path}.o_proj",
-                num_heads_attr="num_attention_heads",
-            )
-            for path, module in model.named_modules()
-            if isinstance(module, Dinov2Attention)
-        ]
+        return named_sites(model, lambda _: "vision_encoder")

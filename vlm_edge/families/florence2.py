@@ -18,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.cached_decoder import (
     BATCH,
@@ -31,10 +32,9 @@ from vlm_edge.families.cached_decoder import (
 from vlm_edge.families.config import read_config
 from vlm_edge.families.generation import read_generation
 from vlm_edge.families.processors import read_image_processing, read_text_processing
-from vlm_edge.families.text_decoders import BartEmbeddings, BartLayer, bart_encoded, bart_sites
+from vlm_edge.families.text_decoders import BartEmbeddings, BartLayer, bart_encoded
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
-LANGUAGE_MODEL = "model.language_model"
 MASK, MEMORY_TOKENS = "encoder_attention_mask", "memory_tokens"
 TASKS = {
     "<OCR>": "What is the text in the image?",
@@ -172,11 +172,8 @@ class Florence2(Family):
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         """BART's self- and cross-attention; DaViT's are fused."""
-        bart: Any = model.get_submodule(LANGUAGE_MODEL)
-        return [
-            *bart_sites(bart.encoder, f"{LANGUAGE_MODEL}.encoder", "text_encoder"),
-            *bart_sites(bart.decoder, f"{LANGUAGE_MODEL}.decoder", "decoder"),
-        ]
+        encoder = "model.language_model.encoder."
+        return named_sites(model, lambda path: "text_encoder" if path.startswith(encoder) else "decoder")
 
 
 def _config(checkpoint: Path) -> Florence2Config:

@@ -18,9 +18,9 @@ from transformers import (
     MobileViTV2Model,
 )
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
-from transformers.models.mobilevit.modeling_mobilevit import MobileViTAttention
 
-from vlm_edge.families.base import AttentionRole, AttentionSite
+from vlm_edge.families.attention_sites import named_sites
+from vlm_edge.families.base import AttentionSite
 from vlm_edge.families.vision_tower import VisionTower
 
 
@@ -37,23 +37,7 @@ class MobileVit(VisionTower):
     image_processor_class: Any = MobileViTImageProcessorPil
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        return [
-            AttentionSite(
-                path=f"{path}.attention",
-                role=AttentionRole.SELF,
-                component="vision_encoder",
-                num_heads=module.attention.num_attention_heads,
-                head_dim=module.attention.attention_head_size,
-                q=f"{path}.attention.query",
-                k=f"{path}.attention.key",
-                v=f"{path}.attention.value",
-                out=f"{path}.output.dense",
-                num_heads_attr="num_attention_heads",
-                all_head_size_attr="all_head_size",
-            )
-            for path, module in model.named_modules()
-            if isinstance(module, MobileViTAttention)
-        ]
+        return named_sites(model, lambda _: "vision_encoder")
 
 
 class MobileVitV2(VisionTower):

@@ -48,8 +48,9 @@ def load_image_processor(checkpoint: Path, processor_class: Any) -> Any:
         ) from error
 
 
-def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
-    """What one PIL image processor of transformers does; ``checkpoint`` is named in errors.
+def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int | None = None) -> ImageProcessing:
+    """What one PIL image processor of transformers does; ``checkpoint`` is named in errors, and ``longest_edge`` is
+    what the processor bounds the longer side by without a setting that says so.
 
     Raises:
         VlmEdgeError: it does something that the manifest can't say.
@@ -57,9 +58,10 @@ def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
     crop = bool(processor.do_center_crop)
     size, crop_size = processor.size or {}, processor.crop_size or {}
     final = crop_size if crop else size
-    height, width, shortest_edge = final.get("height"), final.get("width"), size.get("shortest_edge")
-    exact = (size.get("height"), size.get("width")) == (height, width)
-    if not processor.do_resize or height is None or width is None or (shortest_edge is None and not exact):
+    square = final.get("shortest_edge") if crop else None
+    height, width, shortest_edge = final.get("height", square), final.get("width", square), size.get("shortest_edge")
+    resize_to = None if size.get("height") is None else (size["height"], size["width"])
+    if not processor.do_resize or height is None or width is None or (shortest_edge is None and resize_to is None):
         found = (
             f"do_resize={processor.do_resize}, size={dict(size)}, do_center_crop={crop}, crop_size={dict(crop_size)}"
         )
@@ -72,7 +74,10 @@ def image_processing_of(processor: Any, checkpoint: Path) -> ImageProcessing:
         height=height,
         width=width,
         shortest_edge=shortest_edge,
-        center_crop=crop and shortest_edge is not None,
+        longest_edge=longest_edge,
+        multiple_of=getattr(processor, "size_divisor", None),
+        resize_to=resize_to if resize_to != (height, width) else None,
+        center_crop=crop and (shortest_edge is not None or resize_to != (height, width)),
         bgr=bool(getattr(processor, "do_flip_channel_order", False)),
         **pixel_settings(processor),
     )

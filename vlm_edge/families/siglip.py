@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-from transformers.models.siglip.modeling_siglip import SiglipAttention
 
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import TrainingBatch
@@ -58,7 +57,6 @@ class Siglip(Clip):
     config_class: Any = SiglipConfig
     model_class: Any = SiglipModel
     image_processor_class: Any = SiglipImageProcessorPil
-    attention_class: Any = SiglipAttention
     vision_encoder_class: type[nn.Module] = VisionEncoder
     text_encoder_class: type[nn.Module] = TextEncoder
 

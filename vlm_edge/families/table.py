@@ -9,6 +9,7 @@ from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
 from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.blip_matching import BlipMatching
+from vlm_edge.families.bridgetower import BridgeTower
 from vlm_edge.families.clip import Clip
 from vlm_edge.families.dinov2 import Dinov2
 from vlm_edge.families.florence2 import Florence2
@@ -20,6 +21,7 @@ from vlm_edge.families.paligemma import PaliGemma
 from vlm_edge.families.qwen2_vl import Qwen2Vl, Qwen25Vl
 from vlm_edge.families.siglip import Siglip
 from vlm_edge.families.vision_encoder_decoder import VisionEncoderDecoder
+from vlm_edge.families.vision_text_dual_encoder import VisionTextDualEncoder
 from vlm_edge.names import near
 
 
@@ -54,6 +56,8 @@ FAMILIES: dict[str, Family] = _by_name(
         PaliGemma(),
         Qwen2Vl(),
         Qwen25Vl(),
+        VisionTextDualEncoder(),
+        BridgeTower(),
     )
 )
 

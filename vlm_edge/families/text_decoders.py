@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, AttentionSite
 from vlm_edge.families.cached_decoder import CachedDecoder, CachedLayer, KeyValue, attention, extended, split_heads
 
 
@@ -213,30 +212,3 @@ def decoder_of(model: Any) -> CachedDecoder:
         f"config.json: decoder: a {kind}; known: BertLMHeadModel, GPT2LMHeadModel, MBartForCausalLM, TrOCRForCausalLM",
         "add how its layers compute to vlm_edge/families/text_decoders.py, as docs/writing-a-family.md says",
     )
-
-
-def bart_sites(decoder: nn.Module, path: str, component: str) -> list[AttentionSite]:
-    """Attention of BART's line: every ``self_attn`` and ``encoder_attn`` below ``path``, the name of ``decoder``."""
-    roles = {"self_attn": AttentionRole.SELF, "encoder_attn": AttentionRole.CROSS}
-    sites = []
-    for name, module in decoder.named_modules():
-        role = roles.get(name.rpartition(".")[2])
-        attn: Any = module
-        if role is None or not hasattr(module, "q_proj"):
-            continue
-        at = f"{path}.{name}"
-        sites.append(
-            AttentionSite(
-                path=at,
-                role=role,
-                component=component,
-                num_heads=attn.num_heads,
-                head_dim=attn.head_dim,
-                q=f"{at}.q_proj",
-                k=f"{at}.k_proj",
-                v=f"{at}.v_proj",
-                out=f"{at}.out_proj",
-                num_heads_attr="num_heads",
-            )
-        )
-    return sites

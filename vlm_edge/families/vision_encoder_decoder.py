@@ -14,12 +14,13 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.cached_decoder import BATCH, CachedLayer, cross_key_values, cross_shapes, decoder_export
 from vlm_edge.families.config import read_config, read_json_object
 from vlm_edge.families.generation import read_generation
 from vlm_edge.families.processors import read_image_processing, read_text_processing
-from vlm_edge.families.text_decoders import bart_sites, decoder_of
+from vlm_edge.families.text_decoders import decoder_of
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 ENCODERS = ("beit", "deit", "vit")
@@ -107,9 +108,8 @@ class VisionEncoderDecoder(Family):
         return whole.generate(pixel_values=pixel_values, **settings)
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        """The decoder's self- and cross-attention; GPT-2's are fused."""
-        whole: Any = model
-        return bart_sites(whole.decoder, "decoder", "decoder")
+        """The encoder's self-attention, the decoder's self- and cross-attention; GPT-2's are fused."""
+        return named_sites(model, lambda path: "decoder" if path.startswith("decoder.") else "vision_encoder")
 
 
 def _config(checkpoint: Path) -> VisionEncoderDecoderConfig:

@@ -98,15 +98,27 @@ def _normalize_table(
 
 def _resized(image: Pixels, spec: ImageProcessing) -> Pixels:
     """Resize with PIL's filter ``spec.resample``, then crop the centre (padding with zeros what is too small)."""
-    height, width = image.shape[:2]
-    if spec.shortest_edge is None:
-        target = (spec.height, spec.width)
-    elif width <= height:
-        target = (int(spec.shortest_edge * height / width), spec.shortest_edge)
-    else:
-        target = (spec.shortest_edge, int(spec.shortest_edge * width / height))
-    image = resized(image, target, spec.resample)
+    image = resized(image, _resize_target(image.shape[0], image.shape[1], spec), spec.resample)
     return _center_cropped(image, spec.height, spec.width) if image.shape[:2] != (spec.height, spec.width) else image
+
+
+def _resize_target(height: int, width: int, spec: ImageProcessing) -> tuple[int, int]:
+    """Height and width before the crop."""
+    if spec.shortest_edge is None:
+        return spec.resize_to or (spec.height, spec.width)
+    if spec.multiple_of is None:
+        if width <= height:
+            return int(spec.shortest_edge * height / width), spec.shortest_edge
+        return spec.shortest_edge, int(spec.shortest_edge * width / height)
+    # transformers' get_resize_output_image_size of BridgeTower and ViLT, in its order of operations
+    scale = spec.shortest_edge / min(height, width)
+    sides = [spec.shortest_edge, scale * width] if height < width else [scale * height, spec.shortest_edge]
+    if spec.longest_edge is not None and max(sides) > spec.longest_edge:
+        scale = spec.longest_edge / max(sides)
+        sides = [scale * side for side in sides]
+    # (which fails where a narrow image's shorter side comes to 0: here it is one multiple)
+    rows, columns = (max(int(side + 0.5) // spec.multiple_of, 1) * spec.multiple_of for side in sides)
+    return rows, columns
 
 
 def resized(image: Pixels, size: tuple[int, int], resample: int) -> Pixels:

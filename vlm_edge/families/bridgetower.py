@@ -1,0 +1,165 @@
+"""BridgeTower: Xu et al. 2022, arXiv:2206.08657, as transformers' BridgeTowerForImageAndTextRetrieval.
+
+A ViT and a RoBERTa, whose upper layers each feed a layer of two streams that attend to each other. What depends on the
+image alone is computed in vision_encoder, for every bridge; the texts and the fusion are one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval
+from transformers.models.bridgetower.image_processing_pil_bridgetower import BridgeTowerImageProcessorPil
+
+from vlm_edge.families.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.attention_sites import named_sites
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family
+from vlm_edge.families.config import read_config
+from vlm_edge.families.processors import image_processing_of, load_image_processor, read_text_processing
+from vlm_edge.families.text_decoders import bert_attend, bert_key_value
+from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
+
+BATCH, TOKENS = 2, 7
+"""Sizes of the example inputs."""
+LABELS = ("no match", "match")
+
+
+class VisionEncoder(nn.Module):
+    """pixel_values (images, 3, height, width) -> image_features (images, bridges, tokens, hidden): what each fusion
+    layer takes of the image."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+        self.first = len(base.vision_model.visual.transformer.resblocks) - len(base.cross_modal_image_layers)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        visual = self.base.vision_model.visual
+        kind = self.base.token_type_embeddings.weight[1]
+        hidden = visual.forward_pre(pixel_values)
+        bridges = []
+        for index, block in enumerate(visual.transformer.resblocks):
+            hidden = block(hidden)
+            if index >= self.first:
+                states = self.base._apply_image_transform(visual.forward_post(hidden), index - self.first)
+                bridges.append(states + kind)
+        return (torch.stack(bridges, dim=1),)
+
+
+class Fusion(nn.Module):
+    """input_ids, attention_mask (batch, question_tokens), image_features (batch, bridges, tokens, hidden) -> logits
+    (batch, 2): no match, match."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.base = model.bridgetower
+        self.head = model.itm_score
+        self.first = len(self.base.text_model.encoder.layer) - len(self.base.cross_modal_text_layers)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> tuple[Tensor]:
+        base = self.base
+        mask = additive_mask(visible_tokens(attention_mask))
+        kind = base.token_type_embeddings.weight[0]
+        hidden = base.text_model.embeddings(input_ids=input_ids)
+        text = image = hidden
+        for index, layer in enumerate(base.text_model.encoder.layer):
+            hidden = _encoded(layer, hidden, mask)
+            bridge = index - self.first
+            if bridge < 0:
+                continue
+            new_text = base._apply_text_transform(hidden, bridge) + kind
+            new_image = image_features[:, bridge]
+            if bridge == 0:
+                text, image = base.cross_modal_text_layernorm(new_text), base.cross_modal_image_layernorm(new_image)
+            else:
+                text = base.cross_modal_text_link_tower[bridge - 1](new_text, text, None)
+                image = base.cross_modal_image_link_tower[bridge - 1](new_image, image, None)
+            text, image = (
+                _fused(base.cross_modal_text_layers[bridge], text, image, mask, None),
+                _fused(base.cross_modal_image_layers[bridge], image, text, None, mask),
+            )
+        return (self.head(base.get_cls_features(text, image)),)
+
+
+def _encoded(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
+    """One layer of RoBERTa."""
+    hidden = bert_attend(layer.attention, hidden, *bert_key_value(layer.attention, hidden), mask)
+    result: Tensor = layer.feed_forward_chunk(hidden)
+    return result
+
+
+def _fused(layer: Any, hidden: Tensor, other: Tensor, mask: Tensor | None, other_mask: Tensor | None) -> Tensor:
+    """One layer of a stream: attention to itself, then to the other stream."""
+    hidden = bert_attend(layer.attention, hidden, *bert_key_value(layer.attention, hidden), mask)
+    hidden = bert_attend(layer.crossattention, hidden, *bert_key_value(layer.crossattention, other), other_mask)
+    result: Tensor = layer.feed_forward_chunk(hidden)
+    return result
+
+
+class BridgeTower(Family):
+    """BridgeTowerForImageAndTextRetrieval. The vision tower's attention is fused (nn.MultiheadAttention)."""
+
+    name = "bridgetower"
+    architectures: tuple[str, ...] = ("BridgeTowerForImageAndTextRetrieval",)
+    pipeline: PipelineKind = "matching"
+    task_kinds: tuple[str, ...] = ("retrieval",)
+    vision_tower_path = "bridgetower.vision_model"
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        settings = BridgeTowerConfig.from_dict(dict(config), attn_implementation="eager")
+        model: nn.Module = BridgeTowerForImageAndTextRetrieval(settings)
+        return model
+
+    def image_processing(self, checkpoint: Path) -> ImageProcessing:
+        """Resized as the processor does, which bounds the longer side at 1333 / 800 of the shorter."""
+        processor = load_image_processor(checkpoint, BridgeTowerImageProcessorPil)
+        longest = int(1333 / 800 * processor.size.get("shortest_edge", 0)) or None
+        return image_processing_of(processor, checkpoint, longest_edge=longest)
+
+    def text_processing(self, checkpoint: Path) -> TextProcessing:
+        """RoBERTa counts positions from the padding id + 1 on."""
+        text = BridgeTowerConfig.from_dict(read_config(checkpoint)).text_config
+        return read_text_processing(checkpoint, text.max_position_embeddings - text.pad_token_id - 1)
+
+    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
+        return LABELS
+
+    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+        whole: Any = model
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=generator)
+        text = whole.config.text_config
+        input_ids = torch.randint(text.pad_token_id + 1, text.vocab_size, (BATCH, TOKENS), generator=generator)
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[-1, -2:] = 0
+        vision = VisionEncoder(whole.bridgetower).eval()
+        with torch.no_grad():
+            (features,) = vision(pixels)
+        tokens = {0: "batch", 1: "question_tokens"}
+        return {
+            "vision_encoder": ComponentExport(
+                module=vision,
+                example={"pixel_values": pixels},
+                dynamic={"pixel_values": {0: "images"}},
+                output_shapes={"image_features": ("images", *features.shape[1:])},
+            ),
+            "fusion": ComponentExport(
+                module=Fusion(whole).eval(),
+                example={"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features},
+                dynamic={"input_ids": tokens, "attention_mask": tokens, "image_features": {0: "batch"}},
+                output_shapes={"logits": ("batch", len(LABELS))},
+            ),
+        }
+
+    def reference(
+        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
+    ) -> Any:
+        return model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits
+
+    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+        """RoBERTa's self-attention, and both streams' self- and cross-attention."""
+        return named_sites(model, lambda _: "fusion")
