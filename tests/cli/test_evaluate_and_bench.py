@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tiny_graphs import write_vqa
 
 from vlm_edge.core.stage import TaskSpec
 from vlm_edge.evaluation.accuracy import evaluate
+from vlm_edge.evaluation.latency import LatencySettings
 from vlm_edge.evaluation.outcomes import Outcomes
 
 
@@ -65,30 +67,67 @@ def test_outcomes_are_kept_sample_by_sample(task: TaskSpec, engine: Path, empty:
     assert accuracy[-2:] == ["5", "%"]
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Measurements that end after two short rounds."""
+    brief = {"look_rounds": 2, "round_seconds": 0.01, "warmup_seconds": 0.1, "batch_seconds": 0.0, "cold_starts": 6}
+    for name, value in brief.items():
+        monkeypatch.setattr(LatencySettings.model_fields[name], "default", value)
+    LatencySettings.model_rebuild(force=True)
+    yield
+    monkeypatch.undo()
+    LatencySettings.model_rebuild(force=True)
+
+
+COMPONENTS = {
+    f"latency_p50_ms[{name}]" for name in ("vision_encoder", "text_encoder", "decoder", "preprocessing", "other")
+}
+
+
+@pytest.mark.usefixtures("short")
 def test_bench_measures_one_engine(task: TaskSpec, engine: Path, empty: Any) -> None:
     result = empty.invoke("bench", str(engine), "--data", str(task.data), "--seconds", "0.2", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     measured = {row["metric"]: row for row in found["measurements"]}
-    assert {"latency_p50_ms", "latency_p90_ms", "peak_rss_mb"} <= set(measured)
-    assert not any(metric.endswith("_speedup") for metric in measured)
+    assert set(measured) == {"latency_p50_ms", "latency_p90_ms", "peak_rss_mb", *COMPONENTS}
     assert (
         measured["latency_p50_ms"]["low"] <= measured["latency_p50_ms"]["value"] <= measured["latency_p90_ms"]["high"]
     )
-    assert found["host"]["cores"] >= 1
+    assert found["conditions"]["host"]["cores"] >= 1
+    assert found["conditions"]["rounds"] >= 2
 
 
+@pytest.mark.usefixtures("short")
 def test_bench_against_a_baseline_gives_the_speed_up(task: TaskSpec, engine: Path, empty: Any, tmp_path: Path) -> None:
     other = tmp_path / "other"
     write_vqa(other, seed=4)
     arguments = ["--baseline", str(other), "--data", str(task.data), "--seconds", "0.2", "--percentile", "50"]
     result = empty.invoke("bench", str(engine), *arguments)
     assert result.exit_code == 0
-    assert {line.split()[0] for line in result.stdout.splitlines()[2:]} == {
-        "latency_p50_ms",
-        "latency_p50_speedup",
-        "peak_rss_mb",
-    }
+    metrics = {line.split()[0] for line in result.stdout.splitlines()[2:]}
+    assert metrics == {"latency_p50_ms", "latency_p50_speedup", "peak_rss_mb", *COMPONENTS}
+
+
+@pytest.mark.usefixtures("short")
+def test_bench_measures_what_is_asked_for(task: TaskSpec, engine: Path, empty: Any) -> None:
+    asked = ["--control", "--batch", "2", "--cold-start", "--price-per-hour", "0.5", "--seconds", "0.2", "--json"]
+    result = empty.invoke("bench", str(engine), "--data", str(task.data), *asked)
+    assert result.exit_code == 0
+    metrics = {row["metric"] for row in json.loads(result.stdout)["measurements"]}
+    assert {
+        "latency_p50_control",
+        "latency_p90_control",
+        "cold_start_ms",
+        "throughput_per_s",
+        "cost_per_1000",
+    } <= metrics
+
+
+def test_bench_is_against_itself_or_another(task: TaskSpec, engine: Path, empty: Any) -> None:
+    result = empty.invoke("bench", str(engine), "--data", str(task.data), "--control", "--baseline", str(engine))
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["evaluate", "bench"])

@@ -224,7 +224,7 @@ def test_it_ends_when_every_speed_up_is_certain_or_the_time_is_up(fake, bench, m
         widths.append(found["latency_p50_speedup"].high / found["latency_p50_speedup"].value - 1)
     assert rounds[0] == QUICK.look_rounds < rounds[1] <= rounds[2]
     assert rounds[1] % QUICK.look_rounds == 0
-    assert reasons[:2] == ["every interval was within 2% of its value"] * 2
+    assert reasons[:2] == ["every interval was narrow enough"] * 2
     assert reasons[2] == "40 s had passed"
     assert max(widths[:2]) <= 0.02
 

@@ -113,7 +113,7 @@ def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float) -> str:
     if len(rounds) < settings.look_rounds or rounds.queries < needed:
         return ""
     if len(rounds) % settings.look_rounds == 0 and _is_precise(rounds, bench):
-        return f"every interval was within {100 * settings.precision:g}% of its value"
+        return "every interval was narrow enough"
     return f"{settings.seconds:g} s had passed" if elapsed >= settings.seconds else ""
 
 
@@ -125,7 +125,8 @@ def _is_precise(rounds: Rounds, bench: Bench) -> bool:
             found = speedup(before[0], candidate, quantile).estimate
         else:
             found = round_percentile(candidate.times, quantile)
-        if found is None or max(found.high / found.value, found.value / found.low) > 1 + bench.settings.precision:
+        wanted = bench.settings.precision if quantile == 0.5 else bench.settings.tail_precision
+        if found is None or max(found.high / found.value, found.value / found.low) > 1 + wanted:
             return False
     return True
 

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 class LatencySettings(BaseModel):
     """A measurement is a row of rounds, each with processes of its own.
 
-    After every ``look_rounds`` rounds it ends if the interval of each speed-up is within ``precision`` of its value to
-    either side; else when ``seconds`` have passed, or ``max_seconds`` even before there are enough queries for what
-    was asked. Percentiles that then have too few are not reported.
+    After every ``look_rounds`` rounds it ends if the interval of the median's speed-up is within ``precision`` of its
+    value to either side, and those of rarer percentiles within ``tail_precision``; else when ``seconds`` have passed,
+    or ``max_seconds`` even before there are enough queries for what was asked. Percentiles that then have too few are
+    not reported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -19,7 +20,8 @@ class LatencySettings(BaseModel):
     seed: int = 0
     look_rounds: int = Field(default=6, ge=2, description="rounds between two looks at the width of the interval")
     round_seconds: float = Field(default=0.7, gt=0, description="time of all engines' queries in a round")
-    precision: float = Field(default=0.02, gt=0)
+    precision: float = Field(default=0.015, gt=0)
+    tail_precision: float = Field(default=0.05, gt=0)
     seconds: float = Field(default=30.0, ge=0, description="time after which it ends with what there is")
     max_seconds: float = Field(default=300.0, gt=0)
     warmup_seconds: float = Field(default=5.0, ge=0, description="most that warming up one process may take")
