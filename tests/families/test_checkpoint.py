@@ -225,6 +225,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         ("{}", "architectures: must list the model's class, got None"),
         ('{"architectures": []}', "architectures"),
         ('{"architectures": ["BlipForQuestionAnswerin"]}', "did you mean 'BlipForQuestionAnswering'"),
+        ('{"architectures": ["LxmertForQuestionAnswering"]}', "reads regions that an object detector found"),
         ('{"architectures": ["LlamaForCausalLM"]}', "(text-generation, by transformers)"),
         ('{"architectures": ["BlipForQuestionAnswering"], "text_config": {"hidden_size": "wide"}}', "hidden_size"),
         ('{"architectures": ["BlipForQuestionAnswering"], "vision_config": {"num_attention_heads": 5}}', "num_heads"),

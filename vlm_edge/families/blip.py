@@ -20,12 +20,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.blip_components import (
-    decoder_export,
-    text_encoder_export,
-    vision_encoder_export,
-)
+from vlm_edge.families.blip_components import Decoder, text_encoder_export, vision_encoder_export
 from vlm_edge.families.blip_training import answer_logits
+from vlm_edge.families.cached_decoder import decoder_export
 from vlm_edge.families.config import read_config
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
@@ -71,10 +68,12 @@ class BlipVqa(Family):
         vision = vision_encoder_export(model, image)
         with torch.no_grad():
             features = vision.module(*vision.example.values())[0]
+        blip: Any = model
+        vocabulary = blip.text_decoder.cls.predictions.decoder.out_features
         return {
             "vision_encoder": vision,
             "text_encoder": text_encoder_export(model, image_tokens=features.shape[1], image_hidden=features.shape[2]),
-            "decoder": decoder_export(model),
+            "decoder": decoder_export(Decoder(model).eval(), vocabulary, "question_tokens"),
         }
 
     def reference(

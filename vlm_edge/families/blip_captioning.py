@@ -18,7 +18,8 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families.base import ComponentExport, TrainingBatch
 from vlm_edge.families.blip import IGNORE_INDEX, BlipVqa
-from vlm_edge.families.blip_components import BATCH, NEW, PAST, Decoder, cache_names, cache_shapes, key_value
+from vlm_edge.families.blip_components import decoder_parts
+from vlm_edge.families.cached_decoder import BATCH, CachedDecoder, cross_key_values, cross_shapes, decoder_export
 from vlm_edge.families.processors import encode_texts
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind
 
@@ -30,26 +31,21 @@ class CaptionVisionEncoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.tower = model.vision_model
-        self.cross_attentions = nn.ModuleList([layer.crossattention for layer in _layers(model)])
+        self.layers = nn.ModuleList(decoder_parts(model)[1])
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         return self.key_values(self.tower(pixel_values=pixel_values).last_hidden_state)
 
     def key_values(self, image_features: Tensor) -> tuple[Tensor, ...]:
         """From the image's tokens (images, tokens, hidden) on."""
-        return tuple(tensor for cross in self.cross_attentions for tensor in key_value(cross, image_features))
+        return cross_key_values(self.layers, image_features)  # type: ignore[arg-type]
 
 
-class CaptionDecoder(nn.Module):
-    """input_ids (batch, new), cross_key_values.{layer}.key|value, past_key_values.{layer}.key|value -> logits
-    (batch, new, vocab), present.{layer}.key|value. No image token is padding, so nothing is masked."""
+class CaptionDecoder(CachedDecoder):
+    """BLIP's caption decoder. No image token is padding, so nothing is masked."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder = Decoder(model)
-
-    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        return self.decoder.decode(input_ids, None, caches)
+        super().__init__(*decoder_parts(model))
 
 
 class BlipCaptioning(BlipVqa):
@@ -65,9 +61,21 @@ class BlipCaptioning(BlipVqa):
         return model
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vision = _vision_encoder_export(model, image)
-        cross_shapes = list(vision.output_shapes.values())
-        return {"vision_encoder": vision, "decoder": _decoder_export(model, image_tokens=int(cross_shapes[0][2]))}
+        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
+        vision, decoder = CaptionVisionEncoder(model).eval(), CaptionDecoder(model).eval()
+        with torch.no_grad():
+            tokens = vision(pixels)[0].shape[2]
+        layers = decoder_parts(model)[1]
+        blip: Any = model
+        return {
+            "vision_encoder": ComponentExport(
+                module=vision,
+                example={"pixel_values": pixels},
+                dynamic={"pixel_values": {0: "images"}},
+                output_shapes=cross_shapes(layers, "images", tokens),
+            ),
+            "decoder": decoder_export(decoder, blip.text_decoder.cls.predictions.decoder.out_features, tokens),
+        }
 
     def reference(
         self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
@@ -110,55 +118,12 @@ class BlipCaptioning(BlipVqa):
         decoder = CaptionDecoder(model)
         crosses = [tensor[batch.image_index] for tensor in CaptionVisionEncoder(model).key_values(image_features)]
         ids = batch.decoder_input_ids
-        empty = [crosses[0].new_zeros((len(ids), heads, 0, size)) for heads, size in _past_shapes(model)]
+        empty = [crosses[0].new_zeros((len(ids), heads, 0, size)) for heads, size in _past_shapes(decoder)]
         logits: Tensor = decoder(ids, *crosses, *empty)[0]
         return logits
 
 
-def _layers(model: Any) -> Any:
-    return model.text_decoder.bert.encoder.layer
-
-
-def _past_shapes(model: Any) -> list[tuple[int, int]]:
-    return cache_shapes([layer.attention for layer in _layers(model)])
-
-
-def _vision_encoder_export(model: Any, image: ImageProcessing) -> ComponentExport:
-    pixels = torch.randn((BATCH, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
-    module = CaptionVisionEncoder(model).eval()
-    with torch.no_grad():
-        crosses = module(pixels)
-    names = cache_names("cross_key_values", len(crosses) // 2)
-    return ComponentExport(
-        module=module,
-        example={"pixel_values": pixels},
-        dynamic={"pixel_values": {0: "images"}},
-        output_shapes={name: ("images", *tensor.shape[1:]) for name, tensor in zip(names, crosses, strict=True)},
-    )
-
-
-def _decoder_export(model: Any, image_tokens: int) -> ComponentExport:
-    generator = torch.Generator().manual_seed(2)
-    layers = _layers(model)
-    cross_shapes = cache_shapes([layer.crossattention for layer in layers])
-    cross_names, past_names, present_names = (
-        cache_names(prefix, len(layers)) for prefix in ("cross_key_values", "past_key_values", "present")
-    )
-    head = model.text_decoder.cls.predictions.decoder
-    example = {"input_ids": torch.randint(0, head.out_features, (BATCH, NEW), generator=generator)}
-    dynamic: dict[str, dict[int, str]] = {"input_ids": {0: "batch", 1: "new"}}
-    for name, (heads, size) in zip(cross_names, cross_shapes, strict=True):
-        example[name] = torch.randn((BATCH, heads, image_tokens, size), generator=generator)
-        dynamic[name] = {0: "batch"}
-    for name, (heads, size) in zip(past_names, _past_shapes(model), strict=True):
-        example[name] = torch.randn((BATCH, heads, PAST, size), generator=generator)
-        dynamic[name] = {0: "batch", 2: "past"}
-    presents = zip(present_names, _past_shapes(model), strict=True)
-    return ComponentExport(
-        module=CaptionDecoder(model).eval(),
-        example=example,
-        dynamic=dynamic,
-        output_shapes={"logits": ("batch", "new", head.out_features)}
-        | {name: ("batch", heads, "past + new", size) for name, (heads, size) in presents},
-        may_be_empty=frozenset({"past"}),
-    )
+def _past_shapes(decoder: CaptionDecoder) -> list[tuple[int, int]]:
+    """(heads, head_dim) of every past's keys and values."""
+    layers: list[Any] = list(decoder.layers)
+    return [layer.sizes()[0] for layer in layers for _ in ("key", "value")]

@@ -7,47 +7,19 @@ Linears, whose shapes pruning may have changed; masks are added as transformers 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import ComponentExport
+from vlm_edge.families.cached_decoder import BATCH, CachedLayer, MaskedDecoder, cross_key_values, cross_shapes
+from vlm_edge.families.text_decoders import BertLayer, bert_attention
 from vlm_edge.processing.manifest import ImageProcessing
 
-BATCH, QUESTION_TOKENS, NEW, PAST = 2, 7, 3, 5
-"""Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
-
-
-def _heads(states: Tensor, head_dim: int) -> Tensor:
-    """(batch, tokens, heads x head_dim) -> (batch, heads, tokens, head_dim)."""
-    batch, tokens, _ = states.shape
-    return states.view(batch, tokens, -1, head_dim).transpose(1, 2)
-
-
-def attend(attention: Any, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """One BlipTextAttention with given keys and values: softmax(q k^T / sqrt(head_dim) + mask) v, then its output."""
-    module = attention.self
-    query = _heads(module.query(hidden), module.attention_head_size)
-    scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(module.attention_head_size)
-    if mask is not None:
-        scores = scores + mask
-    context = torch.matmul(torch.softmax(scores, dim=-1), value).transpose(1, 2)
-    batch, tokens, heads, head_dim = context.shape
-    result: Tensor = attention.output(context.reshape(batch, tokens, heads * head_dim), hidden)
-    return result
-
-
-def key_value(attention: Any, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values (batch, heads, tokens, head_dim) of one BlipTextAttention for ``states``."""
-    module = attention.self
-    return (
-        _heads(module.key(states), module.attention_head_size),
-        _heads(module.value(states), module.attention_head_size),
-    )
+QUESTION_TOKENS = 7
+"""Of the example inputs."""
 
 
 class VisionEncoder(nn.Module):
@@ -69,60 +41,41 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embeddings = model.text_encoder.embeddings
         self.layers = model.text_encoder.encoder.layer
-        self.cross_attentions = nn.ModuleList([layer.crossattention for layer in model.text_decoder.bert.encoder.layer])
+        self.decoder_layers = nn.ModuleList(decoder_parts(model)[1])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
         mask = additive_mask(visible_tokens(attention_mask))
         hidden = self.embeddings(input_ids=input_ids)
         for layer in self.layers:
-            hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), mask)
-            hidden = attend(layer.crossattention, hidden, *key_value(layer.crossattention, image_features), None)
+            hidden = bert_attention(layer.attention, hidden, hidden, mask)
+            hidden = bert_attention(layer.crossattention, hidden, image_features, None)
             hidden = layer.feed_forward_chunk(hidden)
-        return tuple(tensor for cross in self.cross_attentions for tensor in key_value(cross, hidden))
+        return cross_key_values(self.decoder_layers, hidden)  # type: ignore[arg-type]
 
 
-class Decoder(nn.Module):
-    """input_ids (batch, new), attention_mask (batch, question_tokens), then cross_key_values.{layer}.key|value and
-    past_key_values.{layer}.key|value -> logits (batch, new, vocab), present.{layer}.key|value."""
+class Embeddings(nn.Module):
+    """(input_ids, past) -> hidden (batch, new, width)."""
+
+    def __init__(self, embeddings: Any) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, input_ids: Tensor, past: int) -> Tensor:
+        hidden: Tensor = self.embeddings(input_ids=input_ids, past_key_values_length=past)
+        return hidden
+
+
+def decoder_parts(model: Any) -> tuple[nn.Module, list[CachedLayer], nn.Module]:
+    """Embeddings, layers and head of a BLIP's text decoder, as :class:`CachedDecoder` takes them."""
+    text = model.text_decoder
+    return Embeddings(text.bert.embeddings), [BertLayer(layer) for layer in text.bert.encoder.layer], text.cls
+
+
+class Decoder(MaskedDecoder):
+    """BLIP's answer decoder, which reads the encoded question."""
 
     def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.embeddings = model.text_decoder.bert.embeddings
-        self.layers = model.text_decoder.bert.encoder.layer
-        self.head = model.text_decoder.cls
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        return self.decode(input_ids, additive_mask(visible_tokens(attention_mask)), caches)
-
-    def decode(self, input_ids: Tensor, cross_mask: Tensor | None, caches: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """As ``forward``, with what is added to the scores of cross-attention; nothing, where it sees everything."""
-        count = 2 * len(self.layers)
-        crosses, pasts = caches[:count], caches[count:]
-        new, past = input_ids.shape[1], pasts[0].shape[2]
-        self_mask = additive_mask(visible_past(new, past, input_ids.device))
-        hidden = self.embeddings(input_ids=input_ids, past_key_values_length=past)
-        presents: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            key, value = key_value(layer.attention, hidden)
-            key = torch.cat([pasts[2 * index], key], dim=2)
-            value = torch.cat([pasts[2 * index + 1], value], dim=2)
-            presents += [key, value]
-            hidden = attend(layer.attention, hidden, key, value, self_mask)
-            key, value = crosses[2 * index], crosses[2 * index + 1]
-            hidden = attend(layer.crossattention, hidden, key, value, cross_mask)
-            hidden = layer.feed_forward_chunk(hidden)
-        return (self.head(hidden), *presents)
-
-
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """``PREFIX.{layer}.key`` and ``.value``, layer by layer."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-
-
-def cache_shapes(attentions: list[Any]) -> list[tuple[int, int]]:
-    """(heads, head_dim) of every layer's key and value."""
-    sizes = [(module.self.num_attention_heads, module.self.attention_head_size) for module in attentions]
-    return [size for size in sizes for _ in ("key", "value")]
+        super().__init__(*decoder_parts(model))
 
 
 def question(model: Any, generator: torch.Generator, tokens: int) -> tuple[Tensor, Tensor]:
@@ -149,8 +102,7 @@ def vision_encoder_export(model: Any, image: ImageProcessing) -> ComponentExport
 def text_encoder_export(model: Any, image_tokens: int, image_hidden: int) -> ComponentExport:
     generator = torch.Generator().manual_seed(1)
     input_ids, attention_mask = question(model, generator, QUESTION_TOKENS)
-    layers = model.text_decoder.bert.encoder.layer
-    shapes = cache_shapes([layer.crossattention for layer in layers])
+    tokens = {0: "batch", 1: "question_tokens"}
     return ComponentExport(
         module=TextEncoder(model).eval(),
         example={
@@ -158,44 +110,6 @@ def text_encoder_export(model: Any, image_tokens: int, image_hidden: int) -> Com
             "attention_mask": attention_mask,
             "image_features": torch.randn((BATCH, image_tokens, image_hidden), generator=generator),
         },
-        dynamic={
-            "input_ids": {0: "batch", 1: "question_tokens"},
-            "attention_mask": {0: "batch", 1: "question_tokens"},
-            "image_features": {0: "batch"},
-        },
-        output_shapes={
-            name: ("batch", heads, "question_tokens", head_dim)
-            for name, (heads, head_dim) in zip(cache_names("cross_key_values", len(layers)), shapes, strict=True)
-        },
-    )
-
-
-def decoder_export(model: Any) -> ComponentExport:
-    generator = torch.Generator().manual_seed(2)
-    layers = model.text_decoder.bert.encoder.layer
-    cross_shapes = cache_shapes([layer.crossattention for layer in layers])
-    self_shapes = cache_shapes([layer.attention for layer in layers])
-    cross_names, past_names = (cache_names(name, len(layers)) for name in ("cross_key_values", "past_key_values"))
-    present_names = cache_names("present", len(layers))
-    input_ids, _ = question(model, generator, NEW)
-    _, attention_mask = question(model, generator, QUESTION_TOKENS)
-    example = {"input_ids": input_ids, "attention_mask": attention_mask}
-    dynamic = {"input_ids": {0: "batch", 1: "new"}, "attention_mask": {0: "batch", 1: "question_tokens"}}
-    for name, (heads, head_dim) in zip(cross_names, cross_shapes, strict=True):
-        example[name] = torch.randn((BATCH, heads, QUESTION_TOKENS, head_dim), generator=generator)
-        dynamic[name] = {0: "batch", 2: "question_tokens"}
-    for name, (heads, head_dim) in zip(past_names, self_shapes, strict=True):
-        example[name] = torch.randn((BATCH, heads, PAST, head_dim), generator=generator)
-        dynamic[name] = {0: "batch", 2: "past"}
-    vocabulary = model.text_decoder.cls.predictions.decoder.out_features
-    return ComponentExport(
-        module=Decoder(model).eval(),
-        example=example,
-        dynamic=dynamic,
-        output_shapes={"logits": ("batch", "new", vocabulary)}
-        | {
-            name: ("batch", heads, "past + new", head_dim)
-            for name, (heads, head_dim) in zip(present_names, self_shapes, strict=True)
-        },
-        may_be_empty=frozenset({"past"}),
+        dynamic={"input_ids": tokens, "attention_mask": tokens, "image_features": {0: "batch"}},
+        output_shapes=cross_shapes(decoder_parts(model)[1], "batch", "question_tokens"),
     )

@@ -20,9 +20,11 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.blip_components import BATCH, QUESTION_TOKENS, attend, key_value, question
+from vlm_edge.families.blip_components import QUESTION_TOKENS, question
+from vlm_edge.families.cached_decoder import BATCH
 from vlm_edge.families.config import read_config
 from vlm_edge.families.processors import read_image_processing, read_text_processing
+from vlm_edge.families.text_decoders import bert_attention
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 LABELS = ("no match", "match")
@@ -55,7 +57,7 @@ class TextEncoder(nn.Module):
         mask = additive_mask(visible_tokens(attention_mask))
         hidden = self.embeddings(input_ids=input_ids)
         for layer in self.layers:
-            hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), mask)
+            hidden = bert_attention(layer.attention, hidden, hidden, mask)
             hidden = layer.feed_forward_chunk(hidden)
         return (normalize(self.projection(hidden[:, 0]), dim=-1),)
 
@@ -74,8 +76,8 @@ class Fusion(nn.Module):
         mask = additive_mask(visible_tokens(attention_mask))
         hidden = self.embeddings(input_ids=input_ids)
         for layer in self.layers:
-            hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), mask)
-            hidden = attend(layer.crossattention, hidden, *key_value(layer.crossattention, image_features), None)
+            hidden = bert_attention(layer.attention, hidden, hidden, mask)
+            hidden = bert_attention(layer.crossattention, hidden, image_features, None)
             hidden = layer.feed_forward_chunk(hidden)
         return (self.head(hidden[:, 0]),)
 

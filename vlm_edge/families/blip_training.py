@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import TrainingBatch
-from vlm_edge.families.blip_components import attend, key_value
+from vlm_edge.families.text_decoders import bert_attention
 
 
 def answer_logits(model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
@@ -27,8 +27,8 @@ def answer_logits(model: Any, image_features: Tensor, batch: TrainingBatch) -> T
     causal_mask = additive_mask(torch.ones(length, length, device=question.device).tril())
     hidden: Tensor = model.text_decoder.bert.embeddings(input_ids=batch.decoder_input_ids)
     for layer in model.text_decoder.bert.encoder.layer:
-        hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), causal_mask)
-        hidden = attend(layer.crossattention, hidden, *key_value(layer.crossattention, question), question_mask)
+        hidden = bert_attention(layer.attention, hidden, hidden, causal_mask)
+        hidden = bert_attention(layer.crossattention, hidden, question, question_mask)
         hidden = layer.feed_forward_chunk(hidden)
     logits: Tensor = model.text_decoder.cls(hidden)
     return logits
@@ -46,9 +46,9 @@ def encode_questions(model: Any, image_features: Tensor, batch: TrainingBatch) -
     mask = additive_mask(visible_tokens(attention_mask))
     hidden: Tensor = model.text_encoder.embeddings(input_ids=input_ids)
     for layer in model.text_encoder.encoder.layer:
-        hidden = attend(layer.attention, hidden, *key_value(layer.attention, hidden), mask)
+        hidden = bert_attention(layer.attention, hidden, hidden, mask)
         of_image = hidden.view(images, slots * tokens, -1)
-        of_image = attend(layer.crossattention, of_image, *key_value(layer.crossattention, image_features), None)
+        of_image = bert_attention(layer.crossattention, of_image, image_features, None)
         hidden = layer.feed_forward_chunk(of_image.view(images * slots, tokens, -1))
     return hidden[place]
 

@@ -20,7 +20,7 @@ from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.config import read_config
 from vlm_edge.families.processors import image_processing_of, load_image_processor, read_text_processing
-from vlm_edge.families.text_decoders import bert_attend, bert_key_value
+from vlm_edge.families.text_decoders import bert_attention
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 BATCH, TOKENS = 2, 7
@@ -87,15 +87,15 @@ class Fusion(nn.Module):
 
 def _encoded(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
     """One layer of RoBERTa."""
-    hidden = bert_attend(layer.attention, hidden, *bert_key_value(layer.attention, hidden), mask)
+    hidden = bert_attention(layer.attention, hidden, hidden, mask)
     result: Tensor = layer.feed_forward_chunk(hidden)
     return result
 
 
 def _fused(layer: Any, hidden: Tensor, other: Tensor, mask: Tensor | None, other_mask: Tensor | None) -> Tensor:
     """One layer of a stream: attention to itself, then to the other stream."""
-    hidden = bert_attend(layer.attention, hidden, *bert_key_value(layer.attention, hidden), mask)
-    hidden = bert_attend(layer.crossattention, hidden, *bert_key_value(layer.crossattention, other), other_mask)
+    hidden = bert_attention(layer.attention, hidden, hidden, mask)
+    hidden = bert_attention(layer.crossattention, hidden, other, other_mask)
     result: Tensor = layer.feed_forward_chunk(hidden)
     return result
 

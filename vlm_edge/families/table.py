@@ -62,6 +62,19 @@ FAMILIES: dict[str, Family] = _by_name(
 )
 
 
+_REGIONS = "regions that an object detector found in the image (Faster R-CNN features and boxes)"
+WITHOUT_IMAGES = {
+    "LxmertForPreTraining": _REGIONS,
+    "LxmertForQuestionAnswering": _REGIONS,
+    "LxmertModel": _REGIONS,
+    "VisualBertForMultipleChoice": _REGIONS,
+    "VisualBertForQuestionAnswering": _REGIONS,
+    "VisualBertForVisualReasoning": _REGIONS,
+    "VisualBertModel": _REGIONS,
+}
+"""Vision-language models without a path from an image, and what they read instead."""
+
+
 def family_for(architecture: str) -> Family:
     """The family that loads ``architecture``, a class name from config.json.
 
@@ -71,6 +84,11 @@ def family_for(architecture: str) -> Family:
     known = {name: family for family in FAMILIES.values() for name in family.architectures}
     if architecture in known:
         return known[architecture]
+    if architecture in WITHOUT_IMAGES:
+        raise VlmEdgeError(
+            f"{architecture} can't be exported: it reads {WITHOUT_IMAGES[architecture]}, not images",
+            "take a model that sees the image itself, such as BLIP or BridgeTower",
+        )
     raise VlmEdgeError(
         f"unknown architecture {architecture!r}; {near(architecture, known)}",
         "to add one, see docs/writing-a-family.md: one file in vlm_edge/families and one row in its table",

@@ -137,6 +137,11 @@ def bert_attend(module: Any, hidden: Tensor, key: Tensor, value: Tensor, mask: T
     return result
 
 
+def bert_attention(module: Any, hidden: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+    """Such an attention from ``hidden`` to ``memory`` (batch, tokens, width): itself, or what it crosses to."""
+    return bert_attend(module, hidden, *bert_key_value(module, memory), mask)
+
+
 class BartEmbeddings(nn.Module):
     """Of a TrOCRDecoder, BartDecoder or MBartDecoder: (input_ids, past) -> hidden (batch, new, width)."""
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlm_edge.errors import VlmEdgeError
 
 MANIFEST_NAME = "manifest.json"
-PipelineKind = Literal["vqa", "captioning", "generate", "dual_encoder", "embedding", "answer_head", "matching"]
+PipelineKind = Literal["vqa", "captioning", "generate", "dual_encoder", "embedding", "matching"]
 """What a pipeline does with its components; ``vlm_edge.runtime.pipeline`` has the class of each."""
 FORMAT: Literal[1] = 1
 

@@ -14,18 +14,12 @@ from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
-from vlm_edge.runtime.fusion import AnswerHeadPipeline, MatchingPipeline
 from vlm_edge.runtime.generate import GeneratePipeline
+from vlm_edge.runtime.matching import MatchingPipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
 Pipeline = (
-    VqaPipeline
-    | CaptioningPipeline
-    | GeneratePipeline
-    | DualEncoderPipeline
-    | EmbeddingPipeline
-    | AnswerHeadPipeline
-    | MatchingPipeline
+    VqaPipeline | CaptioningPipeline | GeneratePipeline | DualEncoderPipeline | EmbeddingPipeline | MatchingPipeline
 )
 
 PIPELINES: dict[PipelineKind, type[Pipeline]] = {
@@ -34,7 +28,6 @@ PIPELINES: dict[PipelineKind, type[Pipeline]] = {
     "generate": GeneratePipeline,
     "dual_encoder": DualEncoderPipeline,
     "embedding": EmbeddingPipeline,
-    "answer_head": AnswerHeadPipeline,
     "matching": MatchingPipeline,
 }
 

@@ -1,4 +1,4 @@
-"""Image and text through one fusion graph that classifies the pair: answers from a list, or match and no match."""
+"""Image-text matching (BLIP, BridgeTower): vision_encoder -> fusion, which judges an image and a text together."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches, joined, require, require_text, softmax
 
 
-class FusionPipeline:
-    """vision_encoder -> fusion, whose ``logits`` (pairs, labels) are in the order of ``manifest.labels``."""
+class MatchingPipeline:
+    """Tells how well texts match images: each pair through the fusion, or (BLIP) cheaply by their embeddings."""
 
     def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
-        if manifest.labels is None:
-            raise VlmEdgeError(
-                f"manifest.json: labels: missing for a {manifest.pipeline} pipeline", "export the model again"
-            )
         self.manifest = manifest
-        self.labels = manifest.labels
         self._vision = require(engines, manifest, "vision_encoder")
         self._fusion = require(engines, manifest, "fusion")
         self._text = require_text(text, manifest)
+        self._text_encoder = engines.get("text_encoder")
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> what the fusion reads of each: features (images, ..., hidden) float32."""
@@ -38,7 +34,8 @@ class FusionPipeline:
         return joined([part["image_features"] for part in parts], self._vision, "image_features")
 
     def probabilities(self, features: Array, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
-        """Texts, each about its own row of ``features`` -> (texts, labels) float32, each row summing to 1.
+        """Texts, each about its own row of ``features`` -> (texts, 2) float32 in the order of
+        ``manifest.labels`` (no match, match), each row summing to 1.
 
         Raises:
             VlmEdgeError: there is not one row for each text.
@@ -52,53 +49,6 @@ class FusionPipeline:
             feed = {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features[part]}
             parts.append(self._fusion.infer(feed)["logits"])
         return softmax(joined(parts, self._fusion, "logits"))
-
-    def rehearse(
-        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> None:
-        """Run every component on a batch: one text an image."""
-        self.probabilities(self.encode_images(images, batch_size=max(1, len(images))), texts)
-
-
-class AnswerHeadPipeline(FusionPipeline):
-    """Answers questions about images with one of a fixed list of answers."""
-
-    def answer(self, image: ImageSource, question: str) -> str:
-        """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
-
-        Raises:
-            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
-        """
-        return self.answer_batch(self.encode_images([image]), [question])[0]
-
-    def answer_batch(
-        self, features: Array, questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int | None = None
-    ) -> list[str]:
-        """Questions, each about its own row of ``features`` -> the most likely answer of each."""
-        return [self.decode(ids) for ids in self.answer_ids(features, questions, batch_size=batch_size)]
-
-    def answer_ids(
-        self, features: Array, questions: Sequence[str], *, batch_size: int = 64, max_new_tokens: int | None = None
-    ) -> list[list[int]]:
-        """As :meth:`answer_batch`: each answer's place in ``manifest.labels``, as a list of one."""
-        best = self.probabilities(features, questions, batch_size=batch_size).argmax(axis=1)
-        return [[index] for index in best.tolist()]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The answer of a place."""
-        return self.labels[ids[0]]
-
-    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
-        """One query of a task, end to end: :meth:`answer`."""
-        return self.answer(image, text)
-
-
-class MatchingPipeline(FusionPipeline):
-    """Tells how well texts match images: each pair through the fusion, or (BLIP) cheaply by their embeddings."""
-
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
-        super().__init__(manifest, engines, text)
-        self._text_encoder = engines.get("text_encoder")
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str]) -> NDArray[np.float32]:
         """Each image with its own text -> the probability that they belong together (pairs,) float32."""
@@ -140,7 +90,7 @@ class MatchingPipeline(FusionPipeline):
         self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
     ) -> None:
         """Run every component on a batch: one text an image."""
-        super().rehearse(images, texts)
+        self.probabilities(self.encode_images(images, batch_size=max(1, len(images))), texts)
         if self._text_encoder is not None:
             self.embed_texts(texts)
 
