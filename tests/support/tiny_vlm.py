@@ -165,7 +165,9 @@ class WithoutCache:
         else:
             for name in ("input_ids", "position_ids"):
                 self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=-1)
-            self._feed |= {name: array for name, array in feed.items() if name.endswith("mask")}
+            for name in {"cross_attention_mask", "cross_row_mask"} & self._feed.keys():
+                self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=1)
+            self._feed |= {name: feed[name] for name in ("attention_mask", "prefix_mask") if name in feed}
         return self._decoder.infer(self._feed)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
@@ -52,6 +52,8 @@ def read_prompt(
     image_tokens: int,
     fallback: Sequence[str] | None = None,
     fallback_special_tokens: bool = True,
+    fallback_strip: bool = False,
+    image_reach: Literal["group", "last"] | None = None,
 ) -> Prompt:
     """How the model is asked about images: its chat template, or ``fallback`` (the layouts it was trained on).
 
@@ -66,7 +68,7 @@ def read_prompt(
                 f"{checkpoint}: no chat template", "copy chat_template.jinja from the model's page into the folder"
             )
         layouts = tuple(layout.replace(FIRST, tokenizer.bos_token or "") for layout in fallback)
-        strip, starts = False, not fallback_special_tokens
+        strip, starts = fallback_strip, not fallback_special_tokens
     else:
         layouts = tuple(_layout(checkpoint, template, tokenizer, images) for images in range(MAX_IMAGES + 1))
         strip = _turn(template, tokenizer, 1, f"  {_WORD}  ") == _turn(template, tokenizer, 1, _WORD)
@@ -85,6 +87,7 @@ def read_prompt(
         image_tokens=image_tokens,
         strip_question=strip,
         special_tokens=not starts,
+        image_reach=image_reach,
     )
 
 

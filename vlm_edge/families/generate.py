@@ -9,7 +9,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,10 +43,14 @@ class LanguageFamily(Family):
     vision_tower_path = "model.vision_tower"
     language_model_path = "model.language_model"
     image_token = "<image>"
+    image_reach: Literal["group", "last"] | None = None
+    """Which images a token sees through cross-attention; see :class:`Prompt`."""
     fallback_prompt: tuple[str, ...] | None = None
     """Layouts for 0, 1, .. images where the checkpoint has no chat template."""
     fallback_special_tokens = True
     """Whether the tokenizer adds its own to those."""
+    fallback_strip = False
+    """Whether spaces around the question are left out of those."""
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """With attention spelled out; self-attention that shares no keys is told how many heads it has, for pruning."""
@@ -62,6 +66,14 @@ class LanguageFamily(Family):
 
     def image_token_id(self, config: Any) -> int:
         return int(config.image_token_id)
+
+    def token_id(self, checkpoint: Path) -> int:
+        """The image token's id."""
+        return self.image_token_id(self.config(checkpoint))
+
+    def fallback(self, checkpoint: Path) -> tuple[str, ...] | None:
+        """Layouts for 0, 1, .. images where the checkpoint has no chat template."""
+        return self.fallback_prompt
 
     @abstractmethod
     def image_tokens(self, config: Any) -> int:
@@ -85,21 +97,20 @@ class LanguageFamily(Family):
         return read_prompt(
             checkpoint,
             image_token=self.image_token,
-            image_token_id=self.image_token_id(config),
+            image_token_id=self.token_id(checkpoint),
             image_tokens=self.image_tokens(config),
-            fallback=self.fallback_prompt,
+            fallback=self.fallback(checkpoint),
             fallback_special_tokens=self.fallback_special_tokens,
+            fallback_strip=self.fallback_strip,
+            image_reach=self.image_reach,
         )
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
-        text = self.config(checkpoint).get_text_config()
-        spec = read_text_processing(checkpoint, text.max_position_embeddings)
-        token = self.image_token
-        if AutoTokenizer.from_pretrained(checkpoint, local_files_only=True).encode(token, add_special_tokens=False) != [
-            self.image_token_id(self.config(checkpoint))
-        ]:
+        spec = read_text_processing(checkpoint, self.config(checkpoint).get_text_config().max_position_embeddings)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        if tokenizer.encode(self.image_token, add_special_tokens=False) != [self.token_id(checkpoint)]:
             raise VlmEdgeError(
-                f"{checkpoint}: the tokenizer does not know {token!r} as the token that config.json says",
+                f"{checkpoint}: the tokenizer does not know {self.image_token!r} as the token that config.json says",
                 "copy tokenizer.json and config.json from one source",
             )
         return spec
@@ -150,7 +161,9 @@ class LanguageFamily(Family):
     def reference(
         self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
     ) -> Any:
-        """``generate`` for one prompt; no ``pixel_values`` (0 images) where none is asked about."""
+        """``generate`` for one prompt; no ``pixel_values`` (0 images) where none is asked about. ``image_token_id`` is
+        among the settings for families whose model has to be told where the images are."""
         vlm: Any = model
+        settings.pop("image_token_id", None)
         images = {"pixel_values": pixel_values} if len(pixel_values) else {}
         return vlm.generate(input_ids=input_ids, attention_mask=attention_mask, **images, **settings)

@@ -213,7 +213,7 @@ class Qwen2Vl(LanguageFamily):
         vlm: Any = model
         vlm.model.rope_deltas = None
         if len(pixel_values):
-            settings["mm_token_type_ids"] = (input_ids == self.image_token_id(vlm.config)).to(torch.int32)
+            settings["mm_token_type_ids"] = (input_ids == settings["image_token_id"]).to(torch.int32)
         return super().reference(model, pixel_values, input_ids, attention_mask, **settings)
 
 

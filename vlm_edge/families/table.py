@@ -13,9 +13,11 @@ from vlm_edge.families.bridgetower import BridgeTower
 from vlm_edge.families.clip import Clip
 from vlm_edge.families.dinov2 import Dinov2
 from vlm_edge.families.florence2 import Florence2
+from vlm_edge.families.idefics import Idefics
 from vlm_edge.families.idefics3 import Idefics3, SmolVlm
 from vlm_edge.families.llava import Llava
 from vlm_edge.families.llava_next import LlavaNext
+from vlm_edge.families.mllama import Mllama
 from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
 from vlm_edge.families.paligemma import PaliGemma
 from vlm_edge.families.qwen2_vl import Qwen2Vl, Qwen25Vl
@@ -58,6 +60,8 @@ FAMILIES: dict[str, Family] = _by_name(
         Qwen25Vl(),
         VisionTextDualEncoder(),
         BridgeTower(),
+        Idefics(),
+        Mllama(),
     )
 )
 

@@ -84,7 +84,15 @@ class PatchGrid(_Frozen):
     window: int | None = None
 
 
-Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid, Field(discriminator="kind")]
+class CanvasTiles(_Frozen):
+    """Mllama: the image in the corner of the best fitting canvas of at most ``max_tiles`` tiles; an image always has
+    that many, and says which of them show it."""
+
+    kind: Literal["canvas"] = "canvas"
+    max_tiles: int
+
+
+Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid | CanvasTiles, Field(discriminator="kind")]
 
 
 class ImageProcessing(_Frozen):
@@ -140,6 +148,9 @@ class Prompt(_Frozen):
     ``{question}`` is where the question goes (without the spaces around it if ``strip_question``), and each
     ``image_token`` stands for one image: for ``image_tokens`` tokens (of a tile, where there are tiles), whose
     embeddings are the image's. ``special_tokens``: whether the tokenizer adds its own, such as the first.
+
+    ``image_reach``: with gated cross-attention, which images a token sees: those of the last ``group`` before it that
+    no text parts, or the ``last`` one alone.
     """
 
     layouts: tuple[str, ...] = Field(min_length=1)
@@ -148,6 +159,7 @@ class Prompt(_Frozen):
     image_tokens: int
     strip_question: bool = False
     special_tokens: bool = True
+    image_reach: Literal["group", "last"] | None = None
 
 
 class Generation(_Frozen):

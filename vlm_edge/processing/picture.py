@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from vlm_edge.processing.images import Pixels, preprocess
 from vlm_edge.processing.manifest import ImageProcessing
 
+Inputs = dict[str, NDArray[np.float32] | NDArray[np.int64]]
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -18,7 +20,7 @@ class Picture:
     columns of tiles (or of groups of patches) that it was cut into. ``order``: where the picture's rows belong, when
     they are not in the order of the prompt."""
 
-    inputs: dict[str, NDArray[np.float32] | NDArray[np.int64]]
+    inputs: Inputs
     text: str
     size: tuple[int, int]
     grid: tuple[int, int] = (0, 0)
@@ -30,6 +32,6 @@ class Picture:
         return len(self.inputs["pixel_values"])
 
 
-def tile_pixels(tiles: list[Pixels], spec: ImageProcessing) -> dict[str, NDArray[np.float32] | NDArray[np.int64]]:
+def tile_pixels(tiles: list[Pixels], spec: ImageProcessing) -> Inputs:
     """Tiles that have their final size, (height, width, 3) uint8 each -> ``pixel_values``."""
     return {"pixel_values": preprocess(tiles, spec)}

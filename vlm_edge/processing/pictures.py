@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.processing.anyres import anyres_embeds, anyres_picture
+from vlm_edge.processing.canvas import canvas_picture
 from vlm_edge.processing.images import Pixels, preprocess
 from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing, Prompt
 from vlm_edge.processing.patches import patch_picture
@@ -20,6 +21,8 @@ def picture_of(image: Pixels, spec: ImageProcessing, prompt: Prompt) -> Picture:
         return Picture({"pixel_values": preprocess([image], spec)}, text, (image.shape[0], image.shape[1]))
     if spec.tiles.kind == "anyres":
         return anyres_picture(image, spec, spec.tiles, prompt)
+    if spec.tiles.kind == "canvas":
+        return canvas_picture(image, spec, spec.tiles, prompt)
     if spec.tiles.kind == "patches":
         return patch_picture(image, spec, spec.tiles, prompt)
     return split_picture(image, spec, spec.tiles, prompt)

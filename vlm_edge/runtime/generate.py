@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.engines.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource
 from vlm_edge.processing.manifest import PipelineManifest, Prompt
@@ -16,7 +16,9 @@ from vlm_edge.processing.patches import grid_positions
 from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.text import Ids, TextEncoder
 from vlm_edge.runtime.batches import batches, require, require_text
+from vlm_edge.runtime.cross_attention import cross_feed
 from vlm_edge.runtime.greedy import GreedyDecoder
+from vlm_edge.runtime.steps import Steps
 from vlm_edge.runtime.vision import EncodedImage, ImageEncoder
 
 Features = NDArray[np.object_]
@@ -51,7 +53,6 @@ class GeneratePipeline:
             manifest.prompt,
         )
         decoder = require(engines, manifest, "decoder")
-        self._width = int(decoder.inputs["image_embeds"].shape[1])
         self._decoder = GreedyDecoder(decoder, manifest.generation)
         self._text = require_text(text, manifest)
 
@@ -137,16 +138,21 @@ class GeneratePipeline:
     ) -> list[list[int]]:
         rows = [self._tokens(text, pictures) for text, pictures in zip(texts, images, strict=True)]
         input_ids, mask = left_padded(rows, self._pad)
-        embeds = [image.embeds for pictures in images for image in pictures]
         first = {
             "input_ids": input_ids,
             "attention_mask": mask,
             "position_ids": self._positions(rows, images, mask),
-            "image_embeds": np.concatenate([np.zeros((0, self._width), np.float32), *embeds]),
         }
-        if "prefix_mask" in self._decoder.inputs:
+        inputs = self._decoder.inputs
+        if "image_embeds" in inputs:
+            embeds = [image.embeds for pictures in images for image in pictures if image.embeds is not None]
+            width = int(inputs["image_embeds"].shape[1])
+            first["image_embeds"] = np.concatenate([np.zeros((0, width), np.float32), *embeds])
+        if "prefix_mask" in inputs:
             first["prefix_mask"] = mask
-        return self._decoder.run(first, _Steps(first), max_new_tokens)
+        if "cross_attention_mask" in inputs:
+            first |= cross_feed(inputs, rows, images, self._prompt)
+        return self._decoder.run(first, Steps(first), max_new_tokens)
 
     def _positions(self, rows: Sequence[Sequence[int]], images: Sequence[Sequence[EncodedImage]], mask: Ids) -> Ids:
         """(batch, tokens), or (3, batch, tokens) where images have rows and columns of positions; 0 at padding."""
@@ -161,7 +167,7 @@ class GeneratePipeline:
     def _tokens(self, text: str, images: Sequence[EncodedImage]) -> list[int]:
         encoded, _ = self._text.encode([text], special_tokens=self._prompt.special_tokens)
         row: list[int] = encoded[0].tolist()
-        wanted = sum(len(image.embeds) for image in images)
+        wanted = sum(image.text.count(self._prompt.image_token) for image in images)
         if row.count(self._prompt.image_token_id) != wanted:
             raise VlmEdgeError(
                 f"a request of {len(images)} images holds {row.count(self._prompt.image_token_id)} of their {wanted} "
@@ -169,29 +175,6 @@ class GeneratePipeline:
                 "ask about fewer or smaller images, or ask for less at once",
             )
         return row
-
-
-class _Steps:
-    """What changes in the feed from one step to the next: one token more, seen by all that follow."""
-
-    def __init__(self, first: Mapping[str, Array]) -> None:
-        self._prefix = first.get("prefix_mask")
-        self._mask = first["attention_mask"]
-        self._position = first["position_ids"][..., -1:]
-        self._no_image = first["image_embeds"][:0]
-
-    def __call__(self, tokens: Ids) -> dict[str, Array]:
-        self._mask = np.concatenate([self._mask, np.ones_like(tokens)], axis=1)
-        self._position = self._position + 1
-        feed = {
-            "input_ids": tokens,
-            "attention_mask": self._mask,
-            "position_ids": self._position,
-            "image_embeds": self._no_image,
-        }
-        if self._prefix is not None:
-            self._prefix = feed["prefix_mask"] = np.concatenate([self._prefix, np.zeros_like(tokens)], axis=1)
-        return feed
 
 
 def prompt_text(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,11 +17,17 @@ from vlm_edge.processing.pictures import picture_embeds, picture_of
 @dataclass(frozen=True)
 class EncodedImage:
     """One image, ready for any number of prompts: the text that stands for it, the embeddings of its image tokens
-    (image_tokens, width) float32, and the rows and columns that they (or the tiles) stand in."""
+    (image_tokens, width) float32, and the rows and columns that they (or the tiles) stand in.
+
+    With cross-attention there are no embeddings, but ``cross``: its keys and values by name, (groups, image_tokens,
+    head_dim) each; ``shown`` (image_tokens,) int64 is 1 for those that belong to the image, not to an empty tile.
+    """
 
     text: str
-    embeds: Array
+    embeds: Array | None
     grid: tuple[int, int]
+    cross: Mapping[str, Array] = field(default_factory=dict)
+    shown: Array | None = None
 
 
 class ImageEncoder:
@@ -61,8 +67,17 @@ class ImageEncoder:
         outputs = self._connector.infer({name: seen[name] for name in self._connector.inputs})
         start = 0
         for picture in pictures:
-            part = slice(start, start + picture.tiles)
-            newline = outputs["image_newline"][start] if "image_newline" in outputs else None
-            embeds = picture_embeds(outputs["image_embeds"][part], newline, picture, self._image)
-            yield EncodedImage(picture.text, embeds, picture.grid)
+            rows = {name: values[start : start + picture.tiles] for name, values in outputs.items()}
+            yield self._encoded(picture, rows)
             start += picture.tiles
+
+    def _encoded(self, picture: Picture, rows: Mapping[str, Array]) -> EncodedImage:
+        """One picture, from its own rows of the connector's outputs."""
+        if "image_embeds" in rows:
+            newline = rows["image_newline"][0] if "image_newline" in rows else None
+            embeds = picture_embeds(rows["image_embeds"], newline, picture, self._image)
+            return EncodedImage(picture.text, embeds, picture.grid)
+        cross = {name: values[0] for name, values in rows.items()}
+        tokens = next(iter(cross.values())).shape[1]
+        tiles = picture.inputs.get("aspect_ratio_mask", np.ones((1, 1), np.int64))[0]
+        return EncodedImage(picture.text, None, picture.grid, cross, np.repeat(tiles, tokens // len(tiles)))

@@ -81,6 +81,7 @@ def reference_answer(
             ids,
             mask,
             **inputs,
+            image_token_id=prompt.image_token_id,
             eos_token_id=sorted(manifest.generation.eos_token_ids),
             pad_token_id=manifest.generation.pad_token_id,
             do_sample=False,
