@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: tiles, their texts and the shuffled patches against transformers, and tokens against generate."""
+"""Idefics3 and SmolVLM: tiles, their texts and the shuffled patches against transformers, and 32 tokens."""
 
 from __future__ import annotations
 

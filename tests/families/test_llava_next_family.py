@@ -86,7 +86,7 @@ def test_component_differences_are_small(subject: tiny_vlm.Exported) -> None:
     tiny_vlm.check_facts(subject)
 
 
-def test_resolutions_that_differ_are_refused(subject: tiny_vlm.Exported, tmp_path: Path) -> None:
+def test_resolutions_that_differ_are_refused(tmp_path: Path) -> None:
     folder = checkpoint_of(tmp_path / "other", image_grid_pinpoints=PINPOINTS[:2])
     with pytest.raises(VlmEdgeError, match=r"image_grid_pinpoints: config\.json and preprocessor_config\.json differ"):
         FAMILIES["llava-next"].image_processing(folder)
