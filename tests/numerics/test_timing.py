@@ -10,10 +10,12 @@ from scipy import stats
 
 from vlm_edge.numerics.statistics import percentile, percentile_interval
 from vlm_edge.numerics.timing import (
+    LOOKED_AT,
     fewest_queries,
     geometric_mean,
+    paired_ratio,
+    ratio_interval,
     round_percentile,
-    round_ratio,
     student_quantile,
 )
 
@@ -86,9 +88,48 @@ def test_woodruff_s_interval_by_hand():
 
 def test_a_ratio_that_every_round_shows_is_certain():
     generator = np.random.default_rng(3)
-    luck = generator.lognormal(0, 0.5, 6)
-    baseline = [factor * np.arange(1.0, 101) for factor in luck]
-    candidate = [factor * np.arange(1.0, 101) / 2 for factor in luck]
-    for quantile in (0.5, 0.9):
-        assert tuple(round_ratio(baseline, candidate, quantile)) == pytest.approx((2, 2, 2))
-    assert round_ratio(baseline[:1], candidate[:1], 0.5) is None
+    luck = generator.lognormal(0, 0.5, (6, 4))
+    baseline = [[factor * np.arange(1.0, 101) for factor in row] for row in luck]
+    candidate = [[factor * np.arange(1.0, 101) / 2 for factor in row] for row in luck]
+    assert tuple(ratio_interval(baseline, candidate, 0.5)) == pytest.approx((2, 2, 2))
+    assert tuple(ratio_interval(baseline, candidate, 0.9)) == pytest.approx((2, 2, 2))
+    assert ratio_interval(baseline[:1], candidate[:1], 0.5) is None
+
+
+def test_a_rarer_percentile_s_ratio_is_of_whole_rounds():
+    generator = np.random.default_rng(4)
+    baseline = [generator.lognormal(0, 0.3, (10, 8)) for _ in range(6)]
+    candidate = [generator.lognormal(0.1, 0.3, (10, 8)) for _ in range(6)]
+    ratios = [percentile(a.ravel(), 0.9) / percentile(b.ravel(), 0.9) for a, b in zip(baseline, candidate, strict=True)]
+    found = ratio_interval([list(each) for each in baseline], [list(each) for each in candidate], 0.9)
+    assert tuple(found) == pytest.approx(tuple(geometric_mean(ratios, LOOKED_AT)))
+
+
+def test_the_centre_is_huber_s():
+    """The M-estimate's own equation: the bent distances from it add up to nothing."""
+    generator = np.random.default_rng(5)
+    rounds = [generator.normal(0.1, 0.02, 30) for _ in range(6)]
+    rounds[2][:4] += 3.0  # a neighbour's burst
+    found = paired_ratio(rounds)
+    logs, centre = np.concatenate(rounds), np.log(found.value)
+    bend = np.median(np.abs(logs - np.median(logs))) / stats.norm.ppf(0.75)
+    assert np.clip(logs - centre, -bend, bend).sum() == pytest.approx(0, abs=1e-9)
+    assert centre == pytest.approx(0.1, abs=0.01)
+    assert abs(logs.mean() - 0.1) > 0.05
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_the_ratio_s_interval_holds_the_truth_with_outliers_and_differing_processes(spread):
+    generator = np.random.default_rng(6)
+    held = 0
+    for _ in range(400):
+        rounds = generator.normal(0, 0.03, (6, 20)) + generator.normal(0, spread, (6, 1))
+        bursts = generator.random(rounds.shape) < 0.1
+        rounds[bursts] += generator.choice([-1, 1], bursts.sum()) * generator.exponential(1.0, bursts.sum())
+        found = paired_ratio(list(rounds))
+        held += found.low <= 1 <= found.high
+    assert held / 400 >= 0.95
+
+
+def test_pairs_without_any_spread_are_a_point():
+    assert tuple(paired_ratio([np.full(4, 0.5)] * 3)) == pytest.approx((np.exp(0.5),) * 3)
