@@ -32,4 +32,6 @@ class SlowedWorker(Worker):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     sys.exit(main(SlowedWorker()))
