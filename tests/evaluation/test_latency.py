@@ -13,6 +13,7 @@ from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation import latency_rounds
 from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+from vlm_edge.evaluation.latency_engine import disturbed_queries
 from vlm_edge.numerics.statistics import percentile
 
 QUICK = LatencySettings(seconds=0, warmup_seconds=0.1, round_seconds=0.001, batch_seconds=0)
@@ -172,13 +173,21 @@ def test_one_engine_alone_has_neither(fake, bench):
     assert set(conditions["engines"]) == {"candidate"}
 
 
+def test_a_query_is_disturbed_until_the_caches_are_filled_again():
+    times = [0.5, 9.0, 0.9, 0.9, 0.9, 0.9, 0.9]
+    interrupted = [False, True, False, False, False, False, False]
+    assert disturbed_queries(times, interrupted) == [False, True, True, True, True, False, False]
+    assert disturbed_queries([20.0] * 4, [True, False, False, True]) == [True, True, False, True]
+    assert disturbed_queries([], []) == []
+
+
 def test_disturbed_queries_count_in_the_latency_and_not_in_the_speed_up(fake, bench):
     fake.interrupted = {2}
     found, conditions = measure(fake, bench)
     for name in ("latency_p50_speedup", "latency_p90_speedup"):
         assert (found[name].low, found[name].high) == pytest.approx((4, 4))
-    counted = conditions["block_queries"][0]
-    assert conditions["engines"]["candidate"]["disturbed_share"] == pytest.approx(2 / counted, abs=1e-4)
+    share = conditions["engines"]["candidate"]["disturbed_share"]
+    assert share == pytest.approx(2 / conditions["block_queries"][0], abs=1e-4)  # that one and the next, of 2 ms
     assert conditions["speedups_without_disturbed"] == {"p50": True, "p90": True}
     assert found["latency_p50_speedup"].n < found["latency_p50_ms"].n
     assert found["latency_p90_ms"].value == 100

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_edge.numerics.timing import Estimate, fewest_queries, ratio_interval
+
+RECOVERY_MS = 2.0
+"""After this an engine slowed by 10% is measured as such again, on two cores with five times as many busy processes."""
 
 Times = list[list[list[float]]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries of one turn: their times in ms, and whether each was disturbed.
-
-    A query is disturbed when the system ran something else on a CPU of its process meanwhile, or during the query
-    before it, whose data that something has put out of the caches.
-    """
+    """Queries of one turn: their times in ms, and which of them were disturbed."""
 
     ms: list[float]
     disturbed: list[bool]
+
+
+def disturbed_queries(times_ms: Sequence[float], interrupted: Sequence[bool]) -> list[bool]:
+    """Which queries, one right after another, were slowed by something else.
+
+    Those during which the system took a CPU away from the process, and those that began within ``RECOVERY_MS`` of such
+    a query's end: what ran instead has put their data out of the caches.
+    """
+    disturbed, since_ms = [], math.inf
+    for time_ms, now in zip(times_ms, interrupted, strict=True):
+        disturbed.append(now or since_ms < RECOVERY_MS)
+        since_ms = 0.0 if now else since_ms + time_ms
+    return disturbed
 
 
 @dataclass

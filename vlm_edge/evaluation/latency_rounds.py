@@ -12,13 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.core.stage import Ticker
 from vlm_edge.evaluation.affinity import idle_ticks, quiet_cpus
-from vlm_edge.evaluation.latency_engine import Block, Engine, speedup
+from vlm_edge.evaluation.latency_engine import Block, Engine, disturbed_queries, speedup
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import Samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
@@ -216,9 +215,7 @@ def _query(worker: WorkerProcess, start: int, count: int) -> list[float]:
 def _block(worker: WorkerProcess, start: int, count: int) -> Block:
     """``count`` counted queries, and those before them that are not."""
     reply = worker.ask(do="run", start=start, count=UNCOUNTED + count)
-    interrupted = reply["interrupted"]
-    disturbed = [now or before for before, now in pairwise([False, *interrupted])]
-    return Block(reply["ms"][UNCOUNTED:], disturbed[UNCOUNTED:])
+    return Block(reply["ms"][UNCOUNTED:], disturbed_queries(reply["ms"], reply["interrupted"])[UNCOUNTED:])
 
 
 def cold_starts(engine: Engine, bench: Bench) -> list[float]:
