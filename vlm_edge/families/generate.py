@@ -137,10 +137,15 @@ class LanguageFamily(Family):
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         vision = vision_encoder_export(self.vision_encoder(model), image)
-        connector = connector_export(self.connector(model), vision.output_shapes["image_features"])
+        features, more = vision.output_shapes["image_features"], self.connector_inputs(model)
+        connector = connector_export(self.connector(model), features, more)
         width = int(connector.output_shapes["image_embeds"][-1])
         decoder = self.decoder_export(model, width)
         return {"vision_encoder": vision, "connector": connector, "decoder": decoder}
+
+    def connector_inputs(self, model: Any) -> dict[str, tuple[Tensor, dict[int, str]]]:
+        """What the connector is given beside image_features: {name: (example, names of its dynamic axes)}."""
+        return {}
 
     def decoder_export(self, model: Any, width: int) -> ComponentExport:
         """The decoder's graph; ``width`` is that of the embeddings."""

@@ -213,7 +213,7 @@ class Decoder(nn.Module):
         self, hidden: Tensor, masks: Mapping[int | None, Tensor], position_ids: Tensor, pasts: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """All layers on ``hidden`` (batch, new, width), with the mask of each layer's window: what forward returns."""
-        rotary = self.rotary_embeddings(hidden, position_ids)
+        hidden, rotary = self.positions(hidden, position_ids)
         presents: list[Tensor] = []
         layers: Any = self.layers
         for index, layer in enumerate(layers):
@@ -222,10 +222,10 @@ class Decoder(nn.Module):
             presents += [key, value]
         return (self.logits(self.norm(hidden[:, -1:])), *presents)
 
-    def rotary_embeddings(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (batch, 1, new, head_dim)."""
+    def positions(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """hidden, and what every layer rotates by: cos and sin (batch, 1, new, head_dim)."""
         cos, sin = self.rotary(hidden, position_ids)
-        return cos.unsqueeze(1), sin.unsqueeze(1)
+        return hidden, (cos.unsqueeze(1), sin.unsqueeze(1))
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.head(hidden)

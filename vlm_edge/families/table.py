@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
+from vlm_edge.families.blip2 import Blip2
 from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.blip_matching import BlipMatching
 from vlm_edge.families.bridgetower import BridgeTower
@@ -15,6 +16,7 @@ from vlm_edge.families.dinov2 import Dinov2
 from vlm_edge.families.florence2 import Florence2
 from vlm_edge.families.idefics import Idefics
 from vlm_edge.families.idefics3 import Idefics3, SmolVlm
+from vlm_edge.families.instructblip import InstructBlip
 from vlm_edge.families.llava import Llava
 from vlm_edge.families.llava_next import LlavaNext
 from vlm_edge.families.mllama import Mllama
@@ -62,6 +64,8 @@ FAMILIES: dict[str, Family] = _by_name(
         BridgeTower(),
         Idefics(),
         Mllama(),
+        Blip2(),
+        InstructBlip(),
     )
 )
 

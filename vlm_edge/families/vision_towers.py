@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,18 +62,25 @@ def vision_encoder_export(module: nn.Module, image: ImageProcessing) -> Componen
     )
 
 
-def connector_export(module: nn.Module, image_features: tuple[int | str, ...]) -> ComponentExport:
+def connector_export(
+    module: nn.Module,
+    image_features: tuple[int | str, ...],
+    more: Mapping[str, tuple[Tensor, dict[int, str]]],
+) -> ComponentExport:
     """The graph of a module image_features (images, tokens, hidden) -> image_embeds (images, image_tokens, width), and
-    whatever ``module.extra_outputs`` names."""
+    whatever ``module.extra_outputs`` names. ``more``: further inputs, {name: (example, names of dynamic axes)}."""
     sizes = [IMAGES, *(int(size) for size in image_features[1:])]
-    features = torch.randn(sizes, generator=torch.Generator().manual_seed(1))
+    example = {"image_features": torch.randn(sizes, generator=torch.Generator().manual_seed(1))}
+    dynamic: dict[str, dict[int, str]] = {"image_features": {0: "images"}}
+    for name, (tensor, axes) in more.items():
+        example[name], dynamic[name] = tensor, axes
     with torch.no_grad():
-        outputs = module.eval()(features)
+        outputs = module.eval()(*example.values())
     names = ("image_embeds", *getattr(module, "extra_outputs", ()))
     return ComponentExport(
         module=module,
-        example={"image_features": features},
-        dynamic={"image_features": {0: "images"}},
+        example=example,
+        dynamic=dynamic,
         output_shapes={name: ("images", *tensor.shape[1:]) for name, tensor in zip(names, outputs, strict=True)},
     )
 

@@ -150,7 +150,7 @@ class Prompt(_Frozen):
     embeddings are the image's. ``special_tokens``: whether the tokenizer adds its own, such as the first.
 
     ``image_reach``: with gated cross-attention, which images a token sees: those of the last ``group`` before it that
-    no text parts, or the ``last`` one alone.
+    no text parts, or the ``last`` one alone. ``instruction``: how the connector reads the question, where it does.
     """
 
     layouts: tuple[str, ...] = Field(min_length=1)
@@ -160,6 +160,7 @@ class Prompt(_Frozen):
     strip_question: bool = False
     special_tokens: bool = True
     image_reach: Literal["group", "last"] | None = None
+    instruction: TextProcessing | None = None
 
 
 class Generation(_Frozen):

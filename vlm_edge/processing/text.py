@@ -29,6 +29,7 @@ class TextEncoder:
 
     def __init__(self, folder: Path, spec: TextProcessing) -> None:
         self.spec = spec
+        self.folder = folder
         self._tokenizer = _read_tokenizer(folder / spec.tokenizer)
         self._tokenizer.no_padding()
         length = spec.max_length if spec.pad_to is None else min(spec.max_length, spec.pad_to)

@@ -55,6 +55,8 @@ class GeneratePipeline:
         decoder = require(engines, manifest, "decoder")
         self._decoder = GreedyDecoder(decoder, manifest.generation)
         self._text = require_text(text, manifest)
+        asked = manifest.prompt.instruction
+        self._instruction = None if asked is None else TextEncoder(self._text.folder, asked)
 
     def answer(self, image: ImageSource, question: str) -> str:
         """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
@@ -82,11 +84,7 @@ class GeneratePipeline:
     def generate_ids(self, requests: Sequence[Request], *, max_new_tokens: int | None = None) -> list[list[int]]:
         """The answers' token ids, all requests in one batch."""
         encoded = [list(self._images.encode(request.images, 16)) for request in requests]
-        texts = [
-            prompt_text(self._prompt, request.question, images, request.prompt)
-            for request, images in zip(requests, encoded, strict=True)
-        ]
-        return self._decode(texts, encoded, max_new_tokens)
+        return self._answer(requests, encoded, max_new_tokens)
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Features:
         """Images -> one :class:`EncodedImage` each, ``batch_size`` tiles at a time."""
@@ -113,9 +111,8 @@ class GeneratePipeline:
         rows = []
         for start in range(0, len(questions), batch_size):
             images = [[image] for image in features[start : start + batch_size]]
-            asked = questions[start : start + batch_size]
-            texts = [prompt_text(self._prompt, *pair) for pair in zip(asked, images, strict=True)]
-            rows += self._decode(texts, images, max_new_tokens)
+            asked = [Request(question) for question in questions[start : start + batch_size]]
+            rows += self._answer(asked, images, max_new_tokens)
         return rows
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -132,6 +129,22 @@ class GeneratePipeline:
         """Run every component on a batch: one question an image."""
         requests = [Request(text, [image]) for image, text in zip(images, texts, strict=True)]
         self.generate_ids(requests, max_new_tokens=max_new_tokens)
+
+    def _answer(
+        self, requests: Sequence[Request], images: Sequence[list[EncodedImage]], max_new_tokens: int | None
+    ) -> list[list[int]]:
+        """The requests, whose own ``images`` are left alone for those that are encoded."""
+        texts = [
+            prompt_text(self._prompt, request.question, pictures, request.prompt)
+            for request, pictures in zip(requests, images, strict=True)
+        ]
+        if self._instruction is not None:
+            questions = [self._instruction.encode([request.question]) for request in requests]
+            images = [
+                self._images.instructed(pictures, *question)
+                for pictures, question in zip(images, questions, strict=True)
+            ]
+        return self._decode(texts, images, max_new_tokens)
 
     def _decode(
         self, texts: Sequence[str], images: Sequence[Sequence[EncodedImage]], max_new_tokens: int | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from vlm_edge.processing.images import ImageSource, read_image
 from vlm_edge.processing.manifest import ImageProcessing, Prompt
 from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.pictures import picture_embeds, picture_of
+from vlm_edge.processing.text import Ids
+
+QUESTION_IDS, QUESTION_MASK = "qformer_input_ids", "qformer_attention_mask"
+"""What a connector that reads the question (InstructBLIP) calls it."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class EncodedImage:
 
     With cross-attention there are no embeddings, but ``cross``: its keys and values by name, (groups, image_tokens,
     head_dim) each; ``shown`` (image_tokens,) int64 is 1 for those that belong to the image, not to an empty tile.
+    Where the connector reads the question there are only ``features``, the vision encoder's (tokens, hidden), until
+    :meth:`ImageEncoder.instructed`.
     """
 
     text: str
@@ -28,6 +34,7 @@ class EncodedImage:
     grid: tuple[int, int]
     cross: Mapping[str, Array] = field(default_factory=dict)
     shown: Array | None = None
+    features: Array | None = None
 
 
 class ImageEncoder:
@@ -38,6 +45,7 @@ class ImageEncoder:
         self._connector = connector
         self._image = image
         self._prompt = prompt
+        self.reads_question = QUESTION_IDS in connector.inputs
         self._alone = image.tiles is not None and image.tiles.kind == "patches"
 
     def encode(self, images: Sequence[ImageSource], tiles_at_once: int) -> Iterator[EncodedImage]:
@@ -58,13 +66,27 @@ class ImageEncoder:
         if held:
             yield from self._run(held)
 
+    def instructed(self, images: Sequence[EncodedImage], input_ids: Ids, attention_mask: Ids) -> list[EncodedImage]:
+        """One request's images, as its question (1, tokens) makes the connector see them."""
+        if not images:
+            return []
+        features = [image.features for image in images if image.features is not None]
+        feed = {
+            "image_features": np.stack(features),
+            QUESTION_IDS: input_ids.repeat(len(images), axis=0),
+            QUESTION_MASK: attention_mask.repeat(len(images), axis=0),
+        }
+        embeds = self._connector.infer(feed)["image_embeds"]
+        return [replace(image, embeds=rows) for image, rows in zip(images, embeds, strict=True)]
+
     def _run(self, pictures: Sequence[Picture]) -> Iterator[EncodedImage]:
         names = pictures[0].inputs
         feed: dict[str, Array] = {
             name: np.concatenate([picture.inputs[name] for picture in pictures]) for name in names
         }
-        seen: Mapping[str, Array] = self._vision.infer(feed)
-        outputs = self._connector.infer({name: seen[name] for name in self._connector.inputs})
+        outputs: Mapping[str, Array] = self._vision.infer(feed)
+        if not self.reads_question:
+            outputs = self._connector.infer({name: outputs[name] for name in self._connector.inputs})
         start = 0
         for picture in pictures:
             rows = {name: values[start : start + picture.tiles] for name, values in outputs.items()}
@@ -73,6 +95,8 @@ class ImageEncoder:
 
     def _encoded(self, picture: Picture, rows: Mapping[str, Array]) -> EncodedImage:
         """One picture, from its own rows of the connector's outputs."""
+        if self.reads_question:
+            return EncodedImage(picture.text, None, picture.grid, features=rows["image_features"][0])
         if "image_embeds" in rows:
             newline = rows["image_newline"][0] if "image_newline" in rows else None
             embeds = picture_embeds(rows["image_embeds"], newline, picture, self._image)

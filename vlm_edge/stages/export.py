@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -50,24 +50,27 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     folder.mkdir(parents=True)
     exports = family.components(loaded.model, family.image_processing(loaded.folder))
     components: dict[str, Component] = {}
-    graphs: dict[str, Any] = {}
     work.facts.update(parity={}, graphs={})
     with work.progress.bar("export", 2 * len(exports) + 1) as ticker:
         for name, export in exports.items():
             components[name] = export_component(name, export, folder, config.opset)
             ticker.advance(note=name)
             path = folder / components[name].file
-            graphs[name] = load_graph(path, components[name])
-            work.facts["parity"][name] = check_component(name, export, graphs[name], config.tolerance)
+            graph = load_graph(path, components[name])
+            work.facts["parity"][name] = check_component(name, export, graph, config.tolerance)
+            del graph  # so that the next component is exported without this one's session in memory
             work.facts["graphs"][name] = graph_facts(path)
             ticker.advance(note=name)
         manifest = _manifest(loaded, components)
+        graphs = {name: load_graph(folder / component.file, component) for name, component in components.items()}
         check = check_generation if manifest.pipeline == "generate" else check_pipeline
         work.facts["composed"] = check(loaded, manifest, graphs, config.tolerance)
         ticker.advance(note="composed")
     graphs.clear()
-    if manifest.text:
-        shutil.copyfile(loaded.folder / manifest.text.tokenizer, folder / manifest.text.tokenizer)
+    for text in (manifest.text, manifest.prompt and manifest.prompt.instruction):
+        if text:
+            (folder / text.tokenizer).parent.mkdir(exist_ok=True)
+            shutil.copyfile(loaded.folder / text.tokenizer, folder / text.tokenizer)
     write_manifest(folder, manifest)
     for path in sorted(folder.iterdir()):
         shutil.move(path, work.out / path.name)

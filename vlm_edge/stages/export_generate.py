@@ -73,6 +73,9 @@ def reference_answer(
     pictures = [picture_of(read_image(image), manifest.image, prompt) for image in request.images]
     whole = prompt_text(prompt, request.question, pictures, request.prompt)
     ids, mask = map(torch.from_numpy, text.encode([whole], special_tokens=prompt.special_tokens))
+    if prompt.instruction and pictures:
+        instruction = TextEncoder(text.folder, prompt.instruction).encode([request.question])
+        settings["instruction"] = tuple(map(torch.from_numpy, instruction))
     inputs: dict[str, Tensor] = family.model_inputs(pictures) if pictures else {"pixel_values": torch.zeros(0)}
     with torch.no_grad():
         return family.reference(
