@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("--kind", default="vqa")
     parser.add_argument("--gates", type=int, default=200, help="A/A gates; half as many with the slowed engine")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=12.0, help="LatencySettings.seconds of each measurement")
+    parser.add_argument("--seconds", type=float, default=20.0, help="LatencySettings.seconds of each measurement")
     parser.add_argument("--round-seconds", type=float, default=LatencySettings().round_seconds)
     parser.add_argument("--json", type=Path, help="write every gate and the summary to this file")
     parser.add_argument("--simulate", action="store_true")

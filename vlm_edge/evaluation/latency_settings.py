@@ -19,7 +19,7 @@ class LatencySettings(BaseModel):
     samples: int = Field(default=32, ge=1, description="images and texts that the queries go round")
     seed: int = 0
     look_rounds: int = Field(default=6, ge=2, description="rounds between two looks at the width of the interval")
-    round_seconds: float = Field(default=0.7, gt=0, description="time of all engines' queries in a round")
+    round_seconds: float = Field(default=1.0, gt=0, description="time of all engines' queries in a round")
     precision: float = Field(default=0.015, gt=0)
     tail_precision: float = Field(default=0.05, gt=0)
     seconds: float = Field(default=30.0, ge=0, description="time after which it ends with what there is")
