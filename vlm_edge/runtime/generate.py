@@ -19,7 +19,7 @@ from vlm_edge.runtime.batches import batches, require, require_text
 from vlm_edge.runtime.cross_attention import cross_feed
 from vlm_edge.runtime.greedy import GreedyDecoder
 from vlm_edge.runtime.steps import Steps
-from vlm_edge.runtime.vision import EncodedImage, ImageEncoder
+from vlm_edge.runtime.vision import TILES_AT_ONCE, EncodedImage, ImageEncoder
 
 Features = NDArray[np.object_]
 """One :class:`EncodedImage` an entry: images may differ in how many tokens they become."""
@@ -83,10 +83,10 @@ class GeneratePipeline:
 
     def generate_ids(self, requests: Sequence[Request], *, max_new_tokens: int | None = None) -> list[list[int]]:
         """The answers' token ids, all requests in one batch."""
-        encoded = [list(self._images.encode(request.images, 16)) for request in requests]
+        encoded = [list(self._images.encode(request.images)) for request in requests]
         return self._answer(requests, encoded, max_new_tokens)
 
-    def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Features:
+    def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = TILES_AT_ONCE) -> Features:
         """Images -> one :class:`EncodedImage` each, ``batch_size`` tiles at a time."""
         features = np.empty(len(images), np.object_)
         features[:] = list(self._images.encode(images, batch_size))

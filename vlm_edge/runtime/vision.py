@@ -14,6 +14,8 @@ from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.pictures import picture_embeds, picture_of
 from vlm_edge.processing.text import Ids
 
+TILES_AT_ONCE = 4
+"""On a CPU more at once is no faster, and attention's scores alone are 48 MiB for a tile of SmolVLM."""
 QUESTION_IDS, QUESTION_MASK = "qformer_input_ids", "qformer_attention_mask"
 """What a connector that reads the question (InstructBLIP) calls it."""
 
@@ -48,23 +50,20 @@ class ImageEncoder:
         self.reads_question = QUESTION_IDS in connector.inputs
         self._alone = image.tiles is not None and image.tiles.kind == "patches"
 
-    def encode(self, images: Sequence[ImageSource], tiles_at_once: int) -> Iterator[EncodedImage]:
-        """Every image, in order; an image of more tiles than ``tiles_at_once`` is run alone, as is one of its own size.
+    def encode(self, images: Sequence[ImageSource], tiles_at_once: int = TILES_AT_ONCE) -> Iterator[EncodedImage]:
+        """Every image, in order, ``tiles_at_once`` tiles in a run; an image of its own size is run alone and whole.
 
         Raises:
             VlmEdgeError: an image can't be read, as :func:`vlm_edge.processing.images.read_image`.
         """
         held: list[Picture] = []
-        tiles = 0
         for image in images:
-            picture = picture_of(read_image(image), self._image, self._prompt)
-            if held and (self._alone or tiles + picture.tiles > tiles_at_once):
-                yield from self._run(held)
-                held, tiles = [], 0
-            held.append(picture)
-            tiles += picture.tiles
+            held.append(picture_of(read_image(image), self._image, self._prompt))
+            if self._alone or sum(picture.tiles for picture in held) >= tiles_at_once:
+                yield from self._run(held, tiles_at_once)
+                held = []
         if held:
-            yield from self._run(held)
+            yield from self._run(held, tiles_at_once)
 
     def instructed(self, images: Sequence[EncodedImage], input_ids: Ids, attention_mask: Ids) -> list[EncodedImage]:
         """One request's images, as its question (1, tokens) makes the connector see them."""
@@ -79,19 +78,29 @@ class ImageEncoder:
         embeds = self._connector.infer(feed)["image_embeds"]
         return [replace(image, embeds=rows) for image, rows in zip(images, embeds, strict=True)]
 
-    def _run(self, pictures: Sequence[Picture]) -> Iterator[EncodedImage]:
-        names = pictures[0].inputs
+    def _run(self, pictures: Sequence[Picture], tiles_at_once: int) -> Iterator[EncodedImage]:
+        tiles = sum(picture.tiles for picture in pictures)
+        at_once = tiles if self._alone else tiles_at_once
         feed: dict[str, Array] = {
-            name: np.concatenate([picture.inputs[name] for picture in pictures]) for name in names
+            name: np.concatenate([picture.inputs[name] for picture in pictures]) for name in pictures[0].inputs
         }
-        outputs: Mapping[str, Array] = self._vision.infer(feed)
-        if not self.reads_question:
-            outputs = self._connector.infer({name: outputs[name] for name in self._connector.inputs})
+        parts = [
+            self._infer({name: values[start : start + at_once] for name, values in feed.items()})
+            for start in range(0, tiles, at_once)
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         start = 0
         for picture in pictures:
             rows = {name: values[start : start + picture.tiles] for name, values in outputs.items()}
             yield self._encoded(picture, rows)
             start += picture.tiles
+
+    def _infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """What the connector gives for some tiles, or the vision encoder where the connector waits for the question."""
+        features = self._vision.infer(feed)
+        if self.reads_question:
+            return features
+        return self._connector.infer({name: features[name] for name in self._connector.inputs})
 
     def _encoded(self, picture: Picture, rows: Mapping[str, Array]) -> EncodedImage:
         """One picture, from its own rows of the connector's outputs."""

@@ -50,12 +50,16 @@ def check_generation(
 
 
 def random_requests(manifest: PipelineManifest, text: TextEncoder) -> list[Request]:
-    """A few random tokens about images of random sizes, the later ones wider than high."""
+    """A few random tokens about random images, four times as wide as high and the other way round: where images are
+    cut into tiles, such shapes need few."""
     generator = np.random.default_rng(0)
     requests = []
     for images in IMAGE_COUNTS:
-        sizes = [(int(generator.integers(24, 120)), int(generator.integers(24, 120)) * (1 + i)) for i in range(images)]
-        pictures = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+        pictures = []
+        for index in range(images):
+            side = int(generator.integers(24, 40))
+            size = (side, 4 * side) if index % 2 else (4 * side, side)
+            pictures.append(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
         question = text.decode(generator.integers(0, text.vocabulary_size, 5 + images).tolist())
         assert manifest.prompt is not None
         requests.append(Request(question.replace(manifest.prompt.image_token, ""), pictures))
