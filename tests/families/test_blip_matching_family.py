@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from click.testing import CliRunner
 from family_checkpoints import CLS, DEC, PAD, POSITIONS, SEP, TOWER, VOCABULARY, exported, photos, write_checkpoint
+from PIL import Image
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlm_edge.cli.main import main
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
@@ -85,3 +89,16 @@ def test_cross_attention_is_found(checkpoint: Path) -> None:
     sites = FAMILIES["blip-matching"].attention_sites(load_checkpoint(checkpoint).model)
     assert [site.role for site in sites] == [AttentionRole.SELF, AttentionRole.CROSS] * 2
     assert {site.component for site in sites} == {"fusion"}
+
+
+def test_vlm_edge_answer_ranks_texts(graphs: Any, tmp_path: Path) -> None:
+    Image.fromarray(photos(1)[0]).save(tmp_path / "photo.png")
+    arguments = ["answer", str(graphs[0]), str(tmp_path / "photo.png"), "--json"]
+    result = CliRunner().invoke(main, [*arguments, "--label", "red", "--label", "a blue circle"])
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    pipeline: Any = load_pipeline(graphs[0], threads=1)
+    for label, share in answer["probabilities"].items():
+        assert share == pytest.approx(float(pipeline.match(photos(1), [label])[0]), abs=1e-6)
+    assert answer["answer"] == next(iter(answer["probabilities"]))
+    assert CliRunner().invoke(main, arguments).exit_code != 0

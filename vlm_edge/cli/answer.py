@@ -52,7 +52,14 @@ def bundle_folder(path: Path) -> Path:
 def _result(
     folder: Path, image: Path, question: str | None, labels: Sequence[str], threads: int | None
 ) -> dict[str, Any]:
-    from vlm_edge.runtime import CaptioningPipeline, EmbeddingPipeline, GeneratePipeline, VqaPipeline, load_pipeline
+    from vlm_edge.runtime import (
+        CaptioningPipeline,
+        EmbeddingPipeline,
+        GeneratePipeline,
+        MatchingPipeline,
+        VqaPipeline,
+        load_pipeline,
+    )
 
     pipeline = load_pipeline(folder, threads=threads)
     if isinstance(pipeline, VqaPipeline | GeneratePipeline):
@@ -63,7 +70,10 @@ def _result(
         return {"image": str(image), "answer": pipeline.caption(image, question or "")}
     if isinstance(pipeline, EmbeddingPipeline):
         return _ranked(image, pipeline.manifest.labels or (), pipeline.classify([image])[0])
-    if not labels:
+    if isinstance(pipeline, MatchingPipeline) and labels:
+        features = pipeline.encode_images([image]).repeat(len(labels), axis=0)
+        return _ranked(image, labels, pipeline.probabilities(features, labels)[:, 1])
+    if not labels or isinstance(pipeline, MatchingPipeline):
         raise VlmEdgeError(f"{folder}: this model compares images with texts", "give --label once for every class")
     return _ranked(image, labels, pipeline.classify([image], list(labels))[0])
 
