@@ -36,8 +36,12 @@ _OUT = click.Option(
 _SEED = click.Option(["--seed"], type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print the result as JSON.")
 
+_TRUST = click.Option(
+    ["--trust-remote-code"], is_flag=True, help="Run the model code that SOURCE brings along. Read it first."
+)
+
 _INPUTS: dict[str, tuple[list[click.Option], str]] = {
-    "export": ([], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
+    "export": ([_TRUST], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
     "quantize": ([_DATA, _TARGET], "SOURCE is a folder that `vlm-edge export` wrote."),
     "prune": ([_DATA, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
     "distill": ([_DATA, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
@@ -117,7 +121,10 @@ def _stage_command(name: str, summary: str) -> click.Command:
 
     @click.pass_obj
     def run(settings: Settings, /, source: str, out: Path, assignments: Sequence[str], **options: Any) -> None:
-        _run(settings, name, source, out, parse_assignments(assignments), options)
+        config = parse_assignments(assignments)
+        if options.pop("trust_remote_code", False):
+            config["trust_remote_code"] = True
+        _run(settings, name, source, out, config, options)
 
     return StageCommand(
         name,

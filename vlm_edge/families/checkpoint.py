@@ -18,6 +18,7 @@ from vlm_edge.families import open_clip
 from vlm_edge.families.base import Family
 from vlm_edge.families.config import CONFIG_NAME, read_config
 from vlm_edge.families.generation import SETTINGS_NAME, load_settings
+from vlm_edge.families.remote_code import build_with_code, refuse_code
 from vlm_edge.families.saved_names import as_in_model
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
 from vlm_edge.families.table import family_for
@@ -82,7 +83,9 @@ def _task_of(architecture: str) -> str | None:
     return task
 
 
-def build_model(folder: Path, family: Family, config: Mapping[str, Any]) -> nn.Module:
+def build_model(
+    folder: Path, family: Family, config: Mapping[str, Any], *, trust_remote_code: bool = False
+) -> nn.Module:
     """The model of ``config.json`` with weights not loaded; torch's random state is left as it was.
 
     Raises:
@@ -93,7 +96,8 @@ def build_model(folder: Path, family: Family, config: Mapping[str, Any]) -> nn.M
     values = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype", "quantization_config")}
     with torch.random.fork_rng(devices=[]):
         try:
-            return family.build(values).float()
+            built = build_with_code(folder, config, values) if trust_remote_code else None
+            return (built if built is not None else family.build(values)).float()
         except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise VlmEdgeError(
@@ -102,8 +106,9 @@ def build_model(folder: Path, family: Family, config: Mapping[str, Any]) -> nn.M
             ) from error
 
 
-def load_checkpoint(folder: Path) -> LoadedCheckpoint:
-    """Load a Hugging Face folder strictly: float32, eval mode, no pickle, no code from the folder.
+def load_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> LoadedCheckpoint:
+    """Load a Hugging Face folder strictly: float32, eval mode, no pickle, and no code from the folder unless it is
+    trusted.
 
     ``surgery.json`` is replayed on the freshly built model before the weights are loaded.
 
@@ -111,9 +116,11 @@ def load_checkpoint(folder: Path) -> LoadedCheckpoint:
         VlmEdgeError: anything in the folder is missing, broken, unknown, or does not fit; the message names the file.
     """
     config = read_config(folder)
+    if not trust_remote_code:
+        refuse_code(folder, config)
     family = find_family(folder, config)
     state = read_weights(folder)
-    model = build_model(folder, family, config)
+    model = build_model(folder, family, config, trust_remote_code=trust_remote_code)
     surgery = read_surgery(folder)
     with torch.random.fork_rng(devices=[]):
         apply_surgery(model, family, surgery, folder / SURGERY_NAME)

@@ -19,14 +19,12 @@ from transformers import AutoTokenizer
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.chat import read_prompt
+from vlm_edge.families.generation import MAX_NEW_TOKENS, greedy_settings
 from vlm_edge.families.llm import Decoder, decoder_export, self_attention_sites
 from vlm_edge.families.processors import read_text_processing
 from vlm_edge.families.vision_towers import connector_export, tower_attention_sites, vision_encoder_export
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 from vlm_edge.processing.picture import Picture
-
-MAX_NEW_TOKENS = 20
-"""What transformers' ``generate`` adds at most, unless it is told otherwise (5.23; generation/utils.py)."""
 
 
 class LanguageFamily(Family):
@@ -116,23 +114,27 @@ class LanguageFamily(Family):
         return spec
 
     def generation(self, checkpoint: Path) -> Generation | None:
-        """End tokens as ``generate`` takes them: generation_config.json's, else the language model's."""
-        settings = checkpoint / "generation_config.json"
-        asked = json.loads(settings.read_bytes()) if settings.is_file() else {}
-        text = self.config(checkpoint).get_text_config()
-        ends = asked.get("eos_token_id", text.eos_token_id)
+        """As ``generate`` decodes greedily: generation_config.json's settings, else the language model's.
+
+        Raises:
+            VlmEdgeError: there is no end token, or a setting asks for what the runtime can't do.
+        """
+        config = self.config(checkpoint)
+        settings, text = greedy_settings(checkpoint, config), config.get_text_config()
+        ends = settings.eos_token_id if settings.eos_token_id is not None else text.eos_token_id
         eos, *others = ends if isinstance(ends, list) else [ends]
         if eos is None:
             raise VlmEdgeError(
                 f"{checkpoint}: no eos_token_id, so no answer would end", "write it into generation_config.json"
             )
-        pad = asked.get("pad_token_id", text.pad_token_id)
+        pad = settings.pad_token_id if settings.pad_token_id is not None else text.pad_token_id
         return Generation(
             start_token_id=text.bos_token_id if text.bos_token_id is not None else eos,
             eos_token_id=eos,
             other_eos_token_ids=tuple(others),
             pad_token_id=eos if pad is None else pad,
-            max_new_tokens=asked.get("max_new_tokens") or MAX_NEW_TOKENS,
+            max_new_tokens=settings.max_new_tokens or MAX_NEW_TOKENS,
+            no_repeat_ngram=settings.no_repeat_ngram_size or 0,
         )
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:

@@ -35,6 +35,22 @@ def load_settings(checkpoint: Path, config: Any) -> GenerationConfig:
     return GenerationConfig.from_model_config(config)
 
 
+def greedy_settings(checkpoint: Path, config: Any) -> GenerationConfig:
+    """As :func:`load_settings`, when the runtime can follow them.
+
+    Raises:
+        VlmEdgeError: one of them changes what greedy decoding chooses.
+    """
+    settings = load_settings(checkpoint, config)
+    for name, neutral in _NEUTRAL.items():
+        if (value := getattr(settings, name, None)) not in neutral:
+            raise VlmEdgeError(
+                f"{checkpoint}: generation setting {name}: {value!r}; the runtime decodes greedily without it",
+                f"remove it from {SETTINGS_NAME}, and measure what that does",
+            )
+    return settings
+
+
 def read_generation(checkpoint: Path, config: Any, longest: int) -> Generation:
     """Greedy decoding as ``generate`` of an encoder-decoder does it with this folder's settings.
 
@@ -46,13 +62,7 @@ def read_generation(checkpoint: Path, config: Any, longest: int) -> Generation:
     Raises:
         VlmEdgeError: there is no start or end token, or a setting asks for what the runtime can't do.
     """
-    settings = load_settings(checkpoint, config)
-    for name, neutral in _NEUTRAL.items():
-        if (value := getattr(settings, name, None)) not in neutral:
-            raise VlmEdgeError(
-                f"{checkpoint}: generation setting {name}: {value!r}; the runtime decodes greedily without it",
-                f"remove it from {SETTINGS_NAME}, and measure what that does",
-            )
+    settings = greedy_settings(checkpoint, config)
     start = settings.decoder_start_token_id if settings.decoder_start_token_id is not None else settings.bos_token_id
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     if start is None or ends[0] is None:

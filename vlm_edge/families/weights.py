@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.weight_names import current_names
 
 WEIGHTS_NAME = "model.safetensors"
 OTHER_WEIGHTS_NAMES = ("open_clip_model.safetensors",)
@@ -84,7 +83,6 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> No
         VlmEdgeError: tensors are missing, unexpected, or of another shape; the first few are named.
     """
     state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] != NEVER_SAVED}
-    state = current_names(model, state)
     for alias, source in list(tied_aliases(model).items()):
         if alias in state and source in state and not torch.equal(state[alias], state[source]):
             _untie(model, alias)

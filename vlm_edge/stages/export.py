@@ -23,6 +23,9 @@ class ExportConfig(StageConfig):
         default=1e-4, gt=0, lt=1, description="largest difference from torch, relative to an output's largest value"
     )
     dtype: Literal["float32"] = "float32"
+    trust_remote_code: bool = Field(
+        default=False, description="run the model code that a checkpoint brings along; read it first"
+    )
 
 
 def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
@@ -43,7 +46,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     from vlm_edge.stages.export_generate import check_generation
     from vlm_edge.stages.export_graph import export_component, graph_facts
 
-    loaded = load_checkpoint(inputs.source.path)
+    loaded = load_checkpoint(inputs.source.path, trust_remote_code=config.trust_remote_code)
     family = loaded.family
     folder = work.scratch / "graphs"
     shutil.rmtree(folder, ignore_errors=True)
