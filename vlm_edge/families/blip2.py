@@ -16,7 +16,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, AttentionSite
 from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.generate import LanguageFamily
+from vlm_edge.families.generate import LanguageFamily, fused_attention
 from vlm_edge.families.llm import Decoder, self_attention_sites
 from vlm_edge.families.opt import OptDecoder
 from vlm_edge.families.processors import read_image_processing
@@ -131,7 +131,8 @@ class Blip2(LanguageFamily):
         settings.pop("image_token_id", None)
         vlm: Any = model
         if len(pixel_values):
-            return vlm.generate(pixel_values, input_ids=input_ids, attention_mask=attention_mask, **settings)
+            with fused_attention(vlm.vision_model):
+                return vlm.generate(pixel_values, input_ids=input_ids, attention_mask=attention_mask, **settings)
         return vlm.language_model.generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
 
 

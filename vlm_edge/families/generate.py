@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,4 +174,18 @@ class LanguageFamily(Family):
         vlm: Any = model
         settings.pop("image_token_id", None)
         images = {"pixel_values": pixel_values} if len(pixel_values) else {}
-        return vlm.generate(input_ids=input_ids, attention_mask=attention_mask, **images, **settings)
+        with fused_attention(model.get_submodule(self.vision_tower_path)):
+            return vlm.generate(input_ids=input_ids, attention_mask=attention_mask, **images, **settings)
+
+
+@contextmanager
+def fused_attention(tower: Any) -> Iterator[None]:
+    """While open, a vision tower attends in torch's own kernel: transformers gives it all tiles at once, whose scores
+    spelled out can take more memory than the model. Towers that don't know the kernel are left as they are."""
+    config = tower.config
+    before = config._attn_implementation
+    config._attn_implementation = "sdpa" if getattr(tower, "_supports_sdpa", False) else before
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
