@@ -14,7 +14,7 @@ from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.pictures import picture_embeds, picture_of
 from vlm_edge.processing.text import Ids
 
-TILES_AT_ONCE = 4
+TILES_AT_ONCE = 2
 """On a CPU more at once is no faster, and attention's scores alone are 48 MiB for a tile of SmolVLM."""
 QUESTION_IDS, QUESTION_MASK = "qformer_input_ids", "qformer_attention_mask"
 """What a connector that reads the question (InstructBLIP) calls it."""

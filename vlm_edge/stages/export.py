@@ -41,7 +41,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     """
     from vlm_edge.families.checkpoint import load_checkpoint
     from vlm_edge.processing.manifest import write_manifest
-    from vlm_edge.stages.export_check import check_component, load_graph
+    from vlm_edge.stages.export_check import OneAtATime, check_component, load_graph
     from vlm_edge.stages.export_composed import check_pipeline
     from vlm_edge.stages.export_generate import check_generation
     from vlm_edge.stages.export_graph import export_component, graph_facts
@@ -65,11 +65,13 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
             work.facts["graphs"][name] = graph_facts(path)
             ticker.advance(note=name)
         manifest = _manifest(loaded, components)
-        graphs = {name: load_graph(folder / component.file, component) for name, component in components.items()}
-        check = check_generation if manifest.pipeline == "generate" else check_pipeline
-        work.facts["composed"] = check(loaded, manifest, graphs, config.tolerance)
+        graphs = OneAtATime(folder, components)
+        if manifest.pipeline == "generate":
+            work.facts["composed"] = check_generation(loaded, manifest, graphs, config.tolerance)
+        else:
+            work.facts["composed"] = check_pipeline(loaded, manifest, graphs.engines, config.tolerance)
+        graphs.release()
         ticker.advance(note="composed")
-    graphs.clear()
     for text in (manifest.text, manifest.prompt and manifest.prompt.instruction):
         if text:
             (folder / text.tokenizer).parent.mkdir(exist_ok=True)

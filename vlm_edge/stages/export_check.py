@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from vlm_edge.engines import load_engine
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.processing.manifest import Component
+from vlm_edge.processing.manifest import Component, TensorSpec
 
 SUM = " + "
 """Between the names of two dimensions: an axis as long as both."""
@@ -41,6 +41,54 @@ class Difference:
 def load_graph(path: Path, component: Component) -> Engine:
     """One exported file on ONNX Runtime, on every core of this host."""
     return load_engine("onnxruntime", path, component, threads=os.cpu_count() or 1)
+
+
+class OneAtATime:
+    """Exported files as engines of which one is in memory: asking another drops it. What they are compared with in
+    torch stands beside them, and a pipeline asks one after the other.
+
+    Args:
+        folder: where the files are.
+        components: each file's inputs and outputs.
+    """
+
+    def __init__(self, folder: Path, components: Mapping[str, Component]) -> None:
+        self._folder = folder
+        self._loaded: tuple[str, Engine] | None = None
+        self.engines: dict[str, Engine] = {
+            name: _OneOf(self, name, component) for name, component in components.items()
+        }
+
+    def engine(self, name: str, component: Component) -> Engine:
+        """The engine of one component, loaded now if it is not the last that was asked."""
+        if self._loaded is None or self._loaded[0] != name:
+            self._loaded = None  # before the next is loaded
+            self._loaded = (name, load_graph(self._folder / component.file, component))
+        return self._loaded[1]
+
+    def release(self) -> None:
+        """Drop the one that is in memory."""
+        self._loaded = None
+
+
+class _OneOf:
+    """One component of :class:`OneAtATime`."""
+
+    def __init__(self, group: OneAtATime, name: str, component: Component) -> None:
+        self.name = name
+        self._group = group
+        self._component = component
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._component.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._component.outputs
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        return self._group.engine(self.name, self._component).infer(feed)
 
 
 def check_component(name: str, component: ComponentExport, graph: Engine, tolerance: float) -> dict[str, float]:

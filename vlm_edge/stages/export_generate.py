@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_edge.engines.base import Engine
 from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.families.generate import LanguageFamily
 from vlm_edge.processing.images import read_image
@@ -16,6 +15,7 @@ from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.generate import GeneratePipeline, Request, prompt_text
+from vlm_edge.stages.export_check import OneAtATime
 from vlm_edge.stages.export_composed import MAX_TOKENS, parts_at_tie
 
 IMAGE_COUNTS = (1, 0, 2)
@@ -23,11 +23,11 @@ IMAGE_COUNTS = (1, 0, 2)
 
 
 def check_generation(
-    loaded: LoadedCheckpoint, manifest: PipelineManifest, graphs: dict[str, Engine], tolerance: float
+    loaded: LoadedCheckpoint, manifest: PipelineManifest, graphs: OneAtATime, tolerance: float
 ) -> dict[str, float]:
     """Requests about unequally many images in one padded batch, against ``generate`` asked for each alone.
 
-    ``graphs`` is emptied once they have answered, so that their weights are not in memory beside what torch needs.
+    The graphs are dropped once they have answered, so that their weights are not in memory beside what torch needs.
 
     Returns:
         What was compared, for the record.
@@ -40,8 +40,8 @@ def check_generation(
     text = TextEncoder(loaded.folder, manifest.text)
     limit = min(manifest.generation.max_new_tokens, MAX_TOKENS)
     requests = random_requests(manifest, text)
-    answers = GeneratePipeline(manifest, graphs, text).generate_ids(requests, max_new_tokens=limit)
-    graphs.clear()
+    answers = GeneratePipeline(manifest, graphs.engines, text).generate_ids(requests, max_new_tokens=limit)
+    graphs.release()
     ties = 0
     for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         reference = reference_answer(
