@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from language_models import blip2_opt_125m, smolvlm_256m
+
 SIGLIP_IMAGE = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 224, "width": 224}}
 FLORENCE_IMAGE = {
     "image_processor_type": "CLIPImageProcessor",
@@ -71,7 +73,13 @@ def _write(
     write_tokenizer(folder, vocabulary, length)
 
 
-MODELS = {"siglip-base": siglip_base, "clip-vit-l-14": clip_vit_l_14, "florence-2-base": florence_2_base}
+MODELS = {
+    "siglip-base": siglip_base,
+    "clip-vit-l-14": clip_vit_l_14,
+    "florence-2-base": florence_2_base,
+    "smolvlm-256m": smolvlm_256m,
+    "blip2-opt-125m": blip2_opt_125m,
+}
 
 
 def peak_mb() -> float:

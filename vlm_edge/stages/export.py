@@ -41,7 +41,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     """
     from vlm_edge.families.checkpoint import load_checkpoint
     from vlm_edge.processing.manifest import write_manifest
-    from vlm_edge.stages.export_check import OneAtATime, check_component, load_graph
+    from vlm_edge.stages.export_check import OneAtATime, check_component, load_graph, return_freed_memory
     from vlm_edge.stages.export_composed import check_pipeline
     from vlm_edge.stages.export_generate import check_generation
     from vlm_edge.stages.export_graph import export_component, graph_facts
@@ -62,6 +62,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
             graph = load_graph(path, components[name])
             work.facts["parity"][name] = check_component(name, export, graph, config.tolerance)
             del graph  # so that the next component is exported without this one's session in memory
+            return_freed_memory()
             work.facts["graphs"][name] = graph_facts(path)
             ticker.advance(note=name)
         manifest = _manifest(loaded, components)

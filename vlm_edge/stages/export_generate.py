@@ -14,18 +14,21 @@ from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.batches import batches
 from vlm_edge.runtime.generate import GeneratePipeline, Request, prompt_text
 from vlm_edge.stages.export_check import OneAtATime
 from vlm_edge.stages.export_composed import MAX_TOKENS, parts_at_tie
 
 IMAGE_COUNTS = (1, 0, 2)
-"""Images of each request of the one batch that is compared."""
+"""Images of each request that is compared."""
+AT_ONCE = 2
+"""Requests in a batch: the first is padded, and the one with most images is alone, which takes least memory."""
 
 
 def check_generation(
     loaded: LoadedCheckpoint, manifest: PipelineManifest, graphs: OneAtATime, tolerance: float
 ) -> dict[str, float]:
-    """Requests about unequally many images in one padded batch, against ``generate`` asked for each alone.
+    """Requests about unequally many images, padded in a batch and alone, against ``generate`` asked for each alone.
 
     The graphs are dropped once they have answered, so that their weights are not in memory beside what torch needs.
 
@@ -40,7 +43,10 @@ def check_generation(
     text = TextEncoder(loaded.folder, manifest.text)
     limit = min(manifest.generation.max_new_tokens, MAX_TOKENS)
     requests = random_requests(manifest, text)
-    answers = GeneratePipeline(manifest, graphs.engines, text).generate_ids(requests, max_new_tokens=limit)
+    pipeline = GeneratePipeline(manifest, graphs.engines, text)
+    answers = [
+        answer for part in batches(requests, AT_ONCE) for answer in pipeline.generate_ids(part, max_new_tokens=limit)
+    ]
     graphs.release()
     ties = 0
     for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
