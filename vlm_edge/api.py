@@ -6,6 +6,7 @@ evaluators.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,7 @@ from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.evaluation.change import Side, change_between, check_bundle, engine_of, joined, measured_again
 from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
+from vlm_edge.evaluation.resolution import budget_faults
 from vlm_edge.families.sources import resolve_model
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import read_manifest
@@ -61,6 +63,7 @@ def toolbox() -> Toolbox:
         data_digest=_data_digest,
         host_fingerprint=host_fingerprint,
         host_record=host_record,
+        source_revision=source_revision,
     )
 
 
@@ -90,7 +93,27 @@ def check_recipe(path: Path) -> Recipe:
         shipped=shipped_folder(),
         check_model=resolve_model,
         check_task=_check_task,
+        check_budgets=lambda task, budgets: budget_faults(load_dataset(task.data, "test"), budgets),
     )
+
+
+def source_revision(recipe: Path) -> str | None:
+    """The git commit of the tree that the recipe lies in, ``-dirty`` with changes; None outside of one, or without git."""
+    command = [
+        "git",
+        "-C",
+        str(recipe.resolve().parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty",
+        "--exclude=*",
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def plan_recipe(path: Path, store: Path) -> list[PlannedRun]:

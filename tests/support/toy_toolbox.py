@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.runner import Toolbox
 from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.target import Target
@@ -41,6 +41,7 @@ class Evaluators:
         self.log = log
         self.missing: str | None = None
         self.drop: set[str] = set()
+        self.noise = 0.01
 
     def unmeasurable(self, target: Target) -> str | None:
         return self.missing
@@ -53,17 +54,28 @@ class Evaluators:
         drop = 0.1 * (candidate["stages"] - baseline["stages"])
         return self._kept([_measurement("accuracy_drop_pt", drop, 0.05), _measurement("accuracy", 0.99 - drop, 0.001)])
 
+    def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
+        return [{"id": "q1", "baseline": "red", "candidate": "blue"}] if candidate != baseline else []
+
     def latency(
-        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, tail: bool, progress: Progress
-    ) -> list[Measurement]:
+        self,
+        baseline: Path,
+        candidate: Path,
+        task: TaskSpec,
+        target: Target,
+        asked: LatencyAsked,
+        progress: Progress,
+    ) -> Timed:
         self.log.append("latency")
         extra = len((candidate / "model.txt").read_text().splitlines()) - 3
         times = [_measurement("latency_p90_ms", 10 / 2**extra, 0), _measurement("latency_p90_speedup", 2**extra, 0.1)]
-        if tail:
+        if 0.99 in asked.percentiles:
             times.append(_measurement("latency_p99_ms", 20, 1))
-        return self._kept(times)
+        if baseline == candidate:
+            times.append(_measurement("latency_p90_control", 1.0, self.noise))
+        return Timed(measurements=self._kept(times), conditions={"load": [0.5]})
 
-    def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
+    def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
         return self._kept([_measurement("size_ratio", 0.5, 0)])
 
     def _kept(self, measurements: list[Measurement]) -> list[Measurement]:
@@ -94,6 +106,7 @@ def toy_toolbox(model: Path) -> tuple[Toolbox, list[str]]:
             data_digest=lambda _: "data",
             host_fingerprint=lambda: "host",
             host_record=lambda: {"cpu": "toy"},
+            source_revision=lambda _: "c0ffee",
         ),
         log,
     )

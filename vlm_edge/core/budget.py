@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,22 +26,58 @@ class _Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class AccuracyBudget(_Budget):
-    """Bounds on the task's metric. ``max_drop_pt`` is in points (hundredths) lost against the FP32 baseline."""
+class AccuracyBounds(_Budget):
+    """Bounds on one metric of the task. ``max_drop_pt`` is in points (hundredths) lost against the FP32 baseline.
+
+    ``min_ratio`` bounds candidate over baseline, as MLPerf Inference's 0.99 and 0.999; ``at_least`` the metric itself.
+    """
 
     max_drop_pt: float | None = Field(default=None, ge=0, le=100)
     min_ratio: float | None = Field(default=None, gt=0, le=1)
-    at_least: float | None = Field(default=None, ge=0, le=1)
+    at_least: float | None = Field(default=None, ge=0, le=10)
+
+
+class AccuracyBudget(AccuracyBounds):
+    """Bounds on the task's primary metric, on its slices by name, and on its other metrics by name."""
+
+    slices: dict[str, AccuracyBounds] = {}
+    metrics: dict[str, AccuracyBounds] = {}
+
+
+class FidelityBudget(_Budget):
+    """Bounds on how close the candidate stays to the FP32 baseline: embeddings' cosine, generated tokens."""
+
+    min_cosine: float | None = Field(default=None, ge=-1, le=1)
+    min_token_agreement: float | None = Field(default=None, ge=0, le=1)
+    min_exact_match: float | None = Field(default=None, ge=0, le=1)
 
 
 class LatencyBudget(_Budget):
-    """Bounds on the end-to-end latency at batch 1, in ms, and on how many times faster than the baseline it is."""
+    """Bounds on the end-to-end latency at batch 1, in ms, and on how many times faster than the baseline it is.
+
+    ``cold_start_ms`` bounds the time from loading the engine in a new process to its first answer.
+    """
 
     p50_ms: float | None = Field(default=None, gt=0)
     p90_ms: float | None = Field(default=None, gt=0)
     p99_ms: float | None = Field(default=None, gt=0)
     p50_speedup: float | None = Field(default=None, gt=0)
     p90_speedup: float | None = Field(default=None, gt=0)
+    p99_speedup: float | None = Field(default=None, gt=0)
+    cold_start_ms: float | None = Field(default=None, gt=0)
+
+
+class ThroughputBudget(_Budget):
+    """A bound on the images a second when ``batch`` of them are asked at once."""
+
+    batch: int = Field(ge=1, le=4096)
+    at_least_per_s: float = Field(gt=0)
+
+
+class CostBudget(_Budget):
+    """A bound on the price of 1,000 images, in the currency of the target's ``price_per_hour``."""
+
+    max_per_1000: float = Field(gt=0)
 
 
 class SizeBudget(_Budget):
@@ -55,21 +93,38 @@ class MemoryBudget(_Budget):
     max_rss_mb: float | None = Field(default=None, gt=0)
 
 
+class ComputeBudget(_Budget):
+    """A bound on the multiply-accumulates of one query, in 1e9."""
+
+    max_macs_g: float = Field(gt=0)
+
+
 class Budgets(_Budget):
     accuracy: AccuracyBudget | None = None
+    fidelity: FidelityBudget | None = None
     latency: LatencyBudget | None = None
+    throughput: ThroughputBudget | None = None
+    cost: CostBudget | None = None
     size: SizeBudget | None = None
     memory: MemoryBudget | None = None
+    compute: ComputeBudget | None = None
 
     def overridden(self, other: Budgets) -> Budgets:
         """These budgets with every bound that ``other`` sets in place of its own."""
-        groups = {}
-        for name in Budgets.model_fields:
-            own, new = getattr(self, name), getattr(other, name)
-            if own is not None and new is not None:
-                new = own.model_copy(update=new.model_dump(exclude_unset=True))
-            groups[name] = new or own
-        return Budgets(**groups)
+        merged = _merged(self.model_dump(exclude_unset=True), other.model_dump(exclude_unset=True))
+        return Budgets.model_validate(merged)
+
+
+def _merged(own: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """``own`` with the values of ``new``, mapping by mapping; an unset group leaves its own as it is."""
+    result = dict(own)
+    for key, value in new.items():
+        before = own.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            result[key] = _merged(before, value)
+        elif value is not None or not isinstance(before, dict):
+            result[key] = value
+    return result
 
 
 class Bound(BaseModel):
@@ -87,7 +142,10 @@ class Bound(BaseModel):
 
 
 class Judgement(BaseModel):
-    """A bound, what was measured, and the verdict."""
+    """A bound, what was measured, and the verdict; ``reason`` for all but PASS and FAIL.
+
+    ``needed_n`` is about how many samples (queries, for a latency) would decide an UNDECIDED one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -97,27 +155,45 @@ class Judgement(BaseModel):
     verdict: Verdict
     measured: Measurement | None = None
     reason: str | None = None
+    needed_n: int | None = None
 
 
 # budget name -> (metric, which side bounds it, factor from the budget's unit to the metric's)
 _METRICS: dict[str, tuple[str, Literal["at_most", "at_least"], float]] = {
-    "accuracy.max_drop_pt": ("accuracy_drop_pt", "at_most", 1),
-    "accuracy.min_ratio": ("accuracy_ratio", "at_least", 1),
-    "accuracy.at_least": ("accuracy", "at_least", 1),
+    "fidelity.min_cosine": ("embedding_cosine", "at_least", 1),
+    "fidelity.min_token_agreement": ("token_agreement", "at_least", 1),
+    "fidelity.min_exact_match": ("exact_match", "at_least", 1),
     "latency.p50_ms": ("latency_p50_ms", "at_most", 1),
     "latency.p90_ms": ("latency_p90_ms", "at_most", 1),
     "latency.p99_ms": ("latency_p99_ms", "at_most", 1),
     "latency.p50_speedup": ("latency_p50_speedup", "at_least", 1),
     "latency.p90_speedup": ("latency_p90_speedup", "at_least", 1),
+    "latency.p99_speedup": ("latency_p99_speedup", "at_least", 1),
+    "latency.cold_start_ms": ("cold_start_ms", "at_most", 1),
+    "throughput.at_least_per_s": ("throughput_per_s", "at_least", 1),
+    "cost.max_per_1000": ("cost_per_1000", "at_most", 1),
     "size.max_ratio": ("size_ratio", "at_most", 1),
     "size.max_mb": ("size_bytes", "at_most", 1e6),
     "memory.max_rss_mb": ("peak_rss_mb", "at_most", 1),
+    "compute.max_macs_g": ("macs", "at_most", 1e9),
+}
+_ACCURACY: dict[str, tuple[str, Literal["at_most", "at_least"]]] = {
+    "max_drop_pt": ("_drop_pt", "at_most"),
+    "min_ratio": ("_ratio", "at_least"),
+    "at_least": ("", "at_least"),
 }
 
 
 def bounds_of(budgets: Budgets) -> list[Bound]:
-    """Every bound that is set, in the order in which the recipe format lists them."""
+    """Every bound that is set: accuracy with its slices and metrics, then the others as the recipe format lists them."""
     bounds = []
+    if budgets.accuracy is not None:
+        bounds += _accuracy_bounds("accuracy", budgets.accuracy, "accuracy", "")
+        for name, own in budgets.accuracy.slices.items():
+            bounds += _accuracy_bounds(f"accuracy.slices.{name}", own, "accuracy", f"[{name}]")
+        for name, own in budgets.accuracy.metrics.items():
+            metric, bracket, part = name.partition("[")
+            bounds += _accuracy_bounds(f"accuracy.metrics.{name}", own, metric, bracket + part)
     for name, (metric, side, factor) in _METRICS.items():
         group, key = name.split(".")
         limit = getattr(getattr(budgets, group), key, None)
@@ -126,28 +202,102 @@ def bounds_of(budgets: Budgets) -> list[Bound]:
     return bounds
 
 
-def judge(bound: Bound, measurements: Iterable[Measurement], *, unmeasurable: str | None = None) -> Judgement:
+def _accuracy_bounds(budget: str, bounds: AccuracyBounds, metric: str, part: str) -> list[Bound]:
+    return [
+        Bound.model_validate({"budget": f"{budget}.{key}", "metric": f"{metric}{suffix}{part}", side: limit})
+        for key, (suffix, side) in _ACCURACY.items()
+        if (limit := getattr(bounds, key)) is not None
+    ]
+
+
+def judge(
+    bound: Bound,
+    measurements: Iterable[Measurement],
+    *,
+    control: Iterable[Measurement] = (),
+    unmeasurable: str | None = None,
+) -> Judgement:
     """Hold one bound against the measurement of its metric.
 
     PASS when the whole interval is inside the bound, FAIL when it is wholly outside, UNDECIDED otherwise;
     NOT_MEASURED with the reason when there is no such measurement.
+
+    Args:
+        control: the baseline's measurements. What its A/A control found (how far two processes of one engine may lie
+            apart on this host) is the least width of a latency's interval here: a finer budget is UNDECIDED.
+        unmeasurable: why this host can't measure the variant.
     """
     measured = next((found for found in measurements if found.metric == bound.metric), None)
     if measured is None:
-        verdict = Verdict.NOT_MEASURED
-    elif bound.at_most is not None:
-        verdict = _side(measured.high <= bound.at_most, measured.low > bound.at_most)
-    else:
-        assert bound.at_least is not None
-        verdict = _side(measured.low >= bound.at_least, measured.high < bound.at_least)
-    reason = (unmeasurable or "no such measurement") if measured is None else None
+        reason = unmeasurable or f"the evaluation gave no {bound.metric}"
+        return _judgement(bound, Verdict.NOT_MEASURED, None, reason)
+    limit, above = (bound.at_most, False) if bound.at_most is not None else (bound.at_least, True)
+    assert limit is not None
+    verdict = _verdict(measured.low, measured.high, limit, above)
+    if verdict is Verdict.UNDECIDED:
+        needed = samples_to_decide(measured, limit)
+        more = f"; about {needed:,} samples would decide it" if needed else ""
+        return _judgement(bound, verdict, measured, f"the interval holds the bound{more}", needed)
+    noise = resolution(bound.metric, control)
+    low, high = min(measured.low, measured.value / (1 + noise)), max(measured.high, measured.value * (1 + noise))
+    if _verdict(low, high, limit, above) is Verdict.UNDECIDED:
+        reason = f"the bound is closer than the {100 * noise:.2g}% that this host can tell apart (A/A control)"
+        return _judgement(bound, Verdict.UNDECIDED, measured, reason)
+    return _judgement(bound, verdict, measured)
+
+
+def _verdict(low: float, high: float, limit: float, above: bool) -> Verdict:
+    """PASS, FAIL or UNDECIDED for an interval and a limit that it has to lie above (or below)."""
+    inside, outside = (low >= limit, high < limit) if above else (high <= limit, low > limit)
+    return Verdict.PASS if inside else Verdict.FAIL if outside else Verdict.UNDECIDED
+
+
+def _judgement(
+    bound: Bound, verdict: Verdict, measured: Measurement | None, reason: str | None = None, needed: int | None = None
+) -> Judgement:
     return Judgement(
-        budget=bound.budget, metric=bound.metric, bound=str(bound), verdict=verdict, measured=measured, reason=reason
+        budget=bound.budget,
+        metric=bound.metric,
+        bound=str(bound),
+        verdict=verdict,
+        measured=measured,
+        reason=reason,
+        needed_n=needed,
     )
 
 
-def _side(inside: bool, outside: bool) -> Verdict:
-    return Verdict.PASS if inside else Verdict.FAIL if outside else Verdict.UNDECIDED
+_TIMED = re.compile(r"latency_(p\d+)_(?:ms|speedup|slowdown)|cold_start_ms|throughput_per_s|cost_per_1000")
+
+
+def resolution(metric: str, control: Iterable[Measurement]) -> float:
+    """The relative difference that this host can't tell from none, for a latency; 0 for what is no time.
+
+    It is the far end of the A/A control's interval at the same percentile (the median for what has none).
+    """
+    timed = _TIMED.fullmatch(metric)
+    if timed is None:
+        return 0.0
+    name = f"latency_{timed[1] or 'p50'}_control"
+    found = next((each for each in control if each.metric == name), None)
+    return max(found.high - 1, 1 / found.low - 1, 0.0) if found is not None else 0.0
+
+
+_SURE = 2.74
+"""((1.96 + 1.28) / 1.96)^2: an interval that just ends at the bound on average holds it in one set of two; with so many
+times the samples it holds it in one of ten."""
+
+
+def samples_to_decide(measured: Measurement, limit: float) -> int | None:
+    """How many samples would take the interval off the limit in 9 sets of 10, if the value is the truth.
+
+    Its width goes with 1 / sqrt(n). None when the value lies on the limit, or the number is no use (over 1e9).
+    """
+    distance = abs(measured.value - limit)
+    half = measured.high - measured.value if limit > measured.value else measured.value - measured.low
+    if distance <= 1e-12 * max(abs(limit), 1.0) or not half > 0:
+        return None
+    needed = measured.n * (half / distance) ** 2 * _SURE
+    return math.ceil(needed) if needed <= 1e9 else None
 
 
 def overall(judgements: Iterable[Judgement]) -> Verdict:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
 class Measurement(BaseModel):
     """``low`` and ``high`` bound a 95% confidence interval; both equal ``value`` for an exact count.
 
-    Metric names used by the budgets: ``accuracy`` (0..1), ``accuracy_drop_pt`` (points lost against the baseline,
-    paired), ``accuracy_ratio``, ``latency_p50_ms``, ``latency_p90_ms``, ``latency_p99_ms`` (end to end),
-    ``latency_p50_speedup``, ``latency_p90_speedup`` (baseline over candidate, same run), ``size_bytes``,
-    ``size_ratio`` (candidate over baseline, on disk), ``parameters``, ``peak_rss_mb``.
+    Names. ``accuracy`` is the task's primary metric; others have names of their own (``top5``, ``f1``,
+    ``recall_at_1``). For each metric M there are ``M_drop_pt`` (paired, in hundredths, baseline less candidate) and
+    ``M_ratio`` (candidate over baseline); ``[SLICE]`` follows for a part of the data. Fidelity to the baseline:
+    ``embedding_cosine``, ``modality_gap``, ``token_agreement``, ``exact_match``. Time, end to end:
+    ``latency_p50_ms`` (p90, p99), ``latency_p50_speedup`` (baseline over candidate, same run), ``latency_p50_control``
+    (one engine in two processes: what this host can tell apart), ``latency_p50_ms[COMPONENT]``, ``cold_start_ms``,
+    ``throughput_per_s``, ``cost_per_1000``. Footprint: ``size_bytes``, ``size_ratio`` (candidate over baseline, on
+    disk), ``parameters``, ``macs``, ``peak_rss_mb``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,3 +28,22 @@ class Measurement(BaseModel):
     high: float
     n: int
     unit: str
+
+
+class Timed(BaseModel):
+    """What a latency measurement gave, and what was true on the host meanwhile (JSON values)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measurements: list[Measurement]
+    conditions: dict[str, Any] = {}
+
+
+class LatencyAsked(BaseModel):
+    """Which times are wanted: percentiles in 0..1, throughput at ``batch`` (None: not), time to a first answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    percentiles: tuple[float, ...] = (0.5, 0.9)
+    batch: int | None = None
+    cold_start: bool = False

@@ -139,6 +139,7 @@ def read_recipe(
     shipped: Path | None = None,
     check_model: Callable[[str], object] | None = None,
     check_task: Callable[[TaskSpec], object] | None = None,
+    check_budgets: Callable[[TaskSpec, Budgets], list[tuple[str, str]]] | None = None,
 ) -> Recipe:
     """Read and check a recipe.
 
@@ -149,6 +150,7 @@ def read_recipe(
         shipped: folder with the ``recipes/`` and ``calibration/`` that come with the package.
         check_model: raises VlmEdgeError for a model that can't be used.
         check_task: raises VlmEdgeError for a task whose data manifest can't be used.
+        check_budgets: (key, what is wrong) of each budget that the task's data can't decide.
 
     Raises:
         VlmEdgeError: the file is missing or unreadable.
@@ -175,6 +177,8 @@ def read_recipe(
     target = _check_target(raw.get("target"), roots, faults)
     budgets = faults.validate(Budgets, raw.get("budgets"), "budgets") or Budgets()
     entries = _check_stages(raw.get("stages"), stages, budgets, faults)
+    if task is not None and check_budgets is not None and not faults.found:
+        _check_budgets(lambda bounds: check_budgets(task, bounds), budgets, entries, faults)
     run = raw.get("run", "all")
     if run not in get_args(RunMode):
         faults.add("run", f"{run!r} is neither 'all' nor 'until-met'")
@@ -225,6 +229,19 @@ def _try(check: Callable[[Any], object], value: Any, place: str, faults: _Faults
     except VlmEdgeError as error:
         message = error.message.removeprefix(f"{place}: ")
         faults.add(place, f"{message} ({error.hint})" if error.hint else message)
+
+
+def _check_budgets(
+    check: Callable[[Budgets], list[tuple[str, str]]], budgets: Budgets, entries: list[StageEntry], faults: _Faults
+) -> None:
+    """Note what the data can't decide: in the recipe's budgets, and in those that a stage sets otherwise."""
+    common = check(budgets)
+    for key, message in common:
+        faults.add(f"budgets.{key}", message)
+    for index, entry in enumerate(entries):
+        for key, message in check(entry.budgets):
+            if (key, message) not in common:
+                faults.add(f"stages[{index}].{entry.stage}.budgets.{key}", message)
 
 
 def _check_name(name: Any, faults: _Faults) -> str:

@@ -16,6 +16,8 @@ from vlm_edge.errors import VlmEdgeError
 
 RECORD_NAME = "run.json"
 PREVIOUS_NAME = "run.previous.json"
+OUTCOMES_FOLDER = "outcomes"
+REGRESSIONS_NAME = "regressions.json"
 
 
 class _Record(BaseModel):
@@ -40,7 +42,9 @@ class VariantRecord(_Record):
     """One point on the ladder; the first is the FP32 baseline.
 
     ``artifacts`` maps the artifact kind to a digest; ``skipped`` lists samples left out of the accuracy, with why;
-    ``dropped`` marks a variant whose last stage was left out of what follows (``on_miss: drop``).
+    ``dropped`` marks a variant whose last stage was left out of what follows (``on_miss: drop``). ``conditions`` is what
+    was true on the host while the latency was measured. ``outcomes`` is the file of every sample's outcome, below the
+    run's folder.
     """
 
     name: str
@@ -53,12 +57,17 @@ class VariantRecord(_Record):
     unmeasured: str | None = None
     skipped: list[dict[str, str]] = []
     dropped: bool = False
+    conditions: dict[str, Any] = {}
+    outcomes: str | None = None
 
 
 class RunRecord(_Record):
-    """What one run of a recipe gave. ``best`` names the fastest variant that met every budget, or is null."""
+    """What one run of a recipe gave. ``best`` names the fastest variant that met every budget, or is null.
 
-    format: Literal[1] = 1
+    ``commit`` is the revision of the source tree that the recipe lies in, ``-dirty`` when it has changes.
+    """
+
+    format: Literal[2] = 2
     name: str
     verdict: Verdict
     decided_by: str
@@ -68,6 +77,7 @@ class RunRecord(_Record):
     host: dict[str, Any]
     versions: dict[str, str]
     seed: int
+    commit: str | None = None
     started: str
     wall_s: float
 

@@ -16,15 +16,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
-from vlm_edge.core.budget import Judgement, Verdict, bounds_of, judge, overall
-from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.budget import Verdict, bounds_of, judge, overall
+from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.plan import BASELINE, Step, VariantPlan, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
-from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, StageRun, VariantRecord
+from vlm_edge.core.record import (
+    OUTCOMES_FOLDER,
+    PREVIOUS_NAME,
+    RECORD_NAME,
+    REGRESSIONS_NAME,
+    RunRecord,
+    StageRun,
+    VariantRecord,
+)
 from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.store import Store, key_of, write_json_atomically
 from vlm_edge.core.target import Target
-from vlm_edge.errors import VlmEdgeError
 
 
 class Evaluators(Protocol):
@@ -43,13 +50,25 @@ class Evaluators(Protocol):
     def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
         """Accuracy of the candidate, and its paired drop against the baseline."""
 
-    def latency(
-        self, baseline: Path, candidate: Path, task: TaskSpec, target: Target, tail: bool, progress: Progress
-    ) -> list[Measurement]:
-        """End-to-end latency of the candidate and its speed-up, alternating with the baseline; p99 with ``tail``."""
+    def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
+        """The samples that the candidate lost most on, worst first, as JSON: both answers, and a small picture."""
 
-    def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
-        """Size on disk and parameters of the candidate."""
+    def latency(
+        self,
+        baseline: Path,
+        candidate: Path,
+        task: TaskSpec,
+        target: Target,
+        asked: LatencyAsked,
+        progress: Progress,
+    ) -> Timed:
+        """End-to-end latency of the candidate and its speed-up, alternating with the baseline.
+
+        With ``baseline == candidate`` it is the A/A control: the same engine in two processes.
+        """
+
+    def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
+        """Size on disk, parameters and multiply-accumulates of the candidate."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,17 @@ class Toolbox:
     data_digest: Callable[[TaskSpec], str]
     host_fingerprint: Callable[[], str]
     host_record: Callable[[], dict[str, Any]]
+    source_revision: Callable[[Path], str | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured of one variant. ``outcomes`` and ``regressions`` are JSON."""
+
+    measurements: list[Measurement]
+    conditions: dict[str, Any]
+    outcomes: dict[str, Any]
+    regressions: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +136,9 @@ class Runner:
             "seed": self.recipe.seed,
         }
         if "target" in spec.reads:
-            identity["target"] = self.recipe.target.model_dump(mode="json", exclude={"name", "description"})
+            identity["target"] = self.recipe.target.model_dump(
+                mode="json", exclude={"name", "description", "price_per_hour"}
+            )
         if spec.host_bound:
             identity["host"] = self.host
         return identity
@@ -181,35 +213,54 @@ class Runner:
         )
         return outcomes
 
-    def measure(self, baseline: Artifact, engine: Artifact) -> tuple[list[Measurement], list[dict[str, str]]]:
-        """Every measurement of one variant against the baseline, and the samples that accuracy left out."""
+    def measure(self, baseline: Artifact, engine: Artifact) -> Measured:
+        """Every measurement of one variant against the baseline."""
         evaluators, recipe, pair = self.toolbox.evaluators, self.recipe, [baseline, engine]
+        outcomes, asked = self._outcomes(engine), self._asked()
 
         def compare() -> dict[str, Any]:
-            candidate = self._outcomes(engine)
-            found = evaluators.compare(self._outcomes(baseline), candidate, recipe.seed)
-            return {"measurements": _dump(found), "skipped": candidate.get("skipped", [])}
+            before = self._outcomes(baseline)
+            return {
+                "measurements": _dump(evaluators.compare(before, outcomes, recipe.seed)),
+                "regressions": evaluators.regressions(before, outcomes, recipe.task),
+            }
 
-        def latency() -> list[dict[str, Any]]:
-            return _dump(
-                evaluators.latency(baseline.path, engine.path, recipe.task, recipe.target, tail, self.progress)
-            )
+        def latency() -> dict[str, Any]:
+            timed = evaluators.latency(baseline.path, engine.path, recipe.task, recipe.target, asked, self.progress)
+            return timed.model_dump(mode="json")
 
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        tail = any(bound.metric == "latency_p99_ms" for entry in recipe.stages for bound in bounds_of(entry.budgets))
-        conditions = {"threads": recipe.target.threads, "device": recipe.target.device, "host": self.host, "tail": tail}
+        target = recipe.target.model_dump(mode="json", exclude={"name", "description"})
+        conditions = {"target": target, "host": self.host, "asked": asked.model_dump(mode="json")}
         timed = self._cached({"measure": "latency", "task": task, **conditions}, latency, pair)
         sized = self._cached(
-            {"measure": "footprint"}, lambda: _dump(evaluators.footprint(baseline.path, engine.path)), pair
+            {"measure": "footprint", "task": task},
+            lambda: _dump(evaluators.footprint(baseline.path, engine.path, recipe.task)),
+            pair,
         )
-        measurements = [Measurement.model_validate(row) for row in [*compared["measurements"], *timed, *sized]]
-        return measurements, compared["skipped"]
+        rows = [*compared["measurements"], *timed["measurements"], *sized]
+        measurements = [Measurement.model_validate(row) for row in rows]
+        return Measured(measurements, timed["conditions"], outcomes, compared["regressions"])
+
+    def _asked(self) -> LatencyAsked:
+        """The times that any budget of the recipe bounds, beside p50 and p90."""
+        budgets = [self.recipe.budgets, *(entry.budgets for entry in self.recipe.stages)]
+        metrics = {bound.metric for each in budgets for bound in bounds_of(each)}
+        tail = (0.99,) if any(metric.startswith("latency_p99") for metric in metrics) else ()
+        batches = [each.throughput.batch for each in budgets if each.throughput is not None]
+        batch = max(batches, default=1 if "cost_per_1000" in metrics else None)
+        return LatencyAsked(percentiles=(0.5, 0.9, *tail), batch=batch, cold_start="cold_start_ms" in metrics)
 
     # -- variants -----------------------------------------------------------------------------------------------
 
-    def variant(self, plan: VariantPlan, baseline: Artifact | None, dropped: bool = False) -> VariantRecord:
-        """Make, measure and judge one variant. ``baseline`` is None for the baseline itself."""
+    def variant(
+        self, plan: VariantPlan, baseline: Artifact | None, control: Sequence[Measurement] = ()
+    ) -> tuple[VariantRecord, Measured | None]:
+        """Make, measure and judge one variant. ``baseline`` is None for the baseline itself.
+
+        ``control`` is what was measured of the baseline, the A/A control among it.
+        """
         runs: list[StageRun] = []
         artifact = self.teacher
         unmeasured = None
@@ -220,15 +271,14 @@ class Runner:
                     break
             artifact, run = self.realise(step, artifact)
             runs.append(run)
-        measurements: list[Measurement] = []
-        skipped: list[dict[str, str]] = []
-        if unmeasured is None:
-            measurements, skipped = self.measure(baseline or artifact, artifact)
+        measured = self.measure(baseline or artifact, artifact) if unmeasured is None else None
+        measurements = measured.measurements if measured else []
         budgets = plan.entry.budgets if plan.entry is not None else self.recipe.budgets
-        verdicts = [judge(bound, measurements, unmeasurable=unmeasured) for bound in bounds_of(budgets)]
-        if unmeasured is None and baseline is not None:
-            _require_measured(plan.name, verdicts)
-        return VariantRecord(
+        verdicts = [
+            judge(bound, measurements, control=control or measurements, unmeasurable=unmeasured)
+            for bound in bounds_of(budgets)
+        ]
+        record = VariantRecord(
             name=plan.name,
             stages=[step.stage for step in plan.steps if not step.implied or plan.entry is None],
             runs=runs,
@@ -237,20 +287,29 @@ class Runner:
             verdicts=verdicts,
             verdict=overall(verdicts),
             unmeasured=unmeasured,
-            skipped=skipped,
-            dropped=dropped,
+            skipped=measured.outcomes.get("skipped", []) if measured else [],
+            conditions=measured.conditions if measured else {},
+            outcomes=f"{OUTCOMES_FOLDER}/{plan.name}.json.gz" if measured else None,
         )
+        return record, measured
 
-    def ladder(self) -> list[VariantRecord]:
-        """Every variant in order, until the recipe's ``run`` mode or an ``on_miss: stop`` ends it."""
+    def ladder(self, folder: Path) -> list[VariantRecord]:
+        """Every variant in order, until the recipe's ``run`` mode or an ``on_miss: stop`` ends it.
+
+        The outcomes of each go to ``folder``, the run's, as it is measured.
+        """
         variants: list[VariantRecord] = []
+        regressions: dict[str, list[dict[str, Any]]] = {}
         dropped: set[str] = set()
         baseline: Artifact | None = None
         total = len(plan_variants(self.recipe, self.toolbox.stages))
         for index in range(total):
             plan = plan_variants(self.recipe, self.toolbox.stages, without=frozenset(dropped))[index]
             with self.progress.bar(f"variant {index + 1} of {total}: {plan.name}", None):
-                record = self.variant(plan, baseline)
+                record, measured = self.variant(plan, baseline, variants[0].measurements if variants else ())
+            if measured is not None:
+                write_json_atomically(folder / OUTCOMES_FOLDER / f"{plan.name}.json.gz", measured.outcomes)
+                regressions[plan.name] = measured.regressions
             if plan.entry is None:
                 baseline = self._engine(record)
                 variants.append(record)
@@ -264,6 +323,7 @@ class Runner:
                 break
             if not missed and self.recipe.run == "until-met":
                 break
+        write_json_atomically(folder / REGRESSIONS_NAME, regressions)
         return variants
 
     def _engine(self, record: VariantRecord) -> Artifact | None:
@@ -271,7 +331,7 @@ class Runner:
         return Artifact(ArtifactKind.ENGINE, digest, self.store.objects / digest) if digest else None
 
     def run(self, runs: Path) -> RunRecord:
-        """Run the ladder and write ``runs/NAME/run.json`` and, when the last variant has an engine, ``bundle/``."""
+        """Run the ladder and write ``runs/NAME/``: run.json, outcomes/, regressions.json and, with an engine, bundle/."""
         with self.store.in_use():
             return self._run(runs)
 
@@ -280,8 +340,9 @@ class Runner:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECORD_NAME).exists():  # an interrupted run must not be read as the run before it
             (folder / RECORD_NAME).replace(folder / PREVIOUS_NAME)
+        shutil.rmtree(folder / OUTCOMES_FOLDER, ignore_errors=True)
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        variants = self.ladder()
+        variants = self.ladder(folder)
         decided = [variant for variant in variants if not variant.dropped][-1]
         record = RunRecord(
             name=self.recipe.name,
@@ -293,6 +354,7 @@ class Runner:
             host=self.toolbox.host_record(),
             versions=self._versions(),
             seed=self.recipe.seed,
+            commit=self.toolbox.source_revision(self.recipe.path),
             started=started,
             wall_s=round(time.monotonic() - clock, 3),
         )
@@ -340,14 +402,3 @@ def replace_folder(source: Path, destination: Path) -> None:
 
 def _dump(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     return [measurement.model_dump(mode="json") for measurement in measurements]
-
-
-def _require_measured(variant: str, verdicts: Sequence[Judgement]) -> None:
-    """A budget whose metric the evaluators should have given and did not is an error, never a verdict."""
-    missing = [verdict for verdict in verdicts if verdict.measured is None]
-    if missing:
-        names = ", ".join(f"{verdict.metric} (for {verdict.budget})" for verdict in missing)
-        raise VlmEdgeError(
-            f"{variant}: the evaluation gave no {names}",
-            "take the budget out of the recipe, or raise the number of samples or the latency time that it needs",
-        )

@@ -16,12 +16,12 @@ any moment leaves nothing that :meth:`Store.find` would take for an artifact.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder, folder_size_bytes
+from vlm_edge.core.files import write_atomically
 from vlm_edge.errors import VlmEdgeError
 
 
@@ -66,20 +67,11 @@ def key_of(identity: Mapping[str, Any]) -> str:
 
 
 def write_json_atomically(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write JSON so that a reader sees the old file or the whole new one; compressed when it is named ``.gz``."""
+    content = (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    write_atomically(path, content)
 
 
 class Store:

@@ -8,11 +8,13 @@ from typing import Any
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
+from vlm_edge.data import load_dataset
 from vlm_edge.engines import engine_available
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
 from vlm_edge.evaluation.host import lacks_isa
 from vlm_edge.evaluation.latency import LATENCY_VERSION, LatencySettings, measure_latency
+from vlm_edge.evaluation.regressions import regressions
 
 
 class EngineEvaluators:
@@ -39,6 +41,11 @@ class EngineEvaluators:
         """Accuracy of the candidate, and its paired drop against the baseline."""
         return compare(Outcomes.from_json(baseline), Outcomes.from_json(candidate), seed)
 
+    def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
+        """The samples that the candidate lost most on, worst first, as JSON: both answers, and a small picture."""
+        dataset = load_dataset(task.data, "test")
+        return regressions(Outcomes.from_json(baseline), Outcomes.from_json(candidate), dataset)
+
     def latency(
         self,
         baseline: Path,
@@ -60,6 +67,6 @@ class EngineEvaluators:
             progress=progress,
         )
 
-    def footprint(self, baseline: Path, candidate: Path) -> list[Measurement]:
-        """Size on disk and parameters of the candidate."""
-        return footprint(baseline, candidate)
+    def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
+        """Size on disk, parameters and multiply-accumulates of the candidate."""
+        return footprint(baseline, candidate, task)

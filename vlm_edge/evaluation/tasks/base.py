@@ -65,6 +65,7 @@ class TaskEvaluation:
         primary: what the field calls the metric that is reported as ``accuracy``.
         pipelines: the runtime's classes that can do the task.
         run: (pipeline, data set, progress) -> rows. Its scores begin with ``accuracy``.
+        metrics: further columns of its scores, beside ``accuracy``.
         units: of the metrics whose scores are no shares, which are in 0..1.
         summaries: the metrics that are no mean of per-sample scores.
     """
@@ -73,6 +74,7 @@ class TaskEvaluation:
     primary: str
     pipelines: tuple[type, ...]
     run: Callable[[Any, Dataset, Progress], Rows]
+    metrics: tuple[str, ...] = ()
     units: Mapping[str, str] = field(default_factory=dict)
     summaries: tuple[Summary, ...] = ()
 

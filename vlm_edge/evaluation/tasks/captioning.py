@@ -43,5 +43,6 @@ CAPTIONING = TaskEvaluation(
     primary="CIDEr",
     pipelines=(CaptioningPipeline,),
     run=run,
+    metrics=("cider",),
     units={"accuracy": "CIDEr", "cider": "CIDEr"},
 )

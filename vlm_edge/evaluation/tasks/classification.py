@@ -95,4 +95,5 @@ CLASSIFICATION = TaskEvaluation(
     primary="top-1 accuracy",
     pipelines=(DualEncoderPipeline, EmbeddingPipeline),
     run=run,
+    metrics=("top5",),
 )

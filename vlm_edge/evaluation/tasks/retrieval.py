@@ -119,4 +119,5 @@ RETRIEVAL = TaskEvaluation(
     primary="mean R@1 of both directions",
     pipelines=(DualEncoderPipeline,),
     run=run,
+    metrics=("recall_at_1", "recall_at_5", "recall_at_10"),
 )
