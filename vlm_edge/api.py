@@ -98,17 +98,9 @@ def check_recipe(path: Path) -> Recipe:
 
 
 def source_revision(recipe: Path) -> str | None:
-    """The git commit of the tree that the recipe lies in, ``-dirty`` with changes; None outside of one, or without git."""
-    command = [
-        "git",
-        "-C",
-        str(recipe.resolve().parent),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--dirty",
-        "--exclude=*",
-    ]
+    """The git commit of the tree that the recipe lies in, ``-dirty`` with changes; None where there is none."""
+    describe = ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    command = ["git", "-C", str(recipe.resolve().parent), *describe]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from vlm_edge.core.budget import Bound, Budgets, Verdict, bounds_of, judge, overall
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.numerics.power import samples_to_decide
 
 
 def measured(low: float, high: float, metric: str = "m") -> Measurement:
@@ -56,3 +57,46 @@ def test_the_worst_verdict_is_the_overall_one() -> None:
     assert overall([]) is Verdict.PASS
     assert overall([good, open_]) is Verdict.UNDECIDED
     assert overall([good, open_, bad]) is Verdict.FAIL
+
+
+def test_slices_and_metrics_have_bounds_of_their_own() -> None:
+    accuracy = {
+        "max_drop_pt": 1,
+        "slices": {"color": {"min_ratio": 0.99}},
+        "metrics": {"recall_at_1[a]": {"at_least": 0.5}},
+    }
+    found = bounds_of(Budgets.model_validate({"accuracy": accuracy}))
+    assert [(bound.budget, bound.metric, str(bound)) for bound in found] == [
+        ("accuracy.max_drop_pt", "accuracy_drop_pt", "<= 1"),
+        ("accuracy.slices.color.min_ratio", "accuracy_ratio[color]", ">= 0.99"),
+        ("accuracy.metrics.recall_at_1[a].at_least", "recall_at_1[a]", ">= 0.5"),
+    ]
+
+
+def test_a_stage_changes_one_slice_and_keeps_the_others() -> None:
+    common = Budgets.model_validate(
+        {"accuracy": {"slices": {"color": {"max_drop_pt": 1}, "shape": {"max_drop_pt": 2}}}}
+    )
+    own = Budgets.model_validate({"accuracy": {"slices": {"shape": {"max_drop_pt": 5}}}})
+    merged = common.overridden(own)
+    assert merged.accuracy is not None
+    assert {name: bounds.max_drop_pt for name, bounds in merged.accuracy.slices.items()} == {"color": 1, "shape": 5}
+
+
+def test_an_undecided_verdict_says_how_many_samples_would_decide() -> None:
+    bound = Bound(budget="b", metric="m", at_most=1.0)
+    measurement = Measurement(metric="m", low=0.0, value=0.5, high=1.5, n=1000, unit="")
+    judgement = judge(bound, [measurement])
+    assert judgement.verdict is Verdict.UNDECIDED
+    assert judgement.needed_n == samples_to_decide(0.0, 0.5, 1.5, 1000, 1.0, confidence=0.95, sure=0.9)
+    assert f"{judgement.needed_n:,} samples" in (judgement.reason or "")
+    on_the_bound = measurement.model_copy(update={"value": 1.0})
+    assert judge(bound, [on_the_bound]).needed_n is None
+
+
+@pytest.mark.parametrize(("noise", "verdict"), [(0.02, Verdict.PASS), (0.12, Verdict.UNDECIDED)])
+def test_a_bound_closer_than_the_control_resolves_is_undecided(noise: float, verdict: Verdict) -> None:
+    control = [Measurement(metric="latency_p90_control", low=1 / (1 + noise), value=1.0, high=1.0, n=64, unit="x")]
+    found = [Measurement(metric="latency_p90_ms", low=9.4, value=9.5, high=9.6, n=64, unit="ms")]
+    bound = Bound(budget="latency.p90_ms", metric="latency_p90_ms", at_most=10.0)
+    assert judge(bound, found, control=control).verdict is verdict

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from statistics import NormalDist
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -185,7 +186,7 @@ _ACCURACY: dict[str, tuple[str, Literal["at_most", "at_least"]]] = {
 
 
 def bounds_of(budgets: Budgets) -> list[Bound]:
-    """Every bound that is set: accuracy with its slices and metrics, then the others as the recipe format lists them."""
+    """Every bound that is set: accuracy with its slices and metrics, then the others in the recipe's order."""
     bounds = []
     if budgets.accuracy is not None:
         bounds += _accuracy_bounds("accuracy", budgets.accuracy, "accuracy", "")
@@ -282,8 +283,8 @@ def resolution(metric: str, control: Iterable[Measurement]) -> float:
     return max(found.high - 1, 1 / found.low - 1, 0.0) if found is not None else 0.0
 
 
-_SURE = 2.74
-"""((1.96 + 1.28) / 1.96)^2: an interval that just ends at the bound on average holds it in one set of two; with so many
+_SURE = (1 + NormalDist().inv_cdf(0.9) / NormalDist().inv_cdf(0.975)) ** 2
+"""2.74: an interval that just ends at the bound on average holds it in one set of two; with so many
 times the samples it holds it in one of ten."""
 
 

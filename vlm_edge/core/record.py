@@ -42,9 +42,9 @@ class VariantRecord(_Record):
     """One point on the ladder; the first is the FP32 baseline.
 
     ``artifacts`` maps the artifact kind to a digest; ``skipped`` lists samples left out of the accuracy, with why;
-    ``dropped`` marks a variant whose last stage was left out of what follows (``on_miss: drop``). ``conditions`` is what
-    was true on the host while the latency was measured. ``outcomes`` is the file of every sample's outcome, below the
-    run's folder.
+    ``dropped`` marks a variant whose last stage was left out of what follows (``on_miss: drop``). ``conditions`` is
+    what was true on the host while the latency was measured. ``outcomes`` is the file of every sample's outcome, below
+    the run's folder.
     """
 
     name: str

@@ -331,7 +331,7 @@ class Runner:
         return Artifact(ArtifactKind.ENGINE, digest, self.store.objects / digest) if digest else None
 
     def run(self, runs: Path) -> RunRecord:
-        """Run the ladder and write ``runs/NAME/``: run.json, outcomes/, regressions.json and, with an engine, bundle/."""
+        """Run the ladder and write ``runs/NAME/``: run.json, outcomes/, regressions.json, with an engine bundle/."""
         with self.store.in_use():
             return self._run(runs)
 

@@ -1,4 +1,4 @@
-"""Whether a data set can hold an engine to its budgets: what is finer than it resolves is refused before anything runs."""
+"""Whether a data set can decide the budgets: what is finer than it resolves is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def budget_faults(dataset: Dataset, budgets: Budgets) -> list[tuple[str, str]]:
         return []
     task = TASKS[dataset.kind]
     images = len({sample.image for sample in dataset.samples})
-    faults = _bound_faults("accuracy", accuracy, images, shares=task.primary not in task.units)
+    faults = _bound_faults("accuracy", accuracy, images, shares="accuracy" not in task.units)
     slices = {name for sample in dataset.samples for name in sample.slices}
     slices |= set(DIRECTIONS) if dataset.kind == "retrieval" else set()
     for name, bounds in accuracy.slices.items():
@@ -34,7 +34,7 @@ def budget_faults(dataset: Dataset, budgets: Budgets) -> list[tuple[str, str]]:
             continue
         held = {sample.image for sample in dataset.samples if name in sample.slices}
         count = len(held) if held else images
-        faults += _bound_faults(place, bounds, count, shares=task.primary not in task.units)
+        faults += _bound_faults(place, bounds, count, shares="accuracy" not in task.units)
     known = {*task.metrics, *(summary.metric for summary in task.summaries)}
     for name, bounds in accuracy.metrics.items():
         place, metric = f"accuracy.metrics.{name}", name.partition("[")[0]
