@@ -93,8 +93,12 @@ def check_recipe(path: Path) -> Recipe:
         shipped=shipped_folder(),
         check_model=resolve_model,
         check_task=_check_task,
-        check_budgets=lambda task, budgets: budget_faults(load_dataset(task.data, "test"), budgets),
+        check_budgets=_check_budgets,
     )
+
+
+def _check_budgets(task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
+    return budget_faults(load_dataset(task.data, "test"), budgets)
 
 
 def source_revision(recipe: Path) -> str | None:

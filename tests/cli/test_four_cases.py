@@ -32,6 +32,7 @@ class Toy:
         monkeypatch.setattr(api, "STAGES", self.toolbox.stages)
         monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
         monkeypatch.setattr(api, "_check_task", lambda *_: None)
+        monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
 
     def run(self, **changes: Any) -> Any:
         recipe = write_recipe(self.folder, **changes)

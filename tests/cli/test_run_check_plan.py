@@ -33,6 +33,7 @@ class Toy:
         monkeypatch.setattr(api, "STAGES", self.toolbox.stages)
         monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
         monkeypatch.setattr(api, "_check_task", lambda _: None)
+        monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
 
 
 @pytest.fixture
@@ -187,6 +188,7 @@ api.toolbox = lambda: toolbox
 api.STAGES = toolbox.stages
 api.resolve_model = toolbox.resolve_model
 api._check_task = lambda task: None
+api._check_budgets = lambda task, budgets: []
 accuracy = toolbox.evaluators.accuracy
 
 def chatty(*arguments):
