@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from language_models import blip2_opt_125m, smolvlm_256m
+from _language_models import blip2_opt_125m, smolvlm_256m
 
 SIGLIP_IMAGE = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 224, "width": 224}}
 FLORENCE_IMAGE = {

@@ -1,6 +1,6 @@
 """Can the latency gates be trusted on this machine? An engine against itself, and against itself slowed by 10%.
 
-    python benchmarks/gate_latency.py ENGINE [--data calibration/easy-vqa.yaml] [--gates 200] [--json FILE]
+    python benchmarks/gate_latency.py [ENGINE] [--data calibration/easy-vqa.yaml] [--gates 200] [--json FILE]
 
 Each gate is what a run does: the A/A control of the baseline, the pair, and the verdicts of the tool's own code.
 
@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_edge.api import run_stage
 from vlm_edge.core.budget import Budgets, Verdict, bounds_of, judge
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import TaskSpec
@@ -39,7 +40,7 @@ from vlm_edge.numerics.timing import LOOKED_AT, geometric_mean
 
 BOUND, IMPOSSIBLE, SLOWER = 0.95, 1.5, 0.10
 FALSE_FAILS, POWER = 0.01, 0.95
-SLOWED = (sys.executable, "-P", str(Path(__file__).with_name("slowed_worker.py")), str(SLOWER))
+SLOWED = (sys.executable, "-P", str(Path(__file__).with_name("_slowed_worker.py")), str(SLOWER))
 BUDGETS = Budgets.model_validate({"latency": {"p50_speedup": BOUND, "p90_speedup": BOUND}})
 UNREACHABLE = Budgets.model_validate({"latency": {"p90_speedup": IMPOSSIBLE}})
 
@@ -147,9 +148,22 @@ def simulate(settings: LatencySettings, runs: int = 20_000) -> None:
             print(f"{spread:8.3f} {noise:>9} {held / runs:7.4f} {rounds / runs:7.1f}")
 
 
+def quantized(folder: Path, data: Path) -> Path:
+    """The reference model as an INT8 engine for this host."""
+    run_stage("export", {}, "zoo:blip-easyvqa", folder / "graphs")
+    run_stage("quantize", {}, folder / "graphs", folder / "int8", data=data)
+    run_stage("compile", {}, folder / "int8", folder / "engine")
+    return folder / "engine"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine", type=Path, nargs="?", help="a compiled engine or a bundle")
+    parser.add_argument(
+        "engine",
+        type=Path,
+        nargs="?",
+        help="a compiled engine or a bundle; default: zoo:blip-easyvqa, quantized and compiled here",
+    )
     parser.add_argument("--data", type=Path, default=Path("calibration/easy-vqa.yaml"))
     parser.add_argument("--kind", default="vqa")
     parser.add_argument("--gates", type=int, default=200, help="A/A gates; half as many with the slowed engine")
@@ -163,16 +177,15 @@ def main() -> int:
     if arguments.simulate:
         simulate(settings)
         return 0
-    if arguments.engine is None:
-        parser.error("name an engine")
     task = TaskSpec(kind=arguments.kind, data=arguments.data.resolve())
     kinds = [position % 3 == 2 for position in range(math.ceil(1.5 * arguments.gates))]
     gates: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "engine"
-        shutil.copytree(arguments.engine, copy)
+        engine = arguments.engine.resolve() if arguments.engine else quantized(Path(scratch), arguments.data)
+        copy = Path(scratch) / "copy"
+        shutil.copytree(engine, copy)
         for number, slow in enumerate(kinds, 1):
-            found = gate(arguments.engine.resolve(), copy, task, settings, arguments.threads, slow)
+            found = gate(engine, copy, task, settings, arguments.threads, slow)
             gates.append(found)
             pair = "  ".join(f"{p} {found['pair'][p]}" for p in found["pair"])
             kind = "slowed" if slow else "same"
