@@ -216,3 +216,12 @@ def test_a_run_killed_in_any_stage_goes_on_to_the_same_artifacts(bench: Bench, t
     record = bench.run()
     assert [v.artifacts for v in record.variants] == [v.artifacts for v in expected.variants]
     assert [v.verdicts for v in record.variants] == [v.verdicts for v in expected.variants]
+
+
+def test_a_record_that_can_not_be_read_says_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": 1}')
+    with pytest.raises(VlmEdgeError, match=r"run.json: format: the record is of format 1, this version reads 2"):
+        read_record(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(VlmEdgeError, match=r"run.json: Invalid JSON"):
+        read_record(tmp_path)

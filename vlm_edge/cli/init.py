@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from vlm_edge.cli.settings import Settings, pass_settings
+from vlm_edge.core.files import write_atomically
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 
@@ -89,20 +90,17 @@ def init(
     if data is None and not model.startswith("zoo:"):
         example = _EXAMPLE_DATA.get(kind, f"a manifest of kind {kind}; docs/measuring.md says what it describes")
         raise VlmEdgeError(f"{model}: no data to calibrate and measure on", f"name it with --data, such as {example}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        _TEMPLATE.format(
-            architecture=architecture,
-            file=out,
-            name=_scalar(name or re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem)),
-            model=_scalar(model),
-            kind=kind,
-            data=_scalar(str(data or _EXAMPLE_DATA[kind])),
-            target=_scalar(target),
-            model_stages=_MODEL_STAGES.get(pipeline, ""),
-        ),
-        encoding="utf-8",
+    recipe = _TEMPLATE.format(
+        architecture=architecture,
+        file=out,
+        name=_scalar(name or re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem)),
+        model=_scalar(model),
+        kind=kind,
+        data=_scalar(str(data or _EXAMPLE_DATA[kind])),
+        target=_scalar(target),
+        model_stages=_MODEL_STAGES.get(pipeline, ""),
     )
+    write_atomically(out, recipe.encode())
     click.echo(f"{out}: a recipe for {architecture} on {target}; check it with `vlm-edge check {out}`")
 
 

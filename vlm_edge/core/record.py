@@ -14,6 +14,7 @@ from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
 
+FORMAT: Literal[2] = 2
 RECORD_NAME = "run.json"
 PREVIOUS_NAME = "run.previous.json"
 OUTCOMES_FOLDER = "outcomes"
@@ -67,7 +68,7 @@ class RunRecord(_Record):
     ``commit`` is the revision of the source tree that the recipe lies in, ``-dirty`` when it has changes.
     """
 
-    format: Literal[2] = 2
+    format: Literal[2] = FORMAT
     name: str
     verdict: Verdict
     decided_by: str
@@ -101,5 +102,8 @@ def read_record(path: Path) -> RunRecord:
         raise VlmEdgeError(f"{file}: no run record", "give a run's folder, such as runs/quickstart") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise VlmEdgeError(f"{file}: {place}: {first['msg']}", "run the recipe again with this version") from error
+        place = ": ".join([str(file), *filter(None, [".".join(str(part) for part in first["loc"])])])
+        problem = first["msg"]
+        if first["loc"] == ("format",):
+            problem = f"the record is of format {first['input']}, this version reads {FORMAT}"
+        raise VlmEdgeError(f"{place}: {problem}", "run the recipe again with this version") from error
