@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from toy_toolbox import Evaluators, toy_toolbox, write_recipe
 
-from vlm_edge.core.budget import Verdict
+from vlm_edge.core.budget import Budgets, Verdict
 from vlm_edge.core.recipe import read_recipe
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import Runner
-from vlm_edge.core.stage import SilentProgress
+from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.core.store import Store
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import RecipeError, VlmEdgeError
 
 
 class Bench:
@@ -225,3 +225,20 @@ def test_a_record_that_can_not_be_read_says_what_is_wrong(tmp_path: Path) -> Non
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(VlmEdgeError, match=r"run.json: Invalid JSON"):
         read_record(tmp_path)
+
+
+def test_budgets_are_held_against_the_data_once_and_again_where_a_stage_sets_its_own(bench: Bench) -> None:
+    toolbox, _ = toy_toolbox(bench.model)
+    asked: list[float | None] = []
+
+    def check(_: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
+        assert budgets.accuracy is not None
+        asked.append(budgets.accuracy.max_drop_pt)
+        return [("accuracy.max_drop_pt", "too fine")] if budgets.accuracy.max_drop_pt == 0.5 else []
+
+    read_recipe(write_recipe(bench.folder), toolbox.stages, check_budgets=check)
+    assert asked == [1.0]
+    stages = [{"export": {}}, {"quantize": {"budgets": {"accuracy": {"max_drop_pt": 0.5}}}}]
+    with pytest.raises(RecipeError) as error:
+        read_recipe(write_recipe(bench.folder, stages=stages), toolbox.stages, check_budgets=check)
+    assert error.value.faults == ["toy.yaml: stages[1].quantize.budgets.accuracy.max_drop_pt: too fine"]

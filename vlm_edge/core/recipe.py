@@ -239,7 +239,7 @@ def _check_budgets(
     for key, message in common:
         faults.add(f"budgets.{key}", message)
     for index, entry in enumerate(entries):
-        for key, message in check(entry.budgets):
+        for key, message in check(entry.budgets) if entry.budgets != budgets else []:
             if (key, message) not in common:
                 faults.add(f"stages[{index}].{entry.stage}.budgets.{key}", message)
 
