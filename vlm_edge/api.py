@@ -30,10 +30,11 @@ from vlm_edge.core.gate import (
 )
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
 from vlm_edge.core.record import RunRecord, read_record
-from vlm_edge.core.runner import PlannedRun, Runner, Toolbox
+from vlm_edge.core.runner import PlannedRun, Runner
 from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork, TaskSpec
 from vlm_edge.core.store import Store
 from vlm_edge.core.target import Target
+from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.data import dataset_digest, load_dataset
 from vlm_edge.data.manifest import read_dataset_manifest
 from vlm_edge.errors import RecipeError, VlmEdgeError

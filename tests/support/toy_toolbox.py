@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
-from vlm_edge.core.runner import Toolbox
 from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.target import Target
+from vlm_edge.core.toolbox import Toolbox
 
 
 class Config(StageConfig):

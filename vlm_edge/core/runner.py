@@ -8,16 +8,16 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
 from vlm_edge.core.budget import Verdict, bounds_of, judge, overall
-from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import LatencyAsked, Measurement
 from vlm_edge.core.plan import BASELINE, Step, VariantPlan, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import (
@@ -29,59 +29,9 @@ from vlm_edge.core.record import (
     StageRun,
     VariantRecord,
 )
-from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork, TaskSpec
+from vlm_edge.core.stage import Progress, StageInputs, StageWork
 from vlm_edge.core.store import Store, key_of, write_json_atomically
-from vlm_edge.core.target import Target
-
-
-class Evaluators(Protocol):
-    """How variants are measured."""
-
-    @property
-    def versions(self) -> Mapping[str, str]:
-        """One for each of ``accuracy``, ``compare``, ``latency`` and ``footprint``: part of its measurements' keys."""
-
-    def unmeasurable(self, target: Target) -> str | None:
-        """Why this host can't run the target's engine, or None."""
-
-    def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
-        """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""
-
-    def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
-        """Accuracy of the candidate, and its paired drop against the baseline."""
-
-    def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
-        """The samples that the candidate lost most on, worst first, as JSON: both answers, and a small picture."""
-
-    def latency(
-        self,
-        baseline: Path,
-        candidate: Path,
-        task: TaskSpec,
-        target: Target,
-        asked: LatencyAsked,
-        progress: Progress,
-    ) -> Timed:
-        """End-to-end latency of the candidate and its speed-up, alternating with the baseline.
-
-        With ``baseline == candidate`` it is the A/A control: the same engine in two processes.
-        """
-
-    def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
-        """Size on disk, parameters and multiply-accumulates of the candidate."""
-
-
-@dataclass(frozen=True)
-class Toolbox:
-    """Everything that core needs from the layers above it, handed in by :mod:`vlm_edge.api`."""
-
-    stages: Mapping[str, StageSpec]
-    evaluators: Evaluators
-    resolve_model: Callable[[str], Path]
-    data_digest: Callable[[TaskSpec], str]
-    host_fingerprint: Callable[[], str]
-    host_record: Callable[[], dict[str, Any]]
-    source_revision: Callable[[Path], str | None]
+from vlm_edge.core.toolbox import Toolbox
 
 
 @dataclass(frozen=True)

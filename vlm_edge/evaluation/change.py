@@ -19,9 +19,9 @@ from vlm_edge.core.artifact import digest_folder
 from vlm_edge.core.gate import Change
 from vlm_edge.core.measurement import LatencyAsked, Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
-from vlm_edge.core.runner import Evaluators
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
+from vlm_edge.core.toolbox import Evaluators
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.host import ENGINE_PACKAGES

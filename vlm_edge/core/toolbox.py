@@ -1,0 +1,62 @@
+"""What core needs from the layers above it: the table of stages, and how variants are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
+from vlm_edge.core.stage import Progress, StageSpec, TaskSpec
+from vlm_edge.core.target import Target
+
+
+class Evaluators(Protocol):
+    """How variants are measured."""
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """One for each of ``accuracy``, ``compare``, ``latency`` and ``footprint``: part of its measurements' keys."""
+
+    def unmeasurable(self, target: Target) -> str | None:
+        """Why this host can't run the target's engine, or None."""
+
+    def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
+        """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""
+
+    def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
+        """Accuracy of the candidate, and its paired drop against the baseline."""
+
+    def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
+        """The samples that the candidate lost most on, worst first, as JSON: both answers, and a small picture."""
+
+    def latency(
+        self,
+        baseline: Path,
+        candidate: Path,
+        task: TaskSpec,
+        target: Target,
+        asked: LatencyAsked,
+        progress: Progress,
+    ) -> Timed:
+        """End-to-end latency of the candidate and its speed-up, alternating with the baseline.
+
+        With ``baseline == candidate`` it is the A/A control: the same engine in two processes.
+        """
+
+    def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
+        """Size on disk, parameters and multiply-accumulates of the candidate."""
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """Everything that core needs from the layers above it, handed in by :mod:`vlm_edge.api`."""
+
+    stages: Mapping[str, StageSpec]
+    evaluators: Evaluators
+    resolve_model: Callable[[str], Path]
+    data_digest: Callable[[TaskSpec], str]
+    host_fingerprint: Callable[[], str]
+    host_record: Callable[[], dict[str, Any]]
+    source_revision: Callable[[Path], str | None]
