@@ -105,7 +105,8 @@ class Runner:
                 found = self.store.find(key)  # another process may have made it while this one waited for the lock
                 if found is None:
                     facts: dict[str, Any] = {}
-                    work = StageWork(out, state, self.recipe.seed, self.progress, facts)
+                    cache = self.store.cache / step.stage
+                    work = StageWork(out, state, self.recipe.seed, self.progress, facts, cache)
                     inputs = StageInputs(
                         source,
                         self.teacher if "teacher" in spec.reads else None,

@@ -88,6 +88,9 @@ class StageWork:
     seed: int = 0
     progress: Progress = field(default_factory=SilentProgress)
     facts: dict[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+    """A folder of the stage's own for what several of its runs can use; files in it are named by what decides their
+    content, and may be gone at any time. None outside a store."""
 
 
 @dataclass(frozen=True)

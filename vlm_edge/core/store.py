@@ -6,6 +6,7 @@ Layout::
     keys/KEY.json              a StageRecord: which artifact a stage run gave
     measurements/KEY.json      a cached measurement
     scratch/KEY/out, state     an unfinished stage run; ``state`` is what it goes on from
+    cache/STAGE/               what several runs of a stage share; :meth:`Store.collect` empties it
     locks/KEY                  held while a stage run is under way
     locks/in-use               held, shared, by every run; alone by what removes artifacts
 
@@ -83,6 +84,7 @@ class Store:
         self.keys = self.root / "keys"
         self.measurements = self.root / "measurements"
         self.scratch = self.root / "scratch"
+        self.cache = self.root / "cache"
         try:
             for folder in (self.objects, self.keys, self.measurements, self.scratch, self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -198,11 +200,12 @@ class Store:
         ]
         size = sum(folder_size_bytes(path) for path in [*artifacts, *scratch])
         size += sum(path.stat().st_size for path in measurements)
+        size += folder_size_bytes(self.cache)
         if not dry_run:
             for record in self.records():
                 if record.digest in gone:
                     (self.keys / f"{record.key}.json").unlink(missing_ok=True)
-            for path in [*artifacts, *scratch]:
+            for path in [*artifacts, *scratch, self.cache]:
                 _remove(path)
             for path in measurements:
                 path.unlink(missing_ok=True)

@@ -93,8 +93,9 @@ def collect(
     given = {value.name for value in model.graph.input}
     computed = [name for name in tensors if name not in given]
     session = _session(model, computed, threads)
-    groups = _groups(session, computed, next(iter(feeds)))
+    groups: list[list[str]] = []
     for feed in feeds:
+        groups = groups or _groups(session, computed, feed)
         for name in given.intersection(tensors):
             _add(found[name], name, feed[name], channels)
         for group in groups:
@@ -200,7 +201,7 @@ def read_statistics(path: Path) -> Statistics:
         with np.load(path) as arrays:
             return {
                 str(name): TensorStatistics(
-                    Histogram(*map(float, arrays[f"{index}.range"]), arrays[f"{index}.counts"]),
+                    _histogram(arrays[f"{index}.range"], arrays[f"{index}.counts"]),
                     arrays[f"{index}.largest"],
                     arrays[f"{index}.total"],
                     int(arrays[f"{index}.rows"]),
@@ -209,3 +210,8 @@ def read_statistics(path: Path) -> Statistics:
             }
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError):
         return {}
+
+
+def _histogram(limits: NDArray[np.float64], counts: NDArray[np.int64]) -> Histogram:
+    reach, low, high = map(float, limits)
+    return Histogram(reach, low, high, counts)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph
 from vlm_edge.numerics.qdq_lower import find_linears
+from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS
 from vlm_edge.numerics.quantization import Agreement, Float, dequantize, quantize
 
 _KERNELS = {"MatMulIntegerToFloat": (1, 3), "DynamicQuantizeMatMul": (1, 2)}
@@ -80,6 +81,17 @@ def quantized_layers(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> l
     return layers
 
 
+def layer_names(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name of every heavy operator -> the module whose weight or bias it reads, or its own name if none tells."""
+    graph = Graph(model)
+    names = {}
+    for node in graph.nodes:
+        if node.op_type in HEAVY_OPERATORS:
+            add = graph.only_consumer(node.output[0], "Add")
+            names[node.name] = _layer_name(graph, (*node.input[1:], *(add.input if add else ()))) or node.name
+    return names
+
+
 def _float_layers(graph: Graph) -> Iterator[tuple[str, str, Float]]:
     """(output, name, weight) of every layer with a constant weight; a linear layer by its product and by its sum."""
     for linear in find_linears(graph):
@@ -118,12 +130,12 @@ def _quantized_weight(graph: Graph, node: onnx.NodeProto) -> Float | None:
     position = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}.get(node.op_type)
     if position is None:
         return None
-    weight = _restored(graph, node.input[position])
+    weight = restored_constant(graph, node.input[position])
     transposed = node.op_type == "Gemm" and any(item.name == "transB" and item.i for item in node.attribute)
     return weight.T if weight is not None and transposed else weight
 
 
-def _restored(graph: Graph, name: str) -> Float | None:
+def restored_constant(graph: Graph, name: str) -> Float | None:
     """A constant that DequantizeLinear, or Cast and Mul, make of integers."""
     node = graph.producers.get(name)
     if node is None:

@@ -16,7 +16,9 @@ from vlm_edge.numerics.quantization import quantize_weight
 from vlm_edge.numerics.ranges import Range
 
 
-def place_linears(model: onnx.ModelProto, *, weight_bits: int, left_out: frozenset[str] = frozenset()) -> onnx.ModelProto:
+def place_linears(
+    model: onnx.ModelProto, *, weight_bits: int, left_out: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
     """A pair before every linear layer's data, and its weight as int8 with a scale for each output channel.
 
     Ranges are set by :func:`with_ranges`.
@@ -63,7 +65,11 @@ def _weight(
     name: str, weight: NDArray[Any], axis: int, bits: int, constants: dict[str, NDArray[Any]]
 ) -> onnx.NodeProto:
     levels, scales = quantize_weight(weight, axis, bits=bits)
-    constants |= {f"{name}_int8": levels, f"{name}_scale": scales, f"{name}_zero_point": np.zeros(scales.shape, np.int8)}
+    constants |= {
+        f"{name}_int8": levels,
+        f"{name}_scale": scales,
+        f"{name}_zero_point": np.zeros(scales.shape, np.int8),
+    }
     inputs = [f"{name}_int8", f"{name}_scale", f"{name}_zero_point"]
     return helper.make_node("DequantizeLinear", inputs, [f"{name}_dequantized"], name=f"{name}_restore", axis=axis)
 
@@ -109,7 +115,10 @@ def with_ranges(model: onnx.ModelProto, ranges: Mapping[str, Range], *, symmetri
         scale, zero_point = parameters_of(ranges[node.input[0]], symmetric=symmetric)
         names = f"{node.output[0]}_range_scale", f"{node.output[0]}_range_zero_point"
         constants |= {names[0]: np.array(scale, np.float32), names[1]: np.array(zero_point, np.int8)}
-        for user in (node, *(other for other in graph.consumers[node.output[0]] if other.op_type == "DequantizeLinear")):
+        for user in (
+            node,
+            *(other for other in graph.consumers[node.output[0]] if other.op_type == "DequantizeLinear"),
+        ):
             user.input[:] = [user.input[0], *names]
         for item in [item for item in node.attribute if item.name == "output_dtype"]:
             node.attribute.remove(item)

@@ -66,7 +66,10 @@ def _factors(graph: Graph, norm: onnx.NodeProto, linear: Linear) -> tuple[int, .
 
 
 def smooth(
-    model: onnx.ModelProto, places: Sequence[Smoothable], largest: Mapping[str, NDArray[np.float32]], alpha: float = ALPHA
+    model: onnx.ModelProto,
+    places: Sequence[Smoothable],
+    largest: Mapping[str, NDArray[np.float32]],
+    alpha: float = ALPHA,
 ) -> onnx.ModelProto:
     """The same function with its ranges evened out.
 
@@ -84,7 +87,9 @@ def smooth(
         node.CopyFrom(place.norm)
         for position in place.factors:
             name = f"{place.tensor}_smoothed_{position}"
-            constants[name] = graph.constant(node.input[position]) / factor
+            value = graph.constant(node.input[position])
+            assert value is not None
+            constants[name] = value / factor
             node.input[position] = name
         replacements[graph.position(place.norm)] = [node]
         for linear, weight in zip(place.linears, weights, strict=True):

@@ -20,18 +20,21 @@ Decompression = Literal["cast", "dequantize"]
 compressed weight. ``dequantize``: DequantizeLinear, which TensorRT reads."""
 
 
-def compress_weights(model: onnx.ModelProto, *, decompression: Decompression) -> onnx.ModelProto:
+def compress_weights(
+    model: onnx.ModelProto, *, decompression: Decompression, left_out: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
     """Float32 weights of MatMul, Gemm, Conv and ConvTranspose as int8 constants with a scale for each output channel.
 
     The operators stay as they are and read a tensor of the same name, so it makes no difference how many share it.
-    Every element moves by half a step at most. Weights below :data:`SMALLEST` elements are left alone.
+    Every element moves by half a step at most. Weights below :data:`SMALLEST` elements are left alone, and those of
+    the nodes named in ``left_out``.
     """
     graph = Graph(model)
     prelude: list[onnx.NodeProto] = []
     constants: dict[str, NDArray[Any]] = {}
     done: set[str] = set()
     for node in graph.nodes:
-        axis = _output_axis(node)
+        axis = _output_axis(node) if node.name not in left_out else None
         name = node.input[1] if axis is not None else ""
         weight = graph.constant(name) if name in graph.initializers and name not in done else None
         if axis is None or weight is None or weight.size < SMALLEST or weight.dtype != np.float32:

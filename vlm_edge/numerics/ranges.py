@@ -1,4 +1,4 @@
-"""The range of a quantizer from a histogram of its tensor: all values, a percentile, the least error, the least entropy.
+"""The range of a quantizer from a histogram of its tensor: every value, a percentile, least error or least entropy.
 
 A histogram has a fixed number of bins over [-reach, reach], where reach is a power of two that doubles when a value
 lies outside: two bins then become one, exactly, so that memory is bounded and the order of the values makes no
@@ -74,7 +74,8 @@ class Histogram:
         """Middles and counts of the bins that hold anything."""
         found = np.flatnonzero(self.counts)
         width = 2 * self.reach / BINS
-        return -self.reach + (found + 0.5) * width, self.counts[found]
+        middles: NDArray[np.float64] = -self.reach + (found.astype(np.float64) + 0.5) * width
+        return middles, self.counts[found]
 
 
 def range_of(histogram: Histogram, method: RangeMethod, *, percentile: float = 99.99, symmetric: bool = False) -> Range:

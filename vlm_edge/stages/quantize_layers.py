@@ -29,7 +29,8 @@ def layer_errors(
     """One JSON row for every quantized layer, in the graph's order; none where the graph is too large for it.
 
     ``weight_sqnr_db`` and ``input_sqnr_db`` are what rounding the weight, and rounding the input, adds by itself;
-    ``output_sqnr_db`` compares the layer's output with the float graph's, with the error of all layers before it.
+    ``output`` names its tensor; ``output_sqnr_db`` compares that with the float graph's, with the error of all layers
+    before it.
 
     Args:
         weights: whether the weights are those of the float graph but for rounding, which after smoothing they are not.
@@ -48,6 +49,7 @@ def layer_errors(
     return [
         {
             "name": layer.name,
+            "output": layer.output,
             "operator": layer.operator,
             "weight_sqnr_db": _shown(layer.weight_sqnr_db if weights else None),
             "input_sqnr_db": _shown(rounded[layer.output].sqnr_db if rounded[layer.output].runs else None),

@@ -1,0 +1,171 @@
+"""What each quantized layer alone costs at a graph's outputs, and what leaving some of them float gives.
+
+One session runs the float graph with a switch at every layer: its data is rounded where the switch is on, and its
+weight is fed, float or rounded. So any choice of layers is one run, and no graph is built for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from vlm_edge.numerics.calibration import Feed
+from vlm_edge.numerics.qdq_graph import Graph, edited
+from vlm_edge.numerics.qdq_layers import restored_constant
+from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, quantizer_above
+from vlm_edge.numerics.quantization import Agreement, agreement
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A heavy operator that reads rounded values; ``outputs``: its own, and that of the Add after it."""
+
+    node: str
+    operator: str
+    outputs: tuple[str, ...]
+    weight: str | None
+    rounded_weight: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``sqnr_db``: of the worst output over all runs, with only this layer quantized."""
+
+    layer: Layer
+    sqnr_db: float
+
+
+class SwitchedGraph:
+    """The float graph with a switch for every layer that ``quantized`` quantizes."""
+
+    def __init__(self, floating: onnx.ModelProto, quantized: onnx.ModelProto, threads: int) -> None:
+        model, self.layers = _switched(floating, quantized)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._names = [value.name for value in model.graph.output]
+
+    def run(self, feed: Feed, quantized: Collection[str]) -> dict[str, NDArray[Any]]:
+        """The outputs with the layers of these nodes quantized, and all others float."""
+        values = dict(feed)
+        for layer in self.layers:
+            if layer.node in quantized:
+                values[_switch(layer.node)] = np.array(True)
+                if layer.weight is not None and layer.rounded_weight is not None:
+                    values[layer.weight] = layer.rounded_weight
+        return dict(zip(self._names, self._session.run(self._names, values), strict=True))
+
+    def agreement(
+        self, feeds: Iterable[Feed], references: Iterable[Feed], quantized: Collection[str]
+    ) -> dict[str, Agreement]:
+        """Of every output with the float graph's."""
+        runs = ((wanted, self.run(feed, quantized)) for feed, wanted in zip(feeds, references, strict=True))
+        return agreement(({name: wanted[name] for name in self._names}, got) for wanted, got in runs)
+
+    def references(self, feeds: Iterable[Feed]) -> list[dict[str, NDArray[Any]]]:
+        """The float outputs."""
+        return [self.run(feed, ()) for feed in feeds]
+
+
+def rank_layers(graph: SwitchedGraph, feeds: Sequence[Feed]) -> list[Sensitivity]:
+    """Every layer with the error that it alone adds, the worst first.
+
+    Errors of layers add up nearly like independent noise, so that leaving the first k float is the best choice of k.
+    """
+    references = graph.references(feeds)
+    found = [
+        Sensitivity(layer, worst_sqnr_db(graph.agreement(feeds, references, {layer.node}))) for layer in graph.layers
+    ]
+    return sorted(found, key=lambda each: each.sqnr_db)
+
+
+def worst_sqnr_db(outputs: dict[str, Agreement]) -> float:
+    """Of all outputs; 200 where there is none."""
+    return min((each.sqnr_db for each in outputs.values()), default=200.0)
+
+
+def fewest_left_out(
+    graph: SwitchedGraph, ranked: Sequence[Sensitivity], feeds: Sequence[Feed], min_sqnr_db: float
+) -> list[str]:
+    """The nodes of the fewest layers, taken from the top of the ranking, without which the bound is met.
+
+    Bisection over how many; all of them where the bound is never met.
+    """
+    references = graph.references(feeds)
+    nodes = [each.layer.node for each in ranked]
+    low, high = 0, len(nodes)
+    while low < high:
+        middle = (low + high) // 2
+        if worst_sqnr_db(graph.agreement(feeds, references, frozenset(nodes[middle:]))) >= min_sqnr_db:
+            high = middle
+        else:
+            low = middle + 1
+    return nodes[:low]
+
+
+def _switch(node: str) -> str:
+    return f"{node}_is_quantized"
+
+
+def _switched(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Layer]]:
+    before, after = Graph(floating), Graph(quantized)
+    originals = {node.name: node for node in before.nodes}
+    replacements: dict[int, list[onnx.NodeProto]] = {}
+    constants: dict[str, NDArray[Any]] = {}
+    layers = []
+    for node in after.nodes:
+        original = originals.get(node.name)
+        if node.op_type not in HEAVY_OPERATORS or original is None:
+            continue
+        moved = onnx.NodeProto()
+        moved.CopyFrom(original)
+        added: list[onnx.NodeProto] = []
+        weight, rounded = None, None
+        for index, name in enumerate(node.input[:2]):
+            value = restored_constant(after, name)
+            quantizer = quantizer_above(after, name)
+            if value is not None and original.input[index] in before.initializers:
+                weight, rounded = original.input[index], value
+            elif quantizer is not None and quantizer.scale.size == 1:
+                stem = f"{node.name}_{index}"
+                constants |= {f"{stem}_scale": quantizer.scale, f"{stem}_zero_point": quantizer.zero_point}
+                added += _switched_pair(original.input[index], stem, _switch(node.name))
+                moved.input[index] = f"{stem}_chosen"
+        if not added and weight is None:
+            continue
+        replacements[before.position(original)] = [*added, moved]
+        constants[_switch(node.name)] = np.array(False)
+        add = before.only_consumer(original.output[0], "Add")
+        outputs = (original.output[0],) if add is None else (original.output[0], add.output[0])
+        layers.append(Layer(node.name, original.op_type, outputs, weight, rounded))
+    model = edited(floating, replacements, constants)
+    for layer in layers:
+        _make_input(model, _switch(layer.node), TensorProto.BOOL, ())
+        if layer.weight is not None and layer.rounded_weight is not None:
+            _make_input(model, layer.weight, TensorProto.FLOAT, layer.rounded_weight.shape)
+    return model, layers
+
+
+def _switched_pair(name: str, stem: str, switch: str) -> list[onnx.NodeProto]:
+    parameters = [f"{stem}_scale", f"{stem}_zero_point"]
+    return [
+        helper.make_node("QuantizeLinear", [name, *parameters], [f"{stem}_levels"]),
+        helper.make_node("DequantizeLinear", [f"{stem}_levels", *parameters], [f"{stem}_rounded"]),
+        helper.make_node("Where", [switch, f"{stem}_rounded", name], [f"{stem}_chosen"]),
+    ]
+
+
+def _make_input(model: onnx.ModelProto, name: str, dtype: int, shape: tuple[int, ...]) -> None:
+    """An initializer that a feed may replace."""
+    if all(value.name != name for value in model.graph.input):
+        model.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))

@@ -1,0 +1,97 @@
+"""What a recipe can say about quantization, and what its schemes and patterns stand for in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from vlm_edge.core.stage import StageConfig
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.names import near
+
+if TYPE_CHECKING:
+    from vlm_edge.processing.manifest import PipelineManifest
+
+Scheme = Literal["int8", "int8-dynamic", "int8-weights", "none"]
+EVERY = "*"
+
+
+class QuantizeConfig(StageConfig):
+    """``quantize: {components: {"*": int8}}``.
+
+    ``int8``: calibrated, integer arithmetic. ``int8-dynamic``: integer arithmetic with ranges taken as it runs
+    (onnxruntime). ``int8-weights``: int8 on disk, float arithmetic. ``none``: the component stays float.
+    """
+
+    components: dict[str, Scheme] = Field(default={EVERY: "int8"}, description="scheme by component; '*': all others")
+    samples: int = Field(default=256, ge=2, le=100_000, description="calibration samples, of which 1 in 8 is held out")
+    ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = Field(
+        default="auto",
+        description="how int8 ranges are taken; auto: minmax, and mse for a component that minmax leaves too noisy",
+    )
+    percentile: float = Field(default=99.99, gt=50, le=100, description="of ranges: percentile, on either side")
+    min_sqnr_db: float | None = Field(
+        default=None,
+        description="noise bound of every int8 component's outputs: the fewest layers stay float until it is met",
+    )
+    keep_float: tuple[str, ...] = Field(
+        default=(), description="layers that stay float: patterns of names as the report lists them, or COMPONENT/NAME"
+    )
+    sensitivity: Literal["output", "answers", "none"] = Field(
+        default="output",
+        description="rank layers by the noise at the component's outputs, by changed answers (slow), or not at all",
+    )
+
+
+def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: str) -> dict[str, Scheme]:
+    """The scheme of every component of the manifest.
+
+    Raises:
+        VlmEdgeError: a component is unknown or has no scheme, or the engine has no such scheme.
+    """
+    known = list(manifest.components)
+    for name in config.components:
+        if name != EVERY and name not in known:
+            raise VlmEdgeError(f"quantize.components: {name!r} is no component of this model", near(name, known))
+    schemes: dict[str, Scheme] = {}
+    for name in known:
+        scheme = config.components.get(name, config.components.get(EVERY))
+        if scheme is None:
+            raise VlmEdgeError(
+                f"quantize.components: no scheme for {name!r}", f"add {name!r}, or '{EVERY}' for all others"
+            )
+        if scheme == "int8-dynamic" and engine != "onnxruntime":
+            raise VlmEdgeError(
+                f"quantize.components.{name}: int8-dynamic is onnxruntime's; the target's engine is {engine}",
+                "use int8 or int8-weights",
+            )
+        schemes[name] = scheme
+    return schemes
+
+
+def resolve_kept(patterns: Iterable[str], layers: Mapping[str, Mapping[str, str]]) -> dict[str, frozenset[str]]:
+    """The nodes that stay float, by component.
+
+    Args:
+        layers: component -> node name -> the layer's name.
+
+    Raises:
+        VlmEdgeError: a pattern matches no layer.
+    """
+    kept: dict[str, set[str]] = {component: set() for component in layers}
+    for pattern in patterns:
+        found = [
+            (component, node)
+            for component, names in layers.items()
+            for node, name in names.items()
+            if fnmatchcase(name, pattern) or fnmatchcase(f"{component}/{name}", pattern)
+        ]
+        if not found:
+            known = sorted({name for names in layers.values() for name in names.values()})
+            raise VlmEdgeError(f"quantize.keep_float: {pattern!r} matches no layer", near(pattern, known))
+        for component, node in found:
+            kept[component].add(node)
+    return {component: frozenset(nodes) for component, nodes in kept.items()}
