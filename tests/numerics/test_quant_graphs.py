@@ -133,7 +133,7 @@ def test_retargeting_refuses_what_computes_on_levels() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(zero_point=st.integers(0, 255))
+@given(zero_point=st.integers(0, 255).filter(lambda value: value != 128))  # 128 is symmetric as it is
 def test_symmetric_activations_hold_the_old_range(zero_point: int) -> None:
     scale = 0.03
     result = symmetric_activations(qdq_linear(np.uint8, zero_point, scale))

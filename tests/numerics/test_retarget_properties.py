@@ -1,0 +1,340 @@
+"""Retargeting is exact: on random quantized graphs, the u8 and the s8 form give the same bits on onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vlm_edge.numerics.qdq_lower import lower_linears
+from vlm_edge.numerics.qdq_retarget import retarget_activations, sink_quantizers, symmetric_activations
+from vlm_edge.numerics.quantization import dequantize, quantize, quantize_weight
+
+WIDTH = 4
+LAYERS = ("matmul", "gemm", "conv", "add", "concat", "reshape", "product")
+PAIRED = ("add", "concat", "product")
+"""Layers of two computed tensors."""
+
+
+@dataclass
+class Builder:
+    """A random graph over tensors (1, 4, 4, 4), each of them behind a quantizer of its own or of one it shares."""
+
+    random: np.random.Generator
+    dtype: type[np.int8] | type[np.uint8]
+    weight_bits: int = 8
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tensors: list[str] = field(default_factory=lambda: ["x"])
+    quantized: dict[str, str] = field(default_factory=dict)
+
+    def node(self, op_type: str, *inputs: str, **attributes: Any) -> str:
+        output = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=f"n_{output}", **attributes))
+        return output
+
+    def constant(self, value: NDArray[Any]) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = np.asarray(value)
+        return name
+
+    def parameters(self) -> tuple[str, str]:
+        limits = np.iinfo(self.dtype)
+        scale = np.float32(self.random.choice([0.004, 0.03, 0.21, 2.0**-7]))
+        ends = [limits.min, limits.max, (limits.min + limits.max + 1) // 2]
+        zero = self.random.choice([*ends, int(self.random.integers(limits.min, limits.max + 1))])
+        return self.constant(np.asarray(scale)), self.constant(np.asarray(zero, self.dtype))
+
+    def dequantized(self, name: str) -> str:
+        """One of the graph's tensors behind a pair; a tensor that is read again shares the pair."""
+        if name not in self.quantized:
+            scale, zero = self.parameters()
+            levels = self.node("QuantizeLinear", name, scale, zero)
+            self.quantized[name] = self.node("DequantizeLinear", levels, scale, zero)
+        return self.quantized[name]
+
+    def weight(self, *shape: int, axis: int) -> str:
+        """A weight by channel or by tensor, signed or unsigned, with or without a zero point."""
+        values = self.random.normal(size=shape).astype(np.float32)
+        levels, scales = quantize_weight(values, axis, bits=self.weight_bits)
+        kind = self.random.integers(4) if self.weight_bits == 8 else 0
+        attributes = {"axis": axis}
+        zero = np.zeros(scales.shape, np.int8)
+        if kind == 1:
+            zero = self.random.integers(-9, 9, scales.shape).astype(np.int8)
+        elif kind == 2:
+            levels, zero = (levels.astype(np.int16) + 128).astype(np.uint8), np.full(scales.shape, 128, np.uint8)
+        elif kind == 3:
+            scales, zero, attributes = scales[:1].reshape(()), zero[:1].reshape(()), {}
+        names = [self.constant(value) for value in (levels, scales, zero)]
+        return self.node("DequantizeLinear", *names, **attributes)
+
+    def layer(self, kind: str) -> None:
+        first = self.dequantized(str(self.random.choice(self.tensors)))
+        second = self.dequantized(str(self.random.choice(self.tensors))) if kind in PAIRED else ""
+        bias = self.constant(self.random.normal(size=WIDTH).astype(np.float32))
+        cube = self.constant(np.array([1, WIDTH, WIDTH, WIDTH]))
+        if kind == "matmul":
+            made = self.node("Add", self.node("MatMul", first, self.weight(WIDTH, WIDTH, axis=1)), bias)
+        elif kind == "gemm":
+            rows = self.node("Reshape", first, self.constant(np.array([-1, WIDTH])))
+            made = self.node("Gemm", rows, self.weight(WIDTH, WIDTH, axis=0), bias, transB=1)
+            made = self.node("Reshape", made, cube)
+        elif kind == "conv":
+            made = self.node("Conv", first, self.weight(WIDTH, WIDTH, 3, 3, axis=0), bias, pads=[1, 1, 1, 1])
+        elif kind == "add":
+            made = self.node("Add", first, second)
+        elif kind == "product":
+            made = self.node("MatMul", first, self.node("Transpose", second, perm=[0, 1, 3, 2]))
+        elif kind == "concat":
+            both = self.node("Concat", first, second, axis=1)
+            made = self.node("Conv", both, self.weight(WIDTH, 2 * WIDTH, 1, 1, axis=0), bias)
+        else:
+            levels = self.node("QuantizeLinear", first, *(names := self.parameters()))
+            made = self.node("DequantizeLinear", self.node("Reshape", levels, cube), *names)
+        self.tensors.append(made)
+
+    def model(self, opset: int) -> onnx.ModelProto:
+        """All tensors that nothing reads are outputs, one of them behind a pair."""
+        read = {name for node in self.nodes for name in node.input}
+        loose = [name for name in self.tensors if name not in read]
+        outputs = [*loose[:-1], self.dequantized(loose[-1])]
+        shape = [1, WIDTH, WIDTH, WIDTH]
+        value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", *outputs)]
+        tensors = [numpy_helper.from_array(array, name) for name, array in self.constants.items()]
+        graph = helper.make_graph(self.nodes, "random", value[:1], value[1:], tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def random_model(seed: int, dtype: Any, layers: list[str], opset: int, weight_bits: int = 8) -> onnx.ModelProto:
+    builder = Builder(np.random.default_rng(seed), dtype, weight_bits)
+    for kind in layers:
+        builder.layer(kind)
+    return builder.model(opset)
+
+
+def run(model: onnx.ModelProto, level: str = "ORT_DISABLE_ALL", seed: int = 0) -> list[NDArray[Any]]:
+    """The outputs on values of which a third lies beyond every quantizer's range."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = np.random.default_rng(seed).normal(size=(1, WIDTH, WIDTH, WIDTH)).astype(np.float32)
+    values[0, 0] *= 1e4
+    return list(session.run(None, {"x": values}))
+
+
+def quantizers(model: onnx.ModelProto) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Scale and zero point of every QuantizeLinear and DequantizeLinear, by its output."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    return {node.output[0]: (constants[node.input[1]], constants[node.input[2]]) for node in nodes}
+
+
+graphs = {
+    "seed": st.integers(0, 2**32 - 1),
+    "layers": st.lists(st.sampled_from(LAYERS), min_size=1, max_size=6),
+    "opset": st.sampled_from([13, 17, 19, 20, 21, 23]),
+    "dtype": st.sampled_from([np.int8, np.uint8]),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(**graphs)
+def test_both_signs_give_the_same_bits(seed: int, layers: list[str], opset: int, dtype: Any) -> None:
+    original = random_model(seed, dtype, layers, opset)
+    other = retarget_activations(original, signed=dtype is np.uint8)
+    back = retarget_activations(other, signed=dtype is np.int8)
+    onnx.checker.check_model(other, full_check=True)
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"):
+        expected = run(original, level)
+        for model in (other, back):
+            for wanted, got in zip(expected, run(model, level), strict=True):
+                np.testing.assert_array_equal(got, wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**graphs)
+def test_scales_are_the_same_bits_and_zero_points_shifted(seed: int, layers: list[str], opset: int, dtype: Any) -> None:
+    original = random_model(seed, dtype, layers, opset)
+    other = retarget_activations(original, signed=dtype is np.uint8)
+    constants = {tensor.name for tensor in original.graph.initializer}
+    weights = {node.output[0] for node in original.graph.node if node.input[0] in constants}
+    before, after = quantizers(original), quantizers(other)
+    assert before.keys() == after.keys()
+    shift = 128 if dtype is np.int8 else -128
+    for name, (scale, zero_point) in before.items():
+        new_scale, new_zero_point = after[name]
+        assert new_scale.tobytes() == scale.tobytes()
+        assert new_scale.dtype == scale.dtype == np.float32
+        if name in weights:
+            assert new_zero_point.tobytes() == zero_point.tobytes()
+        else:
+            assert new_zero_point.dtype != zero_point.dtype
+            np.testing.assert_array_equal(new_zero_point.astype(int), zero_point.astype(int) + shift)
+
+
+@settings(max_examples=40, deadline=None)
+@given(**graphs)
+def test_sinking_gives_the_same_bits_in_every_form_and_leaves_no_half_quantized_product(
+    seed: int, layers: list[str], opset: int, dtype: Any
+) -> None:
+    original = random_model(seed, dtype, layers, opset)
+    sunk = sink_quantizers(original)
+    other = sink_quantizers(retarget_activations(original, signed=dtype is np.uint8))
+    onnx.checker.check_model(sunk, full_check=True)
+    for wanted, got in zip(run(sunk), run(other), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    constants = {tensor.name for tensor in sunk.graph.initializer}
+    producers = {node.output[0]: node for node in sunk.graph.node}
+    for node in sunk.graph.node:
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            above = [producers.get(name) for name in node.input[:2]]
+            restored = [factor for factor in above if factor is not None and factor.op_type == "DequantizeLinear"]
+            assert len(restored) == 2 or all(factor.input[0] in constants for factor in restored)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=graphs["seed"], layers=st.lists(st.sampled_from(["matmul", "gemm", "add"]), min_size=1, max_size=5))
+def test_integer_kernels_of_both_signs_give_the_same_bits(seed: int, layers: list[str]) -> None:
+    """The sums of products are exact integers; 7-bit weights, so that this holds on every x86."""
+    original = random_model(seed, np.uint8, layers, 20, weight_bits=7)
+    unsigned = lower_linears(sink_quantizers(original))
+    signed = lower_linears(sink_quantizers(retarget_activations(original, signed=True)))
+    for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_ALL"):
+        for wanted, got in zip(run(unsigned, level), run(signed, level), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    zero_point=st.integers(0, 255),
+    scale=st.floats(2**-20, 8.0, width=32),
+    values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50),
+)
+def test_levels_differ_by_128_even_where_they_saturate(zero_point: int, scale: float, values: list[float]) -> None:
+    data, step = np.array(values, np.float32), np.array(scale, np.float32)
+    unsigned, signed = np.array(zero_point, np.uint8), np.array(zero_point - 128, np.int8)
+    levels, shifted = quantize(data, step, unsigned), quantize(data, step, signed)
+    np.testing.assert_array_equal(levels.astype(int), shifted.astype(int) + 128)
+    assert dequantize(levels, step, unsigned).tobytes() == dequantize(shifted, step, signed).tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(**graphs)
+def test_symmetric_quantizers_keep_the_range_and_exact_scales_where_they_can(
+    seed: int, layers: list[str], opset: int, dtype: Any
+) -> None:
+    original = random_model(seed, dtype, layers, opset)
+    weights = {tensor.name for tensor in original.graph.initializer}
+    before, after = quantizers(original), quantizers(symmetric_activations(original))
+    middle = 128 if dtype is np.uint8 else 0
+    levels = np.arange(256) + (0 if dtype is np.uint8 else -128)
+    for node in original.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] in weights:
+            continue
+        (scale, zero_point), (new_scale, new_zero_point) = before[node.output[0]], after[node.output[0]]
+        assert new_zero_point.dtype == np.int8
+        assert not new_zero_point.any()
+        if zero_point == middle:
+            assert new_scale.tobytes() == scale.tobytes()
+        old = (levels - int(zero_point)) * np.float64(scale)
+        found = dequantize(quantize(old.astype(np.float32), new_scale, new_zero_point), new_scale, new_zero_point)
+        assert np.abs(found - old).max() <= float(new_scale) * 0.5001
+
+
+def pair_model(**changes: Any) -> onnx.ModelProto:
+    """x -> QuantizeLinear -> DequantizeLinear -> y, with other parameters for the second node on demand."""
+    values = {"scale": np.float32(0.1), "zero": np.int8(3), "restored": np.float32(0.1), "back": np.int8(3)} | changes
+    outputs = values.pop("outputs", ["y"])
+    info = {"x": TensorProto.FLOAT, "y": TensorProto.FLOAT, "q": TensorProto.INT8}
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], name="quantizer"),
+            helper.make_node("DequantizeLinear", ["q", "restored", "back"], ["y"], name="restorer"),
+        ],
+        "pair",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, WIDTH, WIDTH, WIDTH])],
+        [helper.make_tensor_value_info(name, info[name], [1, WIDTH, WIDTH, WIDTH]) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_a_restored_scale_of_its_own_is_kept() -> None:
+    model = pair_model(restored=np.float32(0.7))
+    unsigned = retarget_activations(model, signed=False)
+    np.testing.assert_array_equal(run(unsigned)[0], run(model)[0])
+    (_, (scale, zero_point)) = quantizers(unsigned).values()
+    assert (float(scale), int(zero_point)) == (pytest.approx(0.7), 131)
+
+
+def test_quantizers_that_are_no_8_bit_ones_stay() -> None:
+    model = pair_model(zero=np.int16(7), back=np.int16(7))
+    for signed in (True, False):
+        np.testing.assert_array_equal(run(retarget_activations(model, signed=signed))[0], run(model)[0])
+    with pytest.raises(ValueError, match="int16"):
+        symmetric_activations(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"back": np.int8(4)}, "restorer: another zero point"), ({"outputs": ["y", "q"]}, "q is an output")],
+)
+def test_what_has_no_exact_form_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        retarget_activations(pair_model(**changes), signed=False)
+
+
+def test_a_weight_with_a_pair_of_its_own_stays() -> None:
+    builder = Builder(np.random.default_rng(0), np.int8)
+    scale, zero = builder.constant(np.float32(0.02)), builder.constant(np.int8(0))
+    levels = builder.node("QuantizeLinear", builder.constant(np.eye(WIDTH, dtype=np.float32)), scale, zero)
+    builder.tensors.append(
+        builder.node("MatMul", builder.dequantized("x"), builder.node("DequantizeLinear", levels, scale, zero))
+    )
+    model = builder.model(20)
+    unsigned = retarget_activations(model, signed=False)
+    assert quantizers(unsigned)[levels][1].dtype == np.int8
+    np.testing.assert_array_equal(run(unsigned)[0], run(model)[0])
+
+
+def test_levels_that_are_joined_before_they_are_restored() -> None:
+    builder = Builder(np.random.default_rng(1), np.int8)
+    scale, zero = builder.parameters()
+    twice = builder.node("Add", "x", "x")
+    both = builder.node("Concat", *(builder.node("QuantizeLinear", name, scale, zero) for name in ("x", twice)), axis=1)
+    bias = builder.constant(np.zeros(WIDTH, np.float32))
+    joined = builder.node("DequantizeLinear", both, scale, zero)
+    builder.tensors.append(builder.node("Conv", joined, builder.weight(WIDTH, 2 * WIDTH, 1, 1, axis=0), bias))
+    model = builder.model(20)
+    np.testing.assert_array_equal(run(retarget_activations(model, signed=False))[0], run(model)[0])
+
+
+def test_sinking_takes_no_name_that_is_in_use() -> None:
+    """``rows_scale`` belongs to another quantizer: it must not be overwritten by the one that is repeated there."""
+    builder = Builder(np.random.default_rng(2), np.uint8)
+    first = builder.dequantized("x")
+    rows = builder.node("Reshape", first, builder.constant(np.array([1, WIDTH, WIDTH, WIDTH])))
+    builder.tensors.append(builder.node("MatMul", rows, builder.weight(WIDTH, WIDTH, axis=1)))
+    builder.constants |= {f"{rows}_scale": np.float32(3.0), f"{rows}_zero_point": np.uint8(9)}
+    names = f"{rows}_scale", f"{rows}_zero_point"
+    other = builder.node("DequantizeLinear", builder.node("QuantizeLinear", rows, *names), *names)
+    builder.tensors.append(builder.node("MatMul", other, builder.weight(WIDTH, WIDTH, axis=1)))
+    model = builder.model(20)
+    sunk = sink_quantizers(model)
+    unread = [name for name, value in quantizers(sunk).items() if np.all(value[0] == np.float32(3.0))]
+    assert len(unread) == 2
+    float_outputs = run(model)[:1], run(sunk)[:1]
+    np.testing.assert_array_equal(float_outputs[1][0], float_outputs[0][0])
