@@ -42,13 +42,30 @@ class MatchingPipeline:
         """
         if len(features) != len(texts):
             raise VlmEdgeError(f"{len(features)} rows of features for {len(texts)} texts", "give one row for each text")
+        return softmax(self._logits(features, texts, batch_size))
+
+    def match_logits(self, features: Array, texts: Sequence[str], *, batch_size: int = 64) -> Array:
+        """One image's ``features`` (1, ..., hidden) with each of the texts -> the logits of "match" (texts,) float32.
+
+        Texts are compared by them: of probabilities, several may round to 1.
+        """
+        rows = np.broadcast_to(features, (len(texts), *features.shape[1:]))
+        return self._logits(rows, texts, batch_size)[:, 1]
+
+    def _logits(self, features: Array, texts: Sequence[str], batch_size: int) -> Array:
         parts = []
         for start in range(0, len(texts), batch_size):
             part = slice(start, start + batch_size)
             input_ids, attention_mask = self._text.encode(texts[part])
-            feed = {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features[part]}
+            rows = np.ascontiguousarray(features[part])
+            feed = {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": rows}
             parts.append(self._fusion.infer(feed)["logits"])
-        return softmax(joined(parts, self._fusion, "logits"))
+        return joined(parts, self._fusion, "logits")
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether :meth:`embed_images` and :meth:`embed_texts` can be asked."""
+        return self._text_encoder is not None
 
     def match(self, images: Sequence[ImageSource], texts: Sequence[str]) -> NDArray[np.float32]:
         """Each image with its own text -> the probability that they belong together (pairs,) float32."""

@@ -1,4 +1,5 @@
-"""Retrieval in both directions by a dual encoder: is something right among the first k?
+"""Retrieval in both directions: is something right among the first k? By a dual encoder's cosines, or by the scores of
+a model that judges pairs (see retrieval_pairs.py).
 
 The protocol of Karpathy and Fei-Fei (CVPR 2015, arXiv:1412.2306, section 4.1): every image ranks all captions of the
 split, every caption all images. An image has found when any of its captions is among the first k; a caption, when its
@@ -21,14 +22,15 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
 from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation
 from vlm_edge.evaluation.tasks.classification import every_image
-from vlm_edge.runtime import DualEncoderPipeline
+from vlm_edge.evaluation.tasks.retrieval_pairs import pair_scores
+from vlm_edge.runtime import DualEncoderPipeline, MatchingPipeline
 
 CUTOFFS = (1, 5, 10)
 QUERIES_AT_ONCE = 512
 
 
-def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> Rows:
-    """Rank all captions for every image and all images for every caption, by cosine.
+def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, progress: Progress) -> Rows:
+    """Rank all captions for every image and all images for every caption.
 
     A sample is an image with its captions. Its score from text to image is the share of its captions that find it, so
     with as many captions to every image the mean is the recall over captions. ``accuracy`` is the mean of R@1 in both
@@ -38,7 +40,8 @@ def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> 
     Raises:
         VlmEdgeError: there are fewer than two images or two captions.
     """
-    embedded, samples, rows, unreadable = every_image(pipeline.embed_images, dataset, progress)
+    embeds = not isinstance(pipeline, MatchingPipeline) or pipeline.has_embeddings
+    embedded, samples, rows, unreadable = every_image(pipeline.embed_images if embeds else _none, dataset, progress)
     captions = list(dict.fromkeys(caption for sample in samples for caption in sample.answers))
     if len(samples) < 2 or len(captions) < 2:
         raise VlmEdgeError(
@@ -46,15 +49,21 @@ def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> 
             "give at least two images with different captions",
         )
     images = embedded[rows]
-    texts = pipeline.embed_texts(captions)
+    texts = pipeline.embed_texts(captions) if embeds else _none(captions)
     position = {caption: row for row, caption in enumerate(captions)}
     owned = [[position[caption] for caption in sample.answers] for sample in samples]
     owners: list[list[int]] = [[] for _ in captions]
     for row, own in enumerate(owned):
         for caption in own:
             owners[caption].append(row)
-    image_ranks, first = ranks(images, texts, owned)
-    text_ranks, _ = ranks(texts, images, owners)
+    if isinstance(pipeline, MatchingPipeline):
+        cosines = images @ texts.T if embeds else None
+        pairs = pair_scores(pipeline, [sample.image for sample in samples], captions, cosines, progress)
+        image_ranks, first = placed(pairs, owned)
+        text_ranks, _ = placed(pairs.T, owners)
+    else:
+        image_ranks, first = ranks(images, texts, owned)
+        text_ranks, _ = ranks(texts, images, owners)
     scores: dict[str, Sequence[float]] = {"accuracy": []}
     for cutoff in CUTOFFS:
         scores[f"recall_at_{cutoff}[image-to-text]"] = (image_ranks < cutoff).astype(float).tolist()
@@ -73,8 +82,15 @@ def run(pipeline: DualEncoderPipeline, dataset: Dataset, progress: Progress) -> 
             text=Matrix.of(texts),
             image_rows=tuple(range(len(samples))),
             text_rows=tuple(map(tuple, owned)),
-        ),
+        )
+        if embeds
+        else None,
     )
+
+
+def _none(inputs: Sequence[object]) -> Array:
+    """(inputs, 0): what a model without embeddings makes of them."""
+    return np.zeros((len(inputs), 0), np.float32)
 
 
 def ranks(
@@ -86,15 +102,21 @@ def ranks(
     as similar (or no number, as a broken engine gives). The second is the row that is the most similar, of equal ones
     the earliest.
     """
-    rank, first = np.empty(len(queries), np.int64), np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        part = slice(start, start + QUERIES_AT_ONCE)
-        similar = queries[part] @ gallery.T
-        first[part] = similar.argmax(axis=1)
-        for row, own in enumerate(right[part]):
-            ahead = ~(similar[row] < similar[row, own].max())  # what is not finite goes ahead of what is right
-            rank[start + row] = np.count_nonzero(ahead) - np.count_nonzero(ahead[own])
+    parts = [
+        placed(queries[start : start + QUERIES_AT_ONCE] @ gallery.T, right[start : start + QUERIES_AT_ONCE])
+        for start in range(0, len(queries), QUERIES_AT_ONCE)
+    ]
+    rank, first = (np.concatenate(each) for each in zip(*parts, strict=True))
     return rank, first
+
+
+def placed(scores: Array, right: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As :func:`ranks`, from the scores (q, g) of every query with every row of the gallery."""
+    rank = np.empty(len(scores), np.int64)
+    for row, own in enumerate(right):
+        ahead = ~(scores[row] < scores[row, own].max())  # what is not finite goes ahead of what is right
+        rank[row] = np.count_nonzero(ahead) - np.count_nonzero(ahead[own])
+    return rank, scores.argmax(axis=1)
 
 
 def sharing_captions(samples: Sequence[Sample]) -> list[str]:
@@ -117,7 +139,7 @@ def sharing_captions(samples: Sequence[Sample]) -> list[str]:
 RETRIEVAL = TaskEvaluation(
     kind="retrieval",
     primary="mean R@1 of both directions",
-    pipelines=(DualEncoderPipeline,),
+    pipelines=(DualEncoderPipeline, MatchingPipeline),
     run=run,
     metrics=("recall_at_1", "recall_at_5", "recall_at_10"),
 )
