@@ -39,6 +39,8 @@ KEPT_FILES = (
     "NOTICE*",
 )
 """What a derived checkpoint takes over as it is. A model card and a training log tell of other weights."""
+KEPT_FOLDERS = ("qformer_tokenizer",)
+"""Folders whose files are taken over by the same names: InstructBLIP's second tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,12 @@ def save_checkpoint(
     operations done since ``loaded``; they are appended to its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(loaded.folder.iterdir()):
-        if path.is_file() and any(path.match(pattern) for pattern in KEPT_FILES):
-            shutil.copyfile(path, folder / path.name)
+    for path in sorted((*loaded.folder.iterdir(), *loaded.folder.glob("*/*"))):
+        inside = path.relative_to(loaded.folder)
+        known = len(inside.parts) == 1 or inside.parts[0] in KEPT_FOLDERS
+        if known and path.is_file() and any(path.match(pattern) for pattern in KEPT_FILES):
+            (folder / inside).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / inside)
     config = read_config(loaded.folder) | {"dtype": "float32"}
     config.pop("torch_dtype", None)
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
