@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics.qdq_graph import copied
 from vlm_edge.numerics.ranges import Histogram
 
 Feed = Mapping[str, NDArray[Any]]
@@ -115,17 +114,24 @@ def _add(statistics: TensorStatistics, name: str, values: NDArray[Any], channels
 
 def _session(model: onnx.ModelProto, tensors: Sequence[str], threads: int) -> ort.InferenceSession:
     """A session that gives inner tensors, and hands memory back between runs of different shapes."""
-    shown = copied(model)
-    known = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    content = shown.SerializeToString()
-    del shown
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(with_outputs(model, tensors), options, providers=["CPUExecutionProvider"])
+
+
+def with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> bytes:
+    """The serialized model with more outputs, without a copy of it in memory.
+
+    Two serialized messages one after another are one message with the repeated fields of both
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+    """
+    more = onnx.ModelProto()
+    known = {value.name for value in model.graph.output}
+    more.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    return bytes(model.SerializeToString() + more.SerializeToString())
 
 
 def _groups(session: ort.InferenceSession, tensors: Sequence[str], feed: Feed) -> list[list[str]]:

@@ -47,7 +47,7 @@ def place_linears(
         node.CopyFrom(linear.node)
         node.input[:2] = [f"{linear.data}_dequantized", f"{linear.weight}_dequantized"]
         replacements[graph.position(linear.node)] = [*before, node]
-    return edited(model, replacements, constants)
+    return copied(edited(model, replacements, constants))  # a message keeps the memory of what was taken out of it
 
 
 def _pair(name: str, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:

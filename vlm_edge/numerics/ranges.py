@@ -59,6 +59,8 @@ class Histogram:
         self.counts += np.bincount(positions, minlength=BINS)
 
     def _widen(self, largest: float) -> None:
+        if largest > self.reach and not self.counts.any():
+            self.reach = float(2.0 ** np.ceil(np.log2(largest)))
         while largest > self.reach:
             quarter = BINS // 4
             merged = self.counts.reshape(-1, 2).sum(axis=1)
