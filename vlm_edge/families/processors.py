@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import Pixels, preprocess
@@ -150,7 +150,7 @@ def read_text_processing(checkpoint: Path, max_positions: int, *, fixed_length: 
             "write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        tokenizer = _load_tokenizer(checkpoint)
     except (OSError, ValueError) as error:
         raise VlmEdgeError(
             f"{checkpoint}: the tokenizer can't be read: {error}", f"copy {TOKENIZER_NAME} from the model's page again"
@@ -172,17 +172,40 @@ def read_text_processing(checkpoint: Path, max_positions: int, *, fixed_length: 
     return spec
 
 
+def _load_tokenizer(checkpoint: Path) -> Any:
+    """transformers' tokenizer. Where its class is Python code over a package that isn't there (SiglipTokenizer over
+    sentencepiece), what transformers makes of tokenizer.json alone."""
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    except ImportError:
+        return PreTrainedTokenizerFast.from_pretrained(checkpoint, local_files_only=True)
+
+
 def _check_texts(checkpoint: Path, tokenizer: Any, spec: TextProcessing) -> None:
     """Hold tokenizer.json to the tokenizer that transformers makes of the folder, token for token."""
+    check_tokens(
+        checkpoint,
+        spec,
+        lambda text: tokenizer(text, truncation=True, max_length=spec.max_length)["input_ids"],
+        f"transformers' {type(tokenizer).__name__} does",
+        "write it anew with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+    )
+
+
+def check_tokens(
+    checkpoint: Path, spec: TextProcessing, expected: Callable[[str], Sequence[int]], whose: str, hint: str
+) -> None:
+    """Hold tokenizer.json to ``expected``, text -> ids, token for token.
+
+    Raises:
+        VlmEdgeError: it gives a text other tokens than ``whose``.
+    """
     encoder = TextEncoder(checkpoint, spec.model_copy(update={"pad_to": None}))
     for text in _PROBES:
-        expected = tokenizer(text, truncation=True, max_length=spec.max_length)["input_ids"]
-        actual = encoder.encode([text])[0][0].tolist()
-        if actual != expected:
+        actual, wanted = encoder.encode([text])[0][0].tolist(), list(expected(text))
+        if actual != wanted:
             raise VlmEdgeError(
-                f"{checkpoint}: {TOKENIZER_NAME} gives {text!r} other tokens ({actual}) than transformers' "
-                f"{type(tokenizer).__name__} does ({expected})",
-                "write it anew with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+                f"{checkpoint}: {TOKENIZER_NAME} gives {text!r} other tokens ({actual}) than {whose} ({wanted})", hint
             )
 
 

@@ -14,11 +14,13 @@ from torch.nn.functional import normalize
 from transformers import SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import TrainingBatch
 from vlm_edge.families.clip import Clip
 from vlm_edge.families.config import read_config
-from vlm_edge.families.processors import read_text_processing
+from vlm_edge.families.processors import TOKENIZER_NAME, check_tokens, read_text_processing
+from vlm_edge.families.spiece import MODEL_NAME, siglip_tokenizer
 from vlm_edge.processing.manifest import TextProcessing
 
 
@@ -61,8 +63,22 @@ class Siglip(Clip):
     text_encoder_class: type[nn.Module] = TextEncoder
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
+        """tokenizer.json's; where SigLIP 1's SentencePiece file lies beside it, held to that.
+
+        Raises:
+            VlmEdgeError: there is only the SentencePiece file, or the two give different tokens.
+        """
+        source = checkpoint / MODEL_NAME
+        hint = f"write it from {MODEL_NAME}: python -m {siglip_tokenizer.__module__} FOLDER"
+        if source.is_file() and not (checkpoint / TOKENIZER_NAME).is_file():
+            raise VlmEdgeError(f"{checkpoint}: {MODEL_NAME} but no {TOKENIZER_NAME}, which the device reads", hint)
         config = self.config_class.from_dict(read_config(checkpoint))
-        return read_text_processing(checkpoint, config.text_config.max_position_embeddings, fixed_length=True)
+        spec = read_text_processing(checkpoint, config.text_config.max_position_embeddings, fixed_length=True)
+        if source.is_file():
+            tokenizer = siglip_tokenizer(source)
+            tokenizer.enable_truncation(spec.max_length)
+            check_tokens(checkpoint, spec, lambda text: tokenizer.encode(text).ids, f"{MODEL_NAME} does", hint)
+        return spec
 
     def logit_bias(self, model: nn.Module) -> float | None:
         siglip: Any = model
