@@ -170,10 +170,12 @@ def quantizer_above(graph: Graph, name: str) -> Quantizer | None:
     if node is None:
         return None
     if node.op_type == "DequantizeLinear":
-        scale, zero_point = graph.constant(node.input[1]), _zero_point(graph, node)
+        scale = graph.constant(node.input[1])
         if scale is None or (scale.size > 1 and graph.constant(node.input[0]) is None):
             return None
-        return Quantizer(name, scale, zero_point)
+        if len(node.input) > 2 and node.input[2] and graph.constant(node.input[2]) is None:
+            return None
+        return Quantizer(name, scale, _zero_point(graph, node))
     if node.op_type in SHAPE_OPERATORS:
         return _per_tensor(quantizer_above(graph, node.input[0]))
     if node.op_type == "Concat":

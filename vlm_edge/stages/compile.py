@@ -108,7 +108,9 @@ def _compile_component(
     graph, name, out = source / component.file, Path(component.file).stem, work.out
     if target.engine == "tensorrt":
         from vlm_edge.engines.tensorrt import build_plan, dimension_ranges
+        from vlm_edge.numerics.tensorrt_rules import require_tensorrt_rules
 
+        require_tensorrt_rules(graph)
         build_plan(graph, component, dimension_ranges(manifest, config.max_batch), out / f"{name}.plan")
         return component.model_copy(update={"file": f"{name}.plan"}), {}
     from vlm_edge.stages.compile_onnxruntime import compile_component

@@ -92,20 +92,28 @@ def lowered(
     graph: onnx.ModelProto, scheme: str, form: QuantForm, left_out: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
     """A prepared graph (``int8`` and ``int8-smooth``: with its Q/DQ pairs) in a target's form."""
+    from vlm_edge.numerics.activation_fusion import fuse_silu
+    from vlm_edge.numerics.qdq_convolutions import lower_convolutions
     from vlm_edge.numerics.qdq_graph import without_notes
     from vlm_edge.numerics.qdq_lower import dynamic_linears, lower_linears
+    from vlm_edge.numerics.qdq_openvino import float_concatenations
     from vlm_edge.numerics.qdq_retarget import retarget_activations, sink_quantizers, symmetric_activations
     from vlm_edge.numerics.quant_weights import compress_tables, compress_weights
+    from vlm_edge.numerics.tensorrt_form import tensorrt_form
 
     if scheme in ("int8", "int8-smooth"):
         graph = symmetric_activations(graph) if form.symmetric else retarget_activations(graph, signed=form.signed)
         if form.kernels:
-            graph = lower_linears(sink_quantizers(graph))
+            graph = lower_convolutions(lower_linears(sink_quantizers(graph)))
+        elif not form.symmetric:
+            graph = float_concatenations(graph)
     elif scheme == "int8-dynamic":
         graph = dynamic_linears(graph, weight_bits=form.weight_bits)
     graph = compress_weights(graph, decompression=form.decompression, left_out=left_out)
     graph = compress_tables(graph, decompression=None if form.kernels else form.decompression)
-    return without_notes(graph)
+    if form.kernels:
+        graph = fuse_silu(graph)
+    return without_notes(tensorrt_form(graph) if form.symmetric else graph)
 
 
 class ComponentQuantizer:
@@ -152,6 +160,7 @@ class ComponentQuantizer:
         import onnx
 
         from vlm_edge.numerics.quant_prepare import fold_transposed_constants, with_node_names
+        from vlm_edge.numerics.tensorrt_rules import require_tensorrt_rules
 
         self.floating = with_node_names(fold_transposed_constants(onnx.load(self.original)))
         tried: list[dict[str, Any]] = []
@@ -178,6 +187,8 @@ class ComponentQuantizer:
                 f"leave it in floating point: components: {{{self.name}: none}}",
             )
         self.path.write_bytes(chosen.graph.SerializeToString(deterministic=True))
+        if self.form.symmetric:
+            require_tensorrt_rules(self.path)
         return self._facts(scheme, chosen, tried, ranked)
 
     def _attempts(self, scheme: Scheme) -> Iterator[Attempt]:
