@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Measuring": {
         "evaluate": ("evaluate", "evaluate", "Measure the accuracy of an engine."),
         "bench": ("bench", "bench", "Measure the latency of an engine, alone or against another."),
+        "explain": ("explain", "explain", "Say why an INT8 graph or engine is slow, and what to do about it."),
         "answer": ("answer", "answer", "Ask an engine one question about one image."),
     },
     "House": {

@@ -17,7 +17,7 @@ from vlm_edge.processing.manifest import TensorSpec, read_manifest
 from vlm_edge.runtime.pipeline import build_pipeline, load_engines
 
 
-class _Recorder:
+class Recorder:
     """An engine that keeps every feed, in order."""
 
     def __init__(self, engine: Engine) -> None:
@@ -53,7 +53,7 @@ def query_macs(folder: Path, samples: Samples) -> int | None:
     files = {name: folder / component.file for name, component in manifest.components.items()}
     if importlib.util.find_spec("onnx") is None or any(file.suffix != ".onnx" for file in files.values()):
         return None
-    recorders = {name: _Recorder(engine) for name, engine in load_engines(folder, manifest, threads=1).items()}
+    recorders = {name: Recorder(engine) for name, engine in load_engines(folder, manifest, threads=1).items()}
     images = sorted(read_images(samples), key=lambda pair: len(pair[1]))
     query = queries_of(build_pipeline(manifest, recorders, folder), [images[len(images) // 2]], samples)[0]
     query()  # labels are embedded now
