@@ -77,25 +77,57 @@ def smooth(
         largest: each place's tensor -> the largest magnitude of every channel over the calibration inputs.
     """
     graph = Graph(model)
+    factors = {}
+    for place in places:
+        rows = np.max([np.abs(_rows_by_input(graph, linear)).max(axis=1) for linear in place.linears], axis=0)
+        factors[place.tensor] = smoothing_factor(largest[place.tensor], rows, alpha)
+    return rescaled(model, places, factors)
+
+
+def rescaled(
+    model: onnx.ModelProto, places: Sequence[Smoothable], factors: Mapping[str, NDArray[np.float32]]
+) -> onnx.ModelProto:
+    """The same function with the channels of each place's tensor divided by its factors, (channels,), all positive."""
+    graph = Graph(model)
     replacements: dict[int, list[onnx.NodeProto]] = {}
     constants: dict[str, NDArray[Any]] = {}
     for place in places:
-        weights = [_rows_by_input(graph, linear) for linear in place.linears]
-        rows = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-        factor = smoothing_factor(largest[place.tensor], rows, alpha)
+        factor = factors[place.tensor]
         node = onnx.NodeProto()
         node.CopyFrom(place.norm)
         for position in place.factors:
-            name = f"{place.tensor}_smoothed_{position}"
+            name = f"{place.tensor}_rescaled_{position}"
             value = graph.constant(node.input[position])
             assert value is not None
             constants[name] = value / factor
             node.input[position] = name
         replacements[graph.position(place.norm)] = [node]
-        for linear, weight in zip(place.linears, weights, strict=True):
-            smoothed = weight * factor[:, None]
-            constants[linear.weight] = np.ascontiguousarray(smoothed.T if linear.transposed else smoothed)
+        for linear in place.linears:
+            weight = _rows_by_input(graph, linear) * factor[:, None]
+            constants[linear.weight] = np.ascontiguousarray(weight.T if linear.transposed else weight)
     return edited(model, replacements, constants)
+
+
+def with_outliers(
+    model: onnx.ModelProto, *, channels: int = 4, factor: float = 64.0, seed: int = 0
+) -> tuple[onnx.ModelProto, int]:
+    """The same function with a few channels of its norms ``factor`` times larger, undone in the weights behind them.
+
+    Trained transformers have such channels (Dettmers et al. 2022, arXiv:2208.07339, section 4); they take the range of
+    a whole tensor for themselves.
+
+    Returns:
+        The model, and how many norms have been given outliers: those that only linear layers read.
+    """
+    places = smoothable(model)
+    generator = np.random.default_rng(seed)
+    graph = Graph(model)
+    factors = {}
+    for place in places:
+        width = len(_rows_by_input(graph, place.linears[0]))
+        factors[place.tensor] = np.ones(width, np.float32)
+        factors[place.tensor][generator.choice(width, channels, replace=False)] /= np.float32(factor)
+    return rescaled(model, places, factors), len(places)
 
 
 def smoothing_factor(
