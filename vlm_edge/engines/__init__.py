@@ -35,7 +35,7 @@ def load_engine(
         model_path: an ONNX file (onnxruntime, openvino), an IR ``.xml`` (openvino) or a ``.plan`` (tensorrt).
         component: its inputs and outputs, from the manifest.
         threads: intra-op threads; engines on a GPU ignore it.
-        options: the engine's own, as the compile stage wrote them into the manifest.
+        options: the engine's own, as the compile stage wrote them into the manifest; the component's replace them.
 
     Raises:
         VlmEdgeError: the engine is unknown or can't run here, the file is missing or corrupt, an option is unknown.
@@ -45,7 +45,7 @@ def load_engine(
         raise VlmEdgeError(f"{model_path}: no such model file", "export or compile the model again")
     module, attribute = ENGINES[name]
     engine: Engine = getattr(importlib.import_module(module), attribute)(
-        model_path, component, threads=threads, options=dict(options or {})
+        model_path, component, threads=threads, options={**(options or {}), **component.options}
     )
     return engine
 

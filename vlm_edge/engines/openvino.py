@@ -35,6 +35,13 @@ def compile_properties(threads: int, options: Mapping[str, str | int | float | b
     }
 
 
+def computes_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def write_ir(onnx_path: Path, xml_path: Path) -> None:
     """Convert an ONNX file to OpenVINO's IR: ``xml_path`` and the weights beside it, at the graph's own precision.
 
@@ -57,8 +64,18 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
     xml_path.write_text(re.sub(r">\s+<", "><", xml_path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+def lone_dynamic_dimension(component: Component) -> bool:
+    """Whether all inputs' dynamic dimensions have one name: the batch."""
+    names = {size for spec in component.inputs.values() for size in spec.shape if isinstance(size, str)}
+    return len(names) == 1
+
+
 class OpenVinoEngine:
-    """One model in one infer request."""
+    """One model, as it is for any shape, and once more for batch 1 where the batch is all that varies.
+
+    With every dimension known OpenVINO plans memory and layouts ahead: a tenth of the time on towers of 16 ms.
+    Each is compiled when it is first needed.
+    """
 
     name = "openvino"
 
@@ -67,26 +84,15 @@ class OpenVinoEngine:
     ) -> None:
         import openvino
 
-        core = openvino.Core()
-        try:
-            compiled = core.compile_model(str(model_path), "CPU", compile_properties(threads, options))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise VlmEdgeError(
-                f"{model_path}: OpenVINO {openvino.__version__} can't compile it: {reason}",
-                "the file is corrupt, an option is unknown, or an operator is not supported: compile it again",
-            ) from error
-        names = [next((name for name in component.outputs if name in port.names), "") for port in compiled.outputs]
-        if missing := [name for name in component.outputs if name not in names]:
-            raise VlmEdgeError(
-                f"{model_path}: no output {missing[0]!r}, which the manifest names",
-                "the manifest belongs to another file: export or compile it again",
-            )
-        self._positions = {name: names.index(name) for name in component.outputs}
-        self._component = component
+        self._core = openvino.Core()
         self._path = model_path
-        self._request = compiled.create_infer_request()
+        self._component = component
+        self._properties = compile_properties(threads, options)
         self._checker = FeedChecker(component.inputs, str(model_path))
+        self._single = lone_dynamic_dimension(component)
+        self._requests: dict[bool, Any] = {}
+        self._positions: dict[str, int] = {}
+        self._request(self._single)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -99,8 +105,51 @@ class OpenVinoEngine:
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; outputs are copies, since OpenVINO writes the next run's into the same memory."""
         self._checker.check(feed)
+        request = self._request(self._single and self._is_single(feed))
         try:
-            results = self._request.infer(feed, share_inputs=True)
+            results = request.infer(feed, share_inputs=True)
         except RuntimeError as error:
             raise VlmEdgeError(f"{self._path}: OpenVINO: {str(error).strip()}") from error
         return {name: results[position] for name, position in self._positions.items()}
+
+    def _is_single(self, feed: Feed) -> bool:
+        return all(
+            actual == 1
+            for name, spec in self._component.inputs.items()
+            for size, actual in zip(spec.shape, feed[name].shape, strict=True)
+            if isinstance(size, str)
+        )
+
+    def _request(self, single: bool) -> Any:
+        """The infer request for batch 1 or for any shape, compiled at the first call."""
+        if single not in self._requests:
+            self._requests[single] = self._compiled(single).create_infer_request()
+        return self._requests[single]
+
+    def _compiled(self, single: bool) -> Any:
+        import openvino
+
+        try:
+            model = self._core.read_model(str(self._path))
+            if single:
+                model.reshape({name: _single_shape(spec) for name, spec in self._component.inputs.items()})
+            compiled = self._core.compile_model(model, "CPU", self._properties)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise VlmEdgeError(
+                f"{self._path}: OpenVINO {openvino.__version__} can't compile it: {reason}",
+                "the file is corrupt, an option is unknown, or an operator is not supported: compile it again",
+            ) from error
+        wanted = list(self._component.outputs)
+        names = [next((name for name in wanted if name in port.names), "") for port in compiled.outputs]
+        if missing := [name for name in wanted if name not in names]:
+            raise VlmEdgeError(
+                f"{self._path}: no output {missing[0]!r}, which the manifest names",
+                "the manifest belongs to another file: export or compile it again",
+            )
+        self._positions = {name: names.index(name) for name in wanted}
+        return compiled
+
+
+def _single_shape(spec: TensorSpec) -> list[int]:
+    return [1 if isinstance(size, str) else size for size in spec.shape]

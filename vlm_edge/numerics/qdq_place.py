@@ -38,10 +38,10 @@ def place_linears(
             continue
         before: list[onnx.NodeProto] = []
         if linear.data not in placed:
-            before += _pair(linear.data, constants)
+            before += tensor_pair(linear.data, constants)
         if linear.weight not in placed:
             axis = 0 if linear.transposed else 1
-            before.append(_weight(linear.weight, weight, axis, weight_bits, constants))
+            before.append(weight_restore(linear.weight, weight, axis, weight_bits, constants))
         placed.update((linear.data, linear.weight))
         node = onnx.NodeProto()
         node.CopyFrom(linear.node)
@@ -50,7 +50,8 @@ def place_linears(
     return copied(edited(model, replacements, constants))  # a message keeps the memory of what was taken out of it
 
 
-def _pair(name: str, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
+def tensor_pair(name: str, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
+    """QuantizeLinear and DequantizeLinear from ``name`` to ``{name}_dequantized``; their parameters are to be set."""
     parameters = [f"{name}_scale", f"{name}_zero_point"]
     constants |= {parameters[0]: np.ones((), np.float32), parameters[1]: np.zeros((), np.int8)}
     return [
@@ -61,9 +62,10 @@ def _pair(name: str, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]
     ]
 
 
-def _weight(
+def weight_restore(
     name: str, weight: NDArray[Any], axis: int, bits: int, constants: dict[str, NDArray[Any]]
 ) -> onnx.NodeProto:
+    """DequantizeLinear to ``{name}_dequantized`` from int8 levels with a scale for each channel along ``axis``."""
     levels, scales = quantize_weight(weight, axis, bits=bits)
     constants |= {
         f"{name}_int8": levels,

@@ -21,15 +21,14 @@ class QuantForm:
     signed: activations are s8, else u8.
     symmetric: activation zero points stand for the real 0 in the middle of the range (TensorRT has no others).
     weight_bits: 7 where the multiply-add of u8 and s8 saturates at 16 bits.
-    linears_only: only linear layers run in integers; convolutions and attention's products stay in floating point.
-    kernels: linear layers are written as onnxruntime's own integer operators, not as Q/DQ pairs.
+    kernels: linear layers and dense convolutions are written as onnxruntime's own integer operators, not as Q/DQ
+        pairs, and all else stays in floating point.
     decompression: how weights of what stays in floating point are turned back.
     """
 
     signed: bool
     symmetric: bool
     weight_bits: int
-    linears_only: bool
     kernels: bool
     decompression: Decompression
 
@@ -45,14 +44,13 @@ def quant_form(engine: str, isa: Isa) -> QuantForm:
             signed=isa in ("arm", "cuda"),
             symmetric=False,
             weight_bits=7 if isa == "x86" else 8,
-            linears_only=True,
             kernels=True,
             decompression="cast",
         )
     if engine == "openvino":
-        return QuantForm(True, False, 7 if isa == "x86" else 8, False, False, "cast")
+        return QuantForm(True, False, 7 if isa == "x86" else 8, False, "cast")
     if engine == "tensorrt":
-        return QuantForm(True, True, 8, False, False, "dequantize")
+        return QuantForm(True, True, 8, False, "dequantize")
     raise VlmEdgeError(f"quantize: no INT8 form is known for the engine {engine!r}")
 
 

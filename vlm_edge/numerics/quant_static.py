@@ -9,6 +9,7 @@ import onnx
 
 from vlm_edge.numerics.bias_correction import correct_biases
 from vlm_edge.numerics.calibration import Calibration, Feeds, Statistics, collect
+from vlm_edge.numerics.qdq_convolutions import place_convolutions
 from vlm_edge.numerics.qdq_graph import Graph
 from vlm_edge.numerics.qdq_lower import find_linears
 from vlm_edge.numerics.qdq_place import place_linears, quantized_tensors, with_ranges
@@ -55,8 +56,9 @@ def static_graph(
         changed, kind = frozenset(place.tensor for place in places), "smooth:"
         statistics = calibration.statistics(model, [place.tensor for place in places], changed)
         floating = smooth(model, places, {name: each.largest for name, each in statistics.items()})
-    if form.linears_only:
+    if form.kernels:
         placed = place_linears(floating, weight_bits=form.weight_bits, left_out=settings.left_out)
+        placed = place_convolutions(placed, weight_bits=form.weight_bits, left_out=settings.left_out)
     else:
         from vlm_edge.numerics.quant_nncf import place
 

@@ -104,14 +104,21 @@ def _decompressed(
     constants: dict[str, NDArray[Any]],
 ) -> list[onnx.NodeProto]:
     """Nodes that make the float32 tensor ``name`` from ``name_levels``; puts the scales into ``constants``."""
-    levels, scale = f"{name}_levels", f"{name}_scales"
-    if decompression == "dequantize":
-        constants[scale] = scales
-        return [helper.make_node("DequantizeLinear", [levels, scale], [name], name=f"{name}_restore", axis=axis)]
-    constants[scale] = scales.reshape([-1 if index == axis else 1 for index in range(rank)])
+    if decompression == "cast":
+        return cast_weight(name, scales, axis, rank, constants)
+    constants[f"{name}_scales"] = scales
+    inputs = [f"{name}_levels", f"{name}_scales"]
+    return [helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_restore", axis=axis)]
+
+
+def cast_weight(
+    name: str, scales: NDArray[np.float32], axis: int, rank: int, constants: dict[str, NDArray[Any]]
+) -> list[onnx.NodeProto]:
+    """Cast and Mul from ``name_levels`` to ``name``, float32 of that rank; puts the scales into ``constants``."""
+    constants[f"{name}_scales"] = scales.reshape([-1 if index == axis else 1 for index in range(rank)])
     return [
-        helper.make_node("Cast", [levels], [f"{name}_cast"], name=f"{name}_to_float", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [f"{name}_cast", scale], [name], name=f"{name}_restore"),
+        helper.make_node("Cast", [f"{name}_levels"], [f"{name}_cast"], name=f"{name}_to_float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}_cast", f"{name}_scales"], [name], name=f"{name}_restore"),
     ]
 
 

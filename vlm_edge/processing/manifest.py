@@ -34,13 +34,15 @@ class TensorSpec(_Frozen):
 class Component(_Frozen):
     """One graph: its file (relative to the manifest) and its tensors, in order.
 
-    ``threads`` is set where the compile stage found fewer to be enough than the engine's.
+    ``threads`` is set where the compile stage found fewer to be enough than the engine's, ``options`` where it chose
+    others for this component than the engine's.
     """
 
     file: str
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     threads: int | None = Field(default=None, ge=1)
+    options: dict[str, str | int | float | bool] = {}
 
 
 class AnyResTiles(_Frozen):

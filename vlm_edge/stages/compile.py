@@ -27,6 +27,11 @@ class CompileConfig(StageConfig):
     """
 
     optimize: Literal["runtime", "full"] = "full"
+    tune_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="seconds of searching a component for the fastest forms of its INT8 layers; 0: no search",
+    )
     max_batch: int = Field(
         default=16, ge=1, le=4096, description="largest batch of an engine with fixed bounds (TensorRT)"
     )
@@ -126,15 +131,21 @@ def _compile_component(
         target.threads,
         work.scratch,
         full=full and not to_ir,
+        tune_seconds=config.tune_seconds,
     )
     if not to_ir:
         return row, facts
     from vlm_edge.engines.openvino import write_ir
+    from vlm_edge.stages.compile_openvino import tuned_row
 
     write_ir(work.scratch / row.file, out / f"{name}.xml")
     for path in work.scratch.glob(f"{row.file}*"):
         path.unlink()
-    return row.model_copy(update={"file": f"{name}.xml"}), facts
+    row = row.model_copy(update={"file": f"{name}.xml"})
+    if not config.tune_seconds or not holds_integers(graph):
+        return row, facts
+    row, facts["tuned"] = tuned_row(out / row.file, row, reference, target.threads)
+    return row, facts
 
 
 def _size_bytes(folder: Path, file: str) -> int:
@@ -144,7 +155,7 @@ def _size_bytes(folder: Path, file: str) -> int:
 
 SPEC = StageSpec(
     name="compile",
-    version=1,
+    version=2,
     level=Level.GRAPH,
     config=CompileConfig,
     output=ArtifactKind.ENGINE,

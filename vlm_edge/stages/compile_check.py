@@ -30,11 +30,19 @@ STEPS = 3
 
 @dataclass
 class ReferenceEngine:
-    """The source graph on onnxruntime without any graph optimization, keeping what goes in and comes out."""
+    """The source graph on onnxruntime without any graph optimization, keeping what goes in and comes out.
+
+    The first ``single_runs`` of its ``runs`` were at batch 1.
+    """
 
     engine: Engine
     runs: list[tuple[dict[str, Array], dict[str, Array]]] = field(default_factory=list)
     name: str = "onnxruntime"
+    single_runs: int = 0
+
+    @property
+    def single(self) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+        return self.runs[: self.single_runs]
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -68,6 +76,9 @@ def reference_runs(folder: Path, manifest: PipelineManifest, threads: int, seed:
             for index in range(batch)
         ]
         pipeline.rehearse(images, texts, max_new_tokens=STEPS)
+        if batch == 1:
+            for engine in engines.values():
+                engine.single_runs = len(engine.runs)
     return engines
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
-from vlm_edge.engines.base import Feed
-from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
+from vlm_edge.engines.base import Engine, Feed
+from vlm_edge.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeOptions, session_options
 from vlm_edge.numerics.attention_fusion import find_attentions, fitted, fuse_attentions, operands
 from vlm_edge.numerics.qdq_graph import copied
 from vlm_edge.numerics.slim_graph import slim
 from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.compile_check import ReferenceEngine
+from vlm_edge.stages.compile_tune import Tuner
 
 OPTIONS: dict[str, str | int | float | bool] = {"graph_optimization": "all", "spinning": "during_run"}
 """The graph is optimized when it is loaded: doing it beforehand would write int8 weights out as float32."""
@@ -46,11 +47,12 @@ def compile_component(
     scratch: Path,
     *,
     full: bool,
+    tune_seconds: float,
 ) -> tuple[Component, dict[str, Any]]:
     """Write one component for onnxruntime; its row in the manifest, and facts.
 
-    Without ``full`` the graph's operators stay as they are. With it attention is fused and the number of threads fits
-    the work.
+    Without ``full`` the graph's operators stay as they are. With it attention is fused, the number of threads fits the
+    work, and integer layers take the form that is fastest here, which is searched for as long as ``tune_seconds``.
     """
     model = onnx.load(source)
     facts: dict[str, Any] = {}
@@ -61,10 +63,35 @@ def compile_component(
         facts["multiply_adds"] = multiply_adds(source, reference.runs[0][0], scratch)
         facts["threads"] = max(1, min(threads, math.ceil(facts["multiply_adds"] / WORK_PER_THREAD)))
         row = row.model_copy(update={"threads": facts["threads"]})
+        if tune_seconds:
+            model, found = _tuned(model, row, reference, scratch, tune_seconds)
+            facts |= {"tuned": found} if found else {}
     model = slim(model)
     write_graph(model, target)
     facts["nodes"] = len(model.graph.node)
     return row, facts
+
+
+def _tuned(
+    model: onnx.ModelProto, row: Component, reference: ReferenceEngine, scratch: Path, seconds: float
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The model with its integer layers in the forms that ran fastest on the runs at batch 1."""
+    feeds = [feed for feed, _ in reference.single]
+    folder = scratch / "tune"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+
+    def load(candidate: onnx.ModelProto) -> Engine:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_graph(candidate, folder / row.file)
+        return OnnxRuntimeEngine(folder / row.file, row, threads=row.threads or 1, options=OPTIONS)
+
+    def shapes(names: list[str]) -> dict[str, tuple[int, ...]]:
+        return tensor_shapes(model, names, feeds[0], scratch)
+
+    found = Tuner(model, feeds, load, shapes, seconds).run()
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
 
 
 def write_graph(model: onnx.ModelProto, path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Integer layers of an onnxruntime graph, and each in the other forms that this engine may run faster.
+
+``static``: integer products of data whose scale is known. ``dynamic`` (linear layers): the scale is taken from the data
+of each run. ``float``: float products with the same int8 weight, which onnxruntime turns back when it loads the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, edited
+from vlm_edge.numerics.quant_weights import cast_weight
+
+Form = Literal["static", "dynamic", "float"]
+
+_FORMS: dict[str, tuple[Form, ...]] = {
+    "MatMulIntegerToFloat": ("static", "dynamic", "float"),
+    "DynamicQuantizeMatMul": ("dynamic", "float"),
+    "QLinearConv": ("static", "float"),
+}
+"""Operators, and their forms: the first is the one that they are."""
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """``node`` names it in the graph; ``output`` is the float tensor that it makes, ``weight`` the shape of its own."""
+
+    node: str
+    op_type: str
+    weight: tuple[int, ...]
+    output: str
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return _FORMS[self.op_type]
+
+
+def integer_layers(model: onnx.ModelProto) -> list[IntegerLayer]:
+    """Every layer that has other forms, in the graph's order: its data is quantized just before it."""
+    graph = Graph(model)
+    found = []
+    for node in graph.nodes:
+        if node.op_type not in _FORMS:
+            continue
+        levels = graph.constant(node.input[3 if node.op_type == "QLinearConv" else 1])
+        output = node.output[0]
+        if node.op_type != "DynamicQuantizeMatMul":
+            data = graph.producers.get(node.input[0])
+            if data is None or data.op_type != "QuantizeLinear":
+                continue
+        if node.op_type == "QLinearConv":
+            restore = graph.only_consumer(output, "DequantizeLinear")
+            if restore is None:
+                continue
+            output = restore.output[0]
+        if levels is not None and levels.dtype == np.int8:
+            found.append(IntegerLayer(node.name, node.op_type, levels.shape, output))
+    return found
+
+
+def with_forms(model: onnx.ModelProto, forms: Mapping[str, Form]) -> onnx.ModelProto:
+    """A copy with the named layers in other forms.
+
+    Args:
+        model: layers of :func:`integer_layers`, each with a name of its own.
+        forms: node name -> one of that layer's forms.
+    """
+    graph = Graph(model)
+    replacements: dict[int, list[onnx.NodeProto]] = {}
+    constants: dict[str, NDArray[Any]] = {}
+    for node in graph.nodes:
+        form = forms.get(node.name, "static") if node.op_type in _FORMS else "static"
+        if node.op_type not in _FORMS or form == _FORMS[node.op_type][0]:
+            continue
+        if node.op_type == "QLinearConv":
+            restore = graph.only_consumer(node.output[0], "DequantizeLinear")
+            assert restore is not None
+            replacements[graph.position(node)] = []
+            replacements[graph.position(restore)] = _float_convolution(graph, node, restore.output[0], constants)
+        elif form == "float":
+            replacements[graph.position(node)] = _float_linear(graph, node, constants)
+        else:
+            replacements[graph.position(node)] = [_dynamic_linear(graph, node)]
+    return edited(model, replacements, constants)
+
+
+def _float_linear(graph: Graph, node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
+    dynamic = node.op_type == "DynamicQuantizeMatMul"
+    data = node.input[0] if dynamic else _float_source(graph, node.input[0])
+    weight, scales, bias = node.input[1], node.input[2 if dynamic else 3], _optional(node, 4 if dynamic else 6)
+    product = f"{node.output[0]}_product" if bias else node.output[0]
+    stem = f"{node.name}_weight"
+    nodes = [*_weight(graph, stem, weight, scales, 1, constants)]
+    nodes.append(helper.make_node("MatMul", [data, stem], [product], name=node.name))
+    if bias:
+        nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], name=f"{node.name}_bias"))
+    return nodes
+
+
+def _dynamic_linear(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
+    inputs = [_float_source(graph, node.input[0]), node.input[1], node.input[3], "", _optional(node, 6)]
+    while not inputs[-1]:
+        inputs = inputs[:-1]
+    return helper.make_node("DynamicQuantizeMatMul", inputs, node.output, name=node.name, domain=MICROSOFT)
+
+
+def _float_convolution(
+    graph: Graph, node: onnx.NodeProto, output: str, constants: dict[str, NDArray[Any]]
+) -> list[onnx.NodeProto]:
+    """Conv with the bias that the int32 steps stand for."""
+    stem = f"{node.name}_weight"
+    data_scale, scales = graph.constant(node.input[1]), graph.constant(node.input[4])
+    steps = graph.constant(node.input[8]) if len(node.input) > 8 else None
+    assert data_scale is not None
+    assert scales is not None
+    inputs = [_float_source(graph, node.input[0]), stem]
+    if steps is not None:
+        constants[f"{node.name}_float_bias"] = (steps * np.float64(data_scale.item()) * scales).astype(np.float32)
+        inputs.append(f"{node.name}_float_bias")
+    convolution = helper.make_node("Conv", inputs, [output], name=node.name)
+    convolution.attribute.extend(node.attribute)
+    return [*_weight(graph, stem, node.input[3], node.input[4], 0, constants), convolution]
+
+
+def _weight(
+    graph: Graph, stem: str, levels: str, scales: str, axis: int, constants: dict[str, NDArray[Any]]
+) -> list[onnx.NodeProto]:
+    """Nodes that make the float32 tensor ``stem`` from int8 levels and a scale for each channel."""
+    values, steps = graph.constant(levels), graph.constant(scales)
+    assert values is not None
+    assert steps is not None
+    constants[f"{stem}_levels"] = values
+    steps = np.broadcast_to(steps.reshape(-1), values.shape[axis : axis + 1])
+    return cast_weight(stem, steps, axis, values.ndim, constants)
+
+
+def _float_source(graph: Graph, name: str) -> str:
+    """The float tensor whose levels ``name`` holds."""
+    return str(graph.producers[name].input[0])
+
+
+def _optional(node: onnx.NodeProto, position: int) -> str:
+    return node.input[position] if len(node.input) > position else ""

@@ -1,0 +1,154 @@
+"""Which form of each integer layer, and which precision of the rest, this host runs fastest: by racing them.
+
+A quantized graph isn't faster because it is quantized: it depends on the layer's shape, the engine and the CPU. So
+layers of one kind and shape are tried in their other forms, the most work first, and what wins a race is kept. A
+candidate has to be faster by :data:`MARGIN`, so that noise doesn't decide; layers that are left over stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from vlm_edge.engines.base import Engine, Feed
+from vlm_edge.numerics.integer_forms import Form, IntegerLayer, integer_layers, with_forms
+
+MARGIN = 0.02
+"""A form that is faster by less than this share of the whole component's time is not taken."""
+SMALLEST_SHARE = 0.02
+"""Layers of one shape with a smaller share of the integer layers' multiply-adds are not tried by themselves."""
+ROUNDS, SECONDS, MOST_SECONDS = 15, 0.15, 3.0
+"""A race lasts at least so many rounds and seconds, but is over after the last."""
+
+Load = Callable[[onnx.ModelProto], Engine]
+Shapes = Callable[[list[str]], dict[str, tuple[int, ...]]]
+
+
+def race(engines: Sequence[Engine], feeds: Sequence[Feed]) -> list[float]:
+    """The lower quartile of each engine's seconds for all ``feeds``, run in turns after two rounds of warm-up.
+
+    The lower quartile, because what else runs on the machine only ever adds.
+    """
+    times: list[list[float]] = [[] for _ in engines]
+    began = time.perf_counter()
+    for number in range(10_000):
+        if number == 2:
+            times, began = [[] for _ in engines], time.perf_counter()
+        for engine, own in zip(engines, times, strict=True):
+            start = time.perf_counter()
+            for feed in feeds:
+                engine.infer(feed)
+            own.append(time.perf_counter() - start)
+        elapsed = time.perf_counter() - began
+        if number >= 4 and (elapsed > MOST_SECONDS or (number >= ROUNDS + 2 and elapsed > SECONDS)):
+            break
+    return [float(np.percentile(own, 25)) for own in times]
+
+
+@dataclass
+class Tuner:
+    """Searches the forms of one graph's integer layers.
+
+    ``load`` makes an engine of a graph, ``shapes`` tells tensors' shapes in a run; ``seconds`` ends the search.
+    """
+
+    model: onnx.ModelProto
+    feeds: Sequence[Feed]
+    load: Load
+    shapes: Shapes
+    seconds: float
+    forms: dict[str, Form] = field(default_factory=dict)
+    races: int = 0
+    _best: Engine | None = None
+    _began: float = 0.0
+    _gains: float = 1.0
+
+    def run(self) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        """The fastest graph found, and facts: layers by form, and how much faster it is than as it was."""
+        self._began = time.monotonic()
+        layers = integer_layers(self.model)
+        if not layers:
+            return self.model, {}
+        self.forms = {layer.node: layer.forms[0] for layer in layers}
+        self._best = self.load(self.model)
+        for wanted in _starts(layers):
+            self._try(wanted)
+        tried = 0
+        groups = self._groups(layers)
+        for group in groups:
+            if time.monotonic() - self._began > self.seconds:
+                break
+            tried += 1
+            for form in group[0].forms:
+                if form != self.forms[group[0].node]:
+                    self._try({layer.node: form for layer in group})
+        facts = self._against_float(layers)
+        return self._graph(self.forms), facts | {
+            "layers": dict(sorted(Counter(self.forms.values()).items())),
+            "faster_than_untuned": round(self._gains, 3),
+            "races": self.races,
+            "shapes_not_tried": len(groups) - tried,
+        }
+
+    def _try(self, changes: dict[str, Form]) -> None:
+        """Race the best graph with ``changes`` against it, and keep what wins."""
+        forms = self.forms | changes
+        if forms == self.forms:
+            return
+        candidate = self.load(self._graph(forms))
+        assert self._best is not None
+        best, other = race((self._best, candidate), self.feeds)
+        self.races += 1
+        if other < best * (1 - MARGIN):
+            self.forms, self._best = forms, candidate
+            self._gains *= best / other
+
+    def _against_float(self, layers: Sequence[IntegerLayer]) -> dict[str, Any]:
+        """How much faster than the same graph in float; where it isn't, that one is taken."""
+        floating: dict[str, Form] = {layer.node: "float" for layer in layers}
+        if self.forms == floating:
+            return {"faster_than_float": 1.0, "reverted": REVERTED}
+        candidate = self.load(self._graph(floating))
+        assert self._best is not None
+        best, other = race((self._best, candidate), self.feeds)
+        self.races += 1
+        if other < best:
+            self.forms = floating
+            return {"faster_than_float": 1.0, "reverted": REVERTED}
+        return {"faster_than_float": round(other / best, 3)}
+
+    def _groups(self, layers: Sequence[IntegerLayer]) -> list[list[IntegerLayer]]:
+        """Layers of one kind and shape together, the most multiply-adds first; small ones left out."""
+        shapes = self.shapes([layer.output for layer in layers])
+        groups: dict[Any, list[IntegerLayer]] = {}
+        for layer in layers:
+            groups.setdefault((layer.op_type, layer.weight, shapes[layer.output]), []).append(layer)
+        work = {key: len(group) * _multiply_adds(group[0], key[2]) for key, group in groups.items()}
+        least = SMALLEST_SHARE * sum(work.values())
+        return [groups[key] for key in sorted(work, key=lambda key: -work[key]) if work[key] >= least]
+
+    def _graph(self, forms: dict[str, Form]) -> onnx.ModelProto:
+        return with_forms(self.model, forms)
+
+
+REVERTED = "no integer form was faster than float arithmetic here; the weights stay int8 on disk"
+
+
+def _starts(layers: Sequence[IntegerLayer]) -> list[dict[str, Form]]:
+    """What is tried for all layers at once: float convolutions, linear layers by run, all in float."""
+    convolutions: dict[str, Form] = {layer.node: "float" for layer in layers if layer.op_type == "QLinearConv"}
+    dynamic: dict[str, Form] = {layer.node: "dynamic" for layer in layers if "dynamic" in layer.forms}
+    floating: dict[str, Form] = {layer.node: "float" for layer in layers}
+    return [changes for changes in (convolutions, dynamic, floating) if changes]
+
+
+def _multiply_adds(layer: IntegerLayer, output: tuple[int, ...]) -> int:
+    added = math.prod(layer.weight[1:]) if layer.op_type == "QLinearConv" else layer.weight[0]
+    return math.prod(output) * added
