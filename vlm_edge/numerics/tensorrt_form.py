@@ -123,48 +123,49 @@ def is_computed(graph: Graph, name: str) -> bool:
     return graph.constant(source) is None
 
 
-def skip_branch(graph: Graph, node: onnx.NodeProto) -> int | None:
+def skip_branch(graph: Graph, node: onnx.NodeProto, integer: set[int]) -> int | None:
     """Which input of a residual addition is the skip branch; None where ``node`` is none, or its sum isn't quantized.
 
     The other input comes from an integer operator (and the addition of its bias), and whoever reads the sum quantizes
     it.
     """
-    if node.op_type != "Add" or not _is_quantized(graph, node.output[0]):
+    if node.op_type != "Add" or not is_quantized(graph, node.output[0]):
         return None
     if not all(is_computed(graph, name) for name in node.input):
         return None
-    weighted = [from_integer(graph, name) for name in node.input]
+    weighted = [from_integer(graph, name, integer) for name in node.input]
     return None if not any(weighted) else 1 if all(weighted) else weighted.index(False)
 
 
-def _is_quantized(graph: Graph, name: str) -> bool:
+def is_quantized(graph: Graph, name: str) -> bool:
     """Whether all who read ``name`` quantize it, directly or below operators that only move elements."""
     readers = graph.consumers[name]
     if name in graph.outputs or not readers:
         return False
     return all(
         reader.op_type == "QuantizeLinear"
-        or (reader.op_type in SHAPE_OPERATORS and all(_is_quantized(graph, output) for output in reader.output))
+        or (reader.op_type in SHAPE_OPERATORS and all(is_quantized(graph, output) for output in reader.output))
         for reader in readers
     )
 
 
-def from_integer(graph: Graph, name: str) -> bool:
-    """Whether ``name`` is what an integer operator gives, directly or behind its bias or a pair."""
+def from_integer(graph: Graph, name: str, integer: set[int]) -> bool:
+    """Whether ``name`` is what a node of ``integer`` gives, directly or behind its bias or a pair."""
     node = graph.producers.get(name)
     while node is not None and node.op_type in ("Add", "QuantizeLinear", "DequantizeLinear"):
         computed = [factor for factor in node.input[:2] if is_computed(graph, factor)]
         if node.op_type == "Add" and len(computed) != 1:
             return False
         node = graph.producers.get(computed[0] if node.op_type == "Add" else node.input[0])
-    return node is not None and is_integer(graph, node)
+    return node is not None and graph.position(node) in integer
 
 
 def _with_direct_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     """Integer operators and skip branches behind a pair of their own; all others read what was not rounded."""
     graph = Graph(model)
-    wanted = {(position, index) for position in integer_nodes(graph) for index in (0, 1)}
-    skips = ((position, skip_branch(graph, node)) for position, node in enumerate(graph.nodes))
+    integer = integer_nodes(graph)
+    wanted = {(position, index) for position in integer for index in (0, 1)}
+    skips = ((position, skip_branch(graph, node, integer)) for position, node in enumerate(graph.nodes))
     wanted |= {(position, index) for position, index in skips if index is not None}
     origins = _origins(graph)
     replacements: dict[int, list[onnx.NodeProto]] = {}

@@ -9,7 +9,15 @@ import onnx
 
 from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph, attribute
 from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, is_integer, quantizer_above
-from vlm_edge.numerics.tensorrt_form import attention_products, from_integer, is_computed, skip_branch, weight_axis
+from vlm_edge.numerics.tensorrt_form import (
+    attention_products,
+    from_integer,
+    integer_nodes,
+    is_computed,
+    is_quantized,
+    skip_branch,
+    weight_axis,
+)
 from vlm_edge.numerics.tensorrt_parameters import Fault, is_weight
 
 _ACTIVATIONS = (
@@ -25,6 +33,7 @@ QUANTIZABLE = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "M
 
 def placement_faults(graph: Graph) -> Iterator[Fault]:
     """Every pair, in the graph's order."""
+    integer = integer_nodes(graph)
     halves = {graph.position(product) for pair in attention_products(graph) for product in _half(graph, *pair)}
     for position, node in enumerate(graph.nodes):
         yield from _pair_faults(graph, node)
@@ -35,9 +44,9 @@ def placement_faults(graph: Graph) -> Iterator[Fault]:
         if position in halves:
             problem = "it runs in integers, and the attention's other product does not"
             yield Fault("attention", _name(node), node.output[0], problem)
-        yield from _output_faults(graph, node)
+        yield from _output_faults(graph, node, integer)
         yield from _bias_faults(graph, node)
-        yield from _residual_faults(graph, node)
+        yield from _residual_faults(graph, node, integer)
         yield from _stray_faults(graph, node)
 
 
@@ -106,16 +115,16 @@ def _axis_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
             yield Fault("axis", _name(restored), restored.input[0], f"{node.op_type} {_name(node)}: {problem}")
 
 
-def _output_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
+def _output_faults(graph: Graph, node: onnx.NodeProto, integer: set[int]) -> Iterator[Fault]:
     """A pair between a weighted operator (and its bias) and its activation, or the addition of a skip branch."""
-    if node.op_type != "DequantizeLinear" or is_weight(graph, node) or not from_integer(graph, node.output[0]):
+    if node.op_type != "DequantizeLinear" or is_weight(graph, node) or not from_integer(graph, node.output[0], integer):
         return
     for reader in graph.consumers[node.output[0]]:
         if reader.op_type in ACTIVATIONS:
             yield Fault("output", _name(node), node.output[0], f"between a weighted operator and its {reader.op_type}")
         elif reader.op_type == "Add" and all(is_computed(graph, name) for name in reader.input):
             others = [name for name in reader.input if name != node.output[0]]
-            if not any(from_integer(graph, name) for name in others):
+            if not any(from_integer(graph, name, integer) for name in others):
                 yield Fault("output", _name(node), node.output[0], f"between a weighted operator and {_name(reader)}")
 
 
@@ -129,12 +138,12 @@ def _bias_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
             yield Fault("bias", _name(node), name, "its bias is quantized")
 
 
-def _residual_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
-    skip = skip_branch(graph, node)
+def _residual_faults(graph: Graph, node: onnx.NodeProto, integer: set[int]) -> Iterator[Fault]:
+    skip = skip_branch(graph, node, integer)
     if skip is None:
         return
     branches = [index for index, name in enumerate(node.input) if quantizer_above(graph, name) is not None]
-    both = all(from_integer(graph, name) for name in node.input)
+    both = all(from_integer(graph, name, integer) for name in node.input)
     if skip not in branches and not (both and branches):
         yield Fault("residual", _name(node), node.input[skip], "its sum is quantized, its skip branch is not")
 
@@ -150,8 +159,7 @@ def _is_used(graph: Graph, name: str) -> bool:
     for reader in graph.consumers[name]:
         if reader.op_type in HEAVY_OPERATORS or reader.op_type == "Attention":
             return True
-        quantized = [out for out in reader.output if any(r.op_type == "QuantizeLinear" for r in graph.consumers[out])]
-        if reader.op_type in QUANTIZABLE and quantized:
+        if reader.op_type in QUANTIZABLE and is_quantized(graph, reader.output[0]):
             return True
         moves = reader.op_type in SHAPE_OPERATORS or reader.op_type == "Concat"
         if moves and any(_is_used(graph, output) for output in reader.output):
