@@ -24,9 +24,17 @@ from vlm_edge.families.surgery import apply_surgery
 from vlm_edge.processing.manifest import Component, TensorSpec, read_manifest
 from vlm_edge.stages import export_graph
 from vlm_edge.stages.export import SPEC, ExportConfig, run
-from vlm_edge.stages.export_check import Difference, check_component, load_graph, resized, size_sets
-from vlm_edge.stages.export_composed import check_pipeline
+from vlm_edge.stages.export_check import Difference, check_component, load_graph
+from vlm_edge.stages.export_composed import check_pipeline, torch_says
 from vlm_edge.stages.export_graph import check_graph, export_component
+from vlm_edge.stages.export_references import (
+    Reference,
+    resized,
+    save_references,
+    saved_references,
+    size_sets,
+    torch_references,
+)
 
 CPU = ["CPUExecutionProvider"]
 
@@ -116,7 +124,7 @@ def test_facts_say_what_was_checked(tiny_blip_graphs: Any, tiny_clip_graphs: Any
             assert graph["size_bytes"] == (exported.folder / f"{name}.onnx").stat().st_size
             assert graph["nodes"] == sum(operators(exported.folder / f"{name}.onnx").values())
     assert tiny_blip_graphs.facts["composed"] == {"questions_equal": 6, "ties": 0}
-    assert tiny_clip_graphs.facts["composed"]["similarities"] == 36
+    assert tiny_clip_graphs.facts["composed"]["images"] == 6
 
 
 def test_graphs_are_small_and_standard(tiny_blip_graphs: Any) -> None:
@@ -173,7 +181,7 @@ def test_a_pruned_decoder_and_a_student_tower_export(tiny_blip: Path, tmp_path: 
     exports = loaded.family.components(loaded.model.eval(), loaded.family.image_processing(tiny_blip))
     for name in ("vision_encoder", "decoder"):
         entry = export_component(name, exports[name], tmp_path, opset=20)
-        check_component(name, exports[name], load_graph(tmp_path / entry.file, entry), 1e-5)
+        check_component(name, torch_references(name, exports[name]), load_graph(tmp_path / entry.file, entry), 1e-5)
     assert entry.inputs["cross_key_values.0.key"].shape == ("batch", 2, "question_tokens", 8)
     assert entry.inputs["cross_key_values.1.key"].shape == ("batch", 4, "question_tokens", 8)
     assert entry.inputs["past_key_values.1.key"].shape == ("batch", 3, "past", 8)
@@ -205,7 +213,8 @@ def test_weights_above_the_protobuf_limit_go_beside_the_graph(tmp_path: Path, mo
     )
     entry = export_component("scale", component, tmp_path, opset=20)
     assert (tmp_path / "scale.onnx.data").stat().st_size == 2048
-    parity = check_component("scale", component, load_graph(tmp_path / entry.file, entry), 1e-6)
+    references = torch_references("scale", component)
+    parity = check_component("scale", references, load_graph(tmp_path / entry.file, entry), 1e-6)
     assert parity == {"max_abs_error": 0.0, "max_relative_error": 0.0}
     assert export_graph.graph_facts(tmp_path / "scale.onnx")["size_bytes"] > 2048
 
@@ -246,15 +255,14 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
 def test_a_component_that_differs_is_refused(change: Callable[[Any], Any], message: str) -> None:
     engine: Any = FakeEngine(lambda feed: {"y": change(feed["x"] * np.arange(1, 5, dtype=np.float32))}, {})
     with pytest.raises(VlmEdgeError, match=message):
-        check_component("scale", scale_component(), engine, 1e-4)
+        check_component("scale", torch_references("scale", scale_component()), engine, 1e-4)
 
 
 def test_a_model_that_is_not_finite_is_told_apart() -> None:
     module = Scale()
     module.weight.data[2] = float("nan")
-    engine: Any = FakeEngine(lambda feed: {"y": feed["x"]}, {})
     with pytest.raises(VlmEdgeError, match="the model's own y is not finite"):
-        check_component("scale", scale_component(module), engine, 1e-4)
+        list(torch_references("scale", scale_component(module)))
 
 
 def test_a_difference_is_relative_to_the_largest_value() -> None:
@@ -286,7 +294,7 @@ def graphs_of(folder: Path) -> dict[str, Any]:
 
 
 def test_one_wrong_token_is_refused(tiny_blip: Path, tiny_blip_graphs: Any) -> None:
-    loaded, manifest = load_checkpoint(tiny_blip), read_manifest(tiny_blip_graphs.folder)
+    manifest = read_manifest(tiny_blip_graphs.folder)
     graphs = graphs_of(tiny_blip_graphs.folder)
     real = graphs["decoder"]
 
@@ -299,7 +307,7 @@ def test_one_wrong_token_is_refused(tiny_blip: Path, tiny_blip_graphs: Any) -> N
 
     graphs["decoder"] = FakeEngine(second_best, real.inputs)
     with pytest.raises(VlmEdgeError, match=r"composed graphs: question 5 is answered \[.*\], by generate \["):
-        check_pipeline(loaded, manifest, graphs, 1e-4)
+        check_pipeline(tiny_blip, manifest, graphs, torch_says(load_checkpoint(tiny_blip), manifest), 1e-4)
 
 
 def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) -> None:
@@ -310,6 +318,7 @@ def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) 
     with torch.no_grad():
         bias[[90, 91]] = 1e3
         weight[91] = weight[90]
+    wanted = torch_says(loaded, manifest)
     graphs = graphs_of(tiny_blip_graphs.folder)
     real = graphs["decoder"]
 
@@ -323,17 +332,72 @@ def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) 
         return FakeEngine(infer, real.inputs)
 
     for token, ties in ((90, 0), (91, 6)):
-        facts = check_pipeline(loaded, manifest, graphs | {"decoder": take(token)}, 1e-4)
+        facts = check_pipeline(tiny_blip, manifest, graphs | {"decoder": take(token)}, wanted, 1e-4)
         assert facts == {"questions_equal": 6 - ties, "ties": ties}
     with pytest.raises(VlmEdgeError, match="question 0 is answered"):
-        check_pipeline(loaded, manifest, graphs | {"decoder": take(92)}, 1e-4)
+        check_pipeline(tiny_blip, manifest, graphs | {"decoder": take(92)}, wanted, 1e-4)
 
 
 def test_wrong_similarities_are_refused(tiny_clip: Path, tiny_clip_graphs: Any) -> None:
-    loaded, manifest = load_checkpoint(tiny_clip), read_manifest(tiny_clip_graphs.folder)
-    graphs = graphs_of(tiny_clip_graphs.folder)
+    manifest = read_manifest(tiny_clip_graphs.folder)
+    graphs, wanted = graphs_of(tiny_clip_graphs.folder), torch_says(load_checkpoint(tiny_clip), manifest)
     with pytest.raises(VlmEdgeError, match="similarities differ from the model's"):
-        check_pipeline(loaded, manifest.model_copy(update={"logit_scale": 14.0}), graphs, 1e-4)
+        check_pipeline(tiny_clip, manifest.model_copy(update={"logit_scale": 14.0}), graphs, wanted, 1e-4)
+
+
+def test_references_come_back_from_their_files(tmp_path: Path) -> None:
+    save_references("scale", scale_component(), tmp_path)
+    save_references("scale_more", scale_component(Scale()), tmp_path)
+    expected, found = list(torch_references("scale", scale_component())), list(saved_references("scale", tmp_path))
+    assert [reference.sizes for reference in found] == [{"rows": 2}, {"rows": 3}, {"rows": 1}]
+    for one, other in zip(expected, found, strict=True):
+        assert other.sizes == one.sizes
+        np.testing.assert_array_equal(other.feed["x"], one.feed["x"])
+        np.testing.assert_array_equal(other.outputs["y"], one.feed["x"] * np.arange(1.0, 5.0))
+    empty = Reference({"past": 0}, {"cache": np.zeros((1, 0, 2), np.float32)}, {"y": np.zeros(1, np.int64)})
+    empty.save(tmp_path / "empty.0.npz")
+    (again,) = saved_references("empty", tmp_path)
+    assert (again.feed["cache"].shape, again.feed["cache"].dtype) == ((1, 0, 2), np.float32)
+    assert again.outputs["y"].dtype == np.int64
+
+
+def test_the_model_is_gone_before_a_graph_is_loaded(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[nn.Module] = []
+    elements: list[int] = []
+
+    def loading(*arguments: Any, **settings: Any) -> Any:
+        loaded = load_checkpoint(*arguments, **settings)
+        models.append(loaded.model)
+        return loaded
+
+    def opening(*arguments: Any) -> Any:
+        elements.append(sum(tensor.numel() for tensor in models[0].state_dict().values()))
+        return load_graph(*arguments)
+
+    monkeypatch.setattr("vlm_edge.families.checkpoint.load_checkpoint", loading)
+    monkeypatch.setattr("vlm_edge.stages.export_check.load_graph", opening)
+    run(ExportConfig(), inputs_of(tiny_clip), work_in(tmp_path))
+    assert elements == [0, 0, 0, 0]  # both graphs alone, then both together, one at a time
+    assert not (tmp_path / "scratch" / "references").exists()
+
+
+def test_weights_beside_the_graph_give_the_same(
+    tiny_clip: Path, tiny_clip_graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_graph, "EXTERNAL_DATA_BYTES", 0)
+    work = work_in(tmp_path)
+    run(ExportConfig(), inputs_of(tiny_clip), work)
+    assert work.facts["parity"] == tiny_clip_graphs.facts["parity"]
+    assert work.facts["composed"] == tiny_clip_graphs.facts["composed"]
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    (beside, inside) = (
+        ort.InferenceSession(folder / "vision_encoder.onnx", providers=CPU).run(None, {"pixel_values": pixels})
+        for folder in (work.out, tiny_clip_graphs.folder)
+    )
+    np.testing.assert_array_equal(beside, inside)
+    assert (work.out / "vision_encoder.onnx.data").stat().st_size > (work.out / "vision_encoder.onnx").stat().st_size
 
 
 def test_the_stages_contract() -> None:

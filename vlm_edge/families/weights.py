@@ -31,7 +31,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
-            tensors = load_file(path)
+            tensors = load_file(path, backend="pread")  # mapped pages would count beside the model's own
         except (SafetensorError, OSError) as error:
             raise VlmEdgeError(
                 f"{path}: truncated or corrupt ({path.stat().st_size} bytes): {error}", "download or copy it again"
@@ -76,6 +76,7 @@ def tied_aliases(model: nn.Module) -> dict[str, str]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
     """Load ``state`` into ``model``: every tensor must be there, none left over, every shape right.
 
+    The model takes the tensors themselves, so that no weight is in memory twice; ``state`` must not be used after.
     Tied tensors may be given once, under either name. Given twice with different values they are untied, as
     transformers does (modeling_utils.py, tie_weights).
 
@@ -106,7 +107,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], folder: Path) -> No
             f"{folder}: the weights do not fit config.json; {'; '.join(fault for fault in faults if fault)}",
             "weights, config.json and surgery.json must come from one checkpoint: copy the whole folder again",
         )
-    model.load_state_dict(state, strict=True)
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for name, tensor in state.items():
+        own[name].data = tensor.to(own[name].dtype).contiguous()
 
 
 def _untie(model: Any, alias: str) -> None:

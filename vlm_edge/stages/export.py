@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlm_edge.families.checkpoint import LoadedCheckpoint
     from vlm_edge.processing.manifest import Component, PipelineManifest
+    from vlm_edge.stages.export_answers import Answer
+    from vlm_edge.stages.export_composed import Outputs
 
 
 class ExportConfig(StageConfig):
@@ -39,47 +43,64 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
         VlmEdgeError: the checkpoint can't be loaded or exported, or a graph differs from the model by more than
             ``tolerance``.
     """
-    from vlm_edge.families.checkpoint import load_checkpoint
     from vlm_edge.processing.manifest import write_manifest
-    from vlm_edge.stages.export_check import OneAtATime, check_component, load_graph, return_freed_memory
+    from vlm_edge.stages.export_check import OneAtATime, check_component, return_freed_memory
     from vlm_edge.stages.export_composed import check_pipeline
-    from vlm_edge.stages.export_generate import check_generation
-    from vlm_edge.stages.export_graph import export_component, graph_facts
+    from vlm_edge.stages.export_graph import graph_facts
+    from vlm_edge.stages.export_references import saved_references
 
-    loaded = load_checkpoint(inputs.source.path, trust_remote_code=config.trust_remote_code)
-    family = loaded.family
-    folder = work.scratch / "graphs"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    exports = family.components(loaded.model, family.image_processing(loaded.folder))
-    components: dict[str, Component] = {}
+    folder, references = work.scratch / "graphs", work.scratch / "references"
+    for path in (folder, references):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    source = inputs.source.path
+    manifest, wanted = _by_torch(config, source, folder, references, work.progress)
+    return_freed_memory()  # the model's: from here on one graph is in memory, and nothing of torch's
+    graphs = OneAtATime(folder, manifest.components)
     work.facts.update(parity={}, graphs={})
-    with work.progress.bar("export", 2 * len(exports) + 1) as ticker:
-        for name, export in exports.items():
-            components[name] = export_component(name, export, folder, config.opset)
+    with work.progress.bar("check", len(graphs.engines) + 1) as ticker:
+        for name, graph in graphs.engines.items():
+            parity = check_component(name, saved_references(name, references), graph, config.tolerance)
+            work.facts["parity"][name] = parity
+            work.facts["graphs"][name] = graph_facts(folder / manifest.components[name].file)
             ticker.advance(note=name)
-            path = folder / components[name].file
-            graph = load_graph(path, components[name])
-            work.facts["parity"][name] = check_component(name, export, graph, config.tolerance)
-            del graph  # so that the next component is exported without this one's session in memory
-            return_freed_memory()
-            work.facts["graphs"][name] = graph_facts(path)
-            ticker.advance(note=name)
-        manifest = _manifest(loaded, components)
-        graphs = OneAtATime(folder, components)
-        if manifest.pipeline == "generate":
-            work.facts["composed"] = check_generation(loaded, manifest, graphs, config.tolerance)
-        else:
-            work.facts["composed"] = check_pipeline(loaded, manifest, graphs.engines, config.tolerance)
+        work.facts["composed"] = check_pipeline(source, manifest, graphs.engines, wanted, config.tolerance)
         graphs.release()
         ticker.advance(note="composed")
     for text in (manifest.text, manifest.prompt and manifest.prompt.instruction):
         if text:
             (folder / text.tokenizer).parent.mkdir(exist_ok=True)
-            shutil.copyfile(loaded.folder / text.tokenizer, folder / text.tokenizer)
+            shutil.copyfile(source / text.tokenizer, folder / text.tokenizer)
     write_manifest(folder, manifest)
     for path in sorted(folder.iterdir()):
         shutil.move(path, work.out / path.name)
+    shutil.rmtree(references)
+
+
+def _by_torch(
+    config: ExportConfig, source: Path, folder: Path, references: Path, progress: Progress
+) -> tuple[PipelineManifest, list[Answer] | Outputs]:
+    """All that needs the model, which is in memory no longer than this takes: the graphs, what each of them must give,
+    and what all of them together must answer."""
+    from vlm_edge.families.checkpoint import load_checkpoint
+    from vlm_edge.stages.export_composed import torch_says
+    from vlm_edge.stages.export_graph import export_component
+    from vlm_edge.stages.export_references import save_references
+
+    loaded = load_checkpoint(source, trust_remote_code=config.trust_remote_code)
+    exports = loaded.family.components(loaded.model, loaded.family.image_processing(source))
+    components: dict[str, Component] = {}
+    with progress.bar("export", len(exports) + 1) as ticker:
+        for name, export in exports.items():
+            components[name] = export_component(name, export, folder, config.opset)
+            save_references(name, export, references)
+            ticker.advance(note=name)
+        manifest = _manifest(loaded, components)
+        wanted = torch_says(loaded, manifest)
+        ticker.advance(note="composed")
+    for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
+        tensor.data = tensor.data.new_empty(0)  # whoever still holds the model, its weights are gone
+    return manifest, wanted
 
 
 def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> PipelineManifest:
@@ -105,7 +126,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
 
 SPEC = StageSpec(
     name="export",
-    version=1,
+    version=2,
     level=Level.GRAPH,
     config=ExportConfig,
     output=ArtifactKind.GRAPHS,

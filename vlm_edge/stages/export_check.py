@@ -1,26 +1,22 @@
-"""Is an exported graph the model? Every component against torch at several sizes."""
+"""Is an exported graph the model? Every component against what torch gave at several sizes."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import ComponentExport
 from vlm_edge.processing.manifest import Component, TensorSpec
+from vlm_edge.stages.export_references import Reference
 
-SUM = " + "
-"""Between the names of two dimensions: an axis as long as both."""
 REPORT_HINT = "the graph computes something else than the model: report it with the model's config.json"
 
 
@@ -41,8 +37,8 @@ class Difference:
 
 
 def load_graph(path: Path, component: Component) -> Engine:
-    """One exported file on ONNX Runtime, on every core of this host."""
-    return load_engine("onnxruntime", path, component, threads=os.cpu_count() or 1)
+    """One exported file on ONNX Runtime, on every core of this host, its weights left in their file."""
+    return load_engine("onnxruntime", path, component, threads=os.cpu_count() or 1, options={"memory": "small"})
 
 
 def return_freed_memory() -> None:
@@ -54,8 +50,8 @@ def return_freed_memory() -> None:
 
 
 class OneAtATime:
-    """Exported files as engines of which one is in memory: asking another drops it. What they are compared with in
-    torch stands beside them, and a pipeline asks one after the other.
+    """Exported files as engines of which one is in memory: asking another drops it. A pipeline asks one after the
+    other.
 
     Args:
         folder: where the files are.
@@ -102,59 +98,25 @@ class _OneOf:
         return self._group.engine(self.name, self._component).infer(feed)
 
 
-def check_component(name: str, component: ComponentExport, graph: Engine, tolerance: float) -> dict[str, float]:
-    """The worst difference over three sets of sizes: the example's, one more of everything, the smallest of everything.
+def check_component(name: str, references: Iterable[Reference], graph: Engine, tolerance: float) -> dict[str, float]:
+    """The worst difference over all references.
 
     Returns:
         ``max_abs_error`` and ``max_relative_error``.
 
     Raises:
-        VlmEdgeError: a difference is above ``tolerance``, relative to the output's largest magnitude, or the model's
-            own output is not finite.
+        VlmEdgeError: an output differs by more than ``tolerance``, relative to its largest magnitude.
     """
     worst = Difference(0.0, 0.0)
-    for sizes in size_sets(component):
-        feed = resized(component, sizes)
-        with torch.no_grad():
-            expected = component.module(*feed.values())
-        actual = graph.infer({key: tensor.numpy() for key, tensor in feed.items()})
-        for output, reference in zip(component.output_shapes, expected, strict=True):
-            if not reference.isfinite().all():
-                raise VlmEdgeError(
-                    f"{name}: the model's own {output} is not finite at {sizes}",
-                    "its weights hold NaN or infinity, or are too large: train or copy the checkpoint again",
-                )
-            difference = Difference.between(actual[output], reference.numpy())
+    for reference in references:
+        actual = graph.infer(reference.feed)
+        for output, expected in reference.outputs.items():
+            difference = Difference.between(actual[output], expected)
             if difference.relative > tolerance:
                 raise VlmEdgeError(
                     f"{name}: output {output} differs from torch by {difference.relative:.1e} (relative; "
-                    f"{difference.absolute:.1e} absolute) at {sizes}; allowed: {tolerance:.0e}",
+                    f"{difference.absolute:.1e} absolute) at {reference.sizes}; allowed: {tolerance:.0e}",
                     REPORT_HINT,
                 )
             worst = max(worst, difference, key=lambda item: item.relative)
     return {"max_abs_error": worst.absolute, "max_relative_error": worst.relative}
-
-
-def size_sets(component: ComponentExport) -> Iterator[dict[str, int]]:
-    """Sizes of every dynamic dimension: the example's, one more of each, the least of each (1, or 0 if that is one)."""
-    sizes = {
-        dimension: component.example[name].shape[axis]
-        for name, axes in component.dynamic.items()
-        for axis, dimension in axes.items()
-        if SUM not in dimension
-    }
-    yield sizes
-    yield {dimension: size + 1 for dimension, size in sizes.items()}
-    yield {dimension: 0 if dimension in component.may_be_empty else 1 for dimension in sizes}
-
-
-def resized(component: ComponentExport, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The example inputs at other sizes of the dynamic dimensions: repeated, then cut."""
-    feed = {}
-    for name, tensor in component.example.items():
-        for axis, dimension in component.dynamic.get(name, {}).items():
-            size = sum(sizes[part] for part in dimension.split(SUM))
-            times = -(-size // tensor.shape[axis])
-            tensor = torch.cat([tensor] * max(times, 1), dim=axis).narrow(axis, 0, size)
-        feed[name] = tensor.contiguous()
-    return feed

@@ -1,10 +1,15 @@
-"""Are the exported graphs together the model? The pipeline on real preprocessing, against transformers' own answer."""
+"""Are the exported graphs together the model? The runtime's pipeline on random images and texts, against transformers.
+
+Each kind of pipeline has two functions: what torch says, asked while the model is in memory, and what the graphs say,
+asked when it no longer is. Both see the same samples, and both see a few images at a time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,46 +19,78 @@ from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.processing.images import preprocess
-from vlm_edge.processing.manifest import Generation, PipelineKind, PipelineManifest
-from vlm_edge.processing.text import Ids, TextEncoder
-from vlm_edge.runtime.greedy import GreedyDecoder
+from vlm_edge.processing.manifest import PipelineKind, PipelineManifest
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime import CaptioningPipeline, DualEncoderPipeline, VqaPipeline
+from vlm_edge.runtime.batches import batches
+from vlm_edge.stages.export_answers import GREEDY, Answer, check_answers, token_limit
 from vlm_edge.stages.export_check import REPORT_HINT, Difference
+from vlm_edge.stages.export_generate import graph_generation, torch_generation
 
 QUESTIONS = 6
 """Random texts about random images that the composed graphs have to answer as the model does."""
-MAX_TOKENS = 32
-"""Most tokens that are generated for the comparison."""
+AT_ONCE = 2
+"""Images in a batch: what a tower makes of six large ones takes more memory than its weights."""
+
+Tokens = list[list[int]]
+"""Answers as token ids, without the end token."""
+Outputs = dict[str, Array]
+"""By name, one row for each of the samples."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Real preprocessing of random images and texts: what both sides are given.
+class Samples:
+    """Images (height, width, 3) uint8, and as many texts; ``text`` encodes them, None where none are read."""
 
-    pixel_values (QUESTIONS, 3, height, width) float32; input_ids and attention_mask (QUESTIONS, tokens) int64.
-    """
+    images: Sequence[Array]
+    texts: Sequence[str]
+    text: TextEncoder | None
 
-    pixel_values: Array
-    input_ids: Ids
-    attention_mask: Ids
+    @staticmethod
+    def random(folder: Path, manifest: PipelineManifest) -> Samples:
+        """Images of random sizes, and texts of random tokens, none of them special; ``folder`` has the tokenizer."""
+        generator = np.random.default_rng(0)
+        sizes = [generator.integers(16, 96, 2) for _ in range(QUESTIONS)]
+        images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+        if manifest.text is None:
+            return Samples(images, [""] * QUESTIONS, None)
+        text = TextEncoder(folder, manifest.text)
+        ids = [generator.integers(0, text.vocabulary_size, 3 + index).tolist() for index in range(QUESTIONS)]
+        return Samples(images, [text.decode(row) for row in ids], text)
 
-    def row(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One question as torch tensors, without its padding."""
-        length = int(self.attention_mask[index].sum())
-        part = slice(index, index + 1)
-        return Inputs(
-            self.pixel_values[part], self.input_ids[part, :length], self.attention_mask[part, :length]
-        ).tensors()
+    def tensors(self, manifest: PipelineManifest, images: slice, texts: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Real preprocessing of some: pixel_values (images, 3, height, width) float32, input_ids and attention_mask
+        (texts, tokens) int64."""
+        pixels = torch.from_numpy(preprocess(list(self.images[images]), manifest.image))
+        if self.text is None:
+            nothing = torch.zeros((len(self.texts[texts]), 0), dtype=torch.int64)
+            return pixels, nothing, nothing
+        ids, mask = self.text.encode(self.texts[texts])
+        return pixels, torch.from_numpy(ids), torch.from_numpy(mask)
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All questions as torch tensors."""
-        pixels, ids, mask = map(torch.from_numpy, (self.pixel_values, self.input_ids, self.attention_mask))
-        return pixels, ids, mask
+
+class Composition(NamedTuple):
+    """How one kind of pipeline is asked, in torch and as graphs, and what a row of its outputs is about."""
+
+    by_torch: Callable[[LoadedCheckpoint, PipelineManifest], list[Answer] | Outputs]
+    by_graphs: Callable[[Path, PipelineManifest, Mapping[str, Engine]], Tokens | Outputs]
+    row: str = "questions"
+
+
+def torch_says(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer] | Outputs:
+    """What the composed graphs must give: ``generate``'s answers, or the model's outputs."""
+    with torch.no_grad():
+        return COMPOSITIONS[manifest.pipeline].by_torch(loaded, manifest)
 
 
 def check_pipeline(
-    loaded: LoadedCheckpoint, manifest: PipelineManifest, graphs: Mapping[str, Engine], tolerance: float
+    folder: Path,
+    manifest: PipelineManifest,
+    graphs: Mapping[str, Engine],
+    wanted: list[Answer] | Outputs,
+    tolerance: float,
 ) -> dict[str, float]:
-    """All graphs together against the family's ``reference``, on random images and texts.
+    """All graphs together against what :func:`torch_says`; ``folder`` has the tokenizer.
 
     Returns:
         What was compared, for the record.
@@ -61,187 +98,133 @@ def check_pipeline(
     Raises:
         VlmEdgeError: an answer differs in a token, or a similarity, embedding or logit by more than ``tolerance``.
     """
-    inputs = random_inputs(loaded, manifest)
-    with torch.no_grad():
-        return CHECKS[manifest.pipeline](loaded, manifest, graphs, inputs, tolerance)
+    composition = COMPOSITIONS[manifest.pipeline]
+    actual = composition.by_graphs(folder, manifest, graphs)
+    if isinstance(wanted, list):
+        assert isinstance(actual, list)
+        assert manifest.generation is not None
+        return check_answers(actual, wanted, manifest.generation, tolerance)
+    assert isinstance(actual, dict)
+    return {composition.row: QUESTIONS, "max_relative_error": _worst(actual, wanted, tolerance)}
 
 
-def random_inputs(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Inputs:
-    """Images of random sizes, and texts of random tokens, none of them special, through the manifest's processing."""
-    generator = np.random.default_rng(0)
-    images = [generator.integers(0, 256, (*generator.integers(16, 96, 2), 3), dtype=np.uint8) for _ in range(QUESTIONS)]
-    pixels = preprocess(images, manifest.image)
-    if manifest.text is None:
-        return Inputs(pixels, np.zeros((QUESTIONS, 0), np.int64), np.zeros((QUESTIONS, 0), np.int64))
-    encoder = TextEncoder(loaded.folder, manifest.text)
-    texts = [
-        encoder.decode(generator.integers(0, encoder.vocabulary_size, 3 + index).tolist()) for index in range(QUESTIONS)
+def _worst(actual: Outputs, wanted: Outputs, tolerance: float) -> float:
+    """The largest relative difference over all outputs."""
+    worst = 0.0
+    for name, expected in wanted.items():
+        relative = Difference.between(actual[name], expected).relative
+        if relative > tolerance:
+            raise VlmEdgeError(
+                f"composed graphs: {name} differ from the model's by {relative:.1e} (relative); "
+                f"allowed: {tolerance:.0e}",
+                REPORT_HINT,
+            )
+        worst = max(worst, relative)
+    return worst
+
+
+def _torch_answers(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer]:
+    """``generate`` asked for each question alone, without padding."""
+    assert manifest.generation is not None
+    samples = Samples.random(loaded.folder, manifest)
+    settings: dict[str, Any] = GREEDY | {"max_new_tokens": token_limit(manifest.generation)}
+    return [
+        Answer.of(loaded.family.reference(loaded.model, *samples.tensors(manifest, row, row), **settings))
+        for row in _parts(1)
     ]
-    return Inputs(pixels, *encoder.encode(texts))
 
 
-def _check_vqa(
-    loaded: LoadedCheckpoint,
-    manifest: PipelineManifest,
-    graphs: Mapping[str, Engine],
-    inputs: Inputs,
-    tolerance: float,
-) -> dict[str, float]:
-    """Questions of different lengths in one padded batch, against ``generate`` asked for each alone."""
-    features = graphs["vision_encoder"].infer({"pixel_values": inputs.pixel_values})["image_features"]
-    cross = graphs["text_encoder"].infer(
-        {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask, "image_features": features}
-    )
-    return _check_answers(loaded, manifest, graphs["decoder"], cross, inputs, tolerance)
+def _graph_answers(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Tokens:
+    """Questions of different lengths in one padded batch."""
+    assert manifest.generation is not None
+    samples = Samples.random(folder, manifest)
+    pipeline = VqaPipeline(manifest, graphs, samples.text)
+    features = pipeline.encode_images(samples.images, batch_size=AT_ONCE)
+    return pipeline.answer_ids(features, samples.texts, max_new_tokens=token_limit(manifest.generation))
 
 
-def _check_captions(
-    loaded: LoadedCheckpoint,
-    manifest: PipelineManifest,
-    graphs: Mapping[str, Engine],
-    inputs: Inputs,
-    tolerance: float,
-) -> dict[str, float]:
-    cross = graphs["vision_encoder"].infer({"pixel_values": inputs.pixel_values})
-    return _check_answers(loaded, manifest, graphs["decoder"], cross, inputs, tolerance)
+def _graph_captions(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Tokens:
+    assert manifest.generation is not None
+    samples, limit = Samples.random(folder, manifest), token_limit(manifest.generation)
+    pipeline = CaptioningPipeline(manifest, graphs, samples.text)
+    return pipeline.caption_ids(samples.images, batch_size=AT_ONCE, max_new_tokens=limit)
 
 
-def _check_answers(
-    loaded: LoadedCheckpoint,
-    manifest: PipelineManifest,
-    decoder: Engine,
-    cross: Mapping[str, Array],
-    inputs: Inputs,
-    tolerance: float,
-) -> dict[str, float]:
-    """Greedy tokens of all rows together, against ``generate`` for each row alone."""
-    generation = manifest.generation
-    assert generation is not None
-    limit = min(generation.max_new_tokens, MAX_TOKENS)
-    answers = GreedyDecoder(decoder, generation).decode(
-        cross, QUESTIONS, attention_mask=inputs.attention_mask, max_new_tokens=limit
-    )
-    ties = 0
-    for index, answer in enumerate(answers):
-        reference = loaded.family.reference(
-            loaded.model,
-            *inputs.row(index),
-            max_new_tokens=limit,
-            do_sample=False,
-            num_beams=1,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        ties += parts_at_tie(index, answer, reference, generation, limit, tolerance)
-    return {"questions_equal": len(answers) - ties, "ties": ties}
-
-
-def parts_at_tie(
-    index: int, answer: Sequence[int], reference: Any, generation: Generation, limit: int, tolerance: float
-) -> bool:
-    """Whether one answer parts from ``generate``'s (``reference``, with its logits) where the model can't choose.
-
-    Raises:
-        VlmEdgeError: it parts from it anywhere else.
-    """
-    wanted = reference.sequences[0, -len(reference.logits) :].tolist()
-    ended = answer if len(answer) == limit else [*answer, _end_of(wanted, len(answer), generation)]
-    tie = _first_tie(ended, wanted, reference.logits, tolerance)
-    if list(answer[:tie]) != _until_end(wanted, generation)[:tie]:
-        raise VlmEdgeError(
-            f"composed graphs: question {index} is answered {answer}, by generate {wanted} (token ids)", REPORT_HINT
-        )
-    return tie is not None
-
-
-def _end_of(wanted: Sequence[int], length: int, generation: Generation) -> int:
-    """The end token behind an answer of ``length`` tokens: whichever the reference has there, else the first."""
-    there = wanted[length] if length < len(wanted) else generation.eos_token_id
-    return there if there in generation.eos_token_ids else generation.eos_token_id
-
-
-def _first_tie(answer: Sequence[int], wanted: Sequence[int], logits: Sequence[Tensor], tolerance: float) -> int | None:
-    """Where the answers part because the model itself all but can't choose: both tokens within ``tolerance``."""
-    for step, (ours, theirs) in enumerate(zip(answer, wanted, strict=False)):
-        if ours != theirs:
-            row = logits[step][0]
-            return step if row[theirs] - row[ours] <= tolerance * row.abs().max() else None
-    return None
-
-
-def _until_end(tokens: Sequence[int], generation: Generation) -> list[int]:
-    """Tokens before the first end token."""
-    ends = [place for place, token in enumerate(tokens) if token in generation.eos_token_ids]
-    return list(tokens[: min(ends, default=len(tokens))])
-
-
-def _check_similarities(
-    loaded: LoadedCheckpoint,
-    manifest: PipelineManifest,
-    graphs: Mapping[str, Engine],
-    inputs: Inputs,
-    tolerance: float,
-) -> dict[str, float]:
+def _torch_similarities(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
     """The scaled cosines of all images and texts."""
-    images = graphs["vision_encoder"].infer({"pixel_values": inputs.pixel_values})["image_embeds"]
-    texts = graphs["text_encoder"].infer({"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask})
-    logits = (manifest.logit_scale or 1.0) * (images @ texts["text_embeds"].T) + (manifest.logit_bias or 0.0)
-    expected = loaded.family.reference(loaded.model, *inputs.tensors())
-    return {"similarities": expected.numel()} | _checked("similarities", logits, expected, tolerance)
+    return {"similarities": _torch_rows(loaded, manifest, every_text=True)}
 
 
-def _check_embeddings(
-    loaded: LoadedCheckpoint,
-    manifest: PipelineManifest,
-    graphs: Mapping[str, Engine],
-    inputs: Inputs,
-    tolerance: float,
-) -> dict[str, float]:
+def _graph_similarities(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
+    samples = Samples.random(folder, manifest)
+    pipeline = DualEncoderPipeline(manifest, graphs, samples.text)
+    cosines = pipeline.embed_images(samples.images, batch_size=AT_ONCE) @ pipeline.embed_texts(samples.texts).T
+    return {"similarities": (manifest.logit_scale or 1.0) * cosines + (manifest.logit_bias or 0.0)}
+
+
+def _torch_embeddings(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
     """The vision tower's logits where it has a head, else its embeddings."""
-    output = "logits" if manifest.labels else "image_embeds"
-    actual = graphs["vision_encoder"].infer({"pixel_values": inputs.pixel_values})[output]
-    expected = loaded.family.reference(loaded.model, *inputs.tensors())
-    return {"images": len(actual)} | _checked(output, actual, expected, tolerance)
+    return {"logits" if manifest.labels else "image_embeds": _torch_rows(loaded, manifest)}
 
 
-def _check_pairs(
-    loaded: LoadedCheckpoint,
-    manifest: PipelineManifest,
-    graphs: Mapping[str, Engine],
-    inputs: Inputs,
-    tolerance: float,
-) -> dict[str, float]:
+def _graph_embeddings(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
+    return _seen(Samples.random(folder, manifest), manifest, graphs)
+
+
+def _torch_pairs(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
     """The fusion's logits for each image with its own text; and, where there are embeddings, their cosines."""
-    vision = graphs["vision_encoder"].infer({"pixel_values": inputs.pixel_values})
-    text = {"input_ids": inputs.input_ids, "attention_mask": inputs.attention_mask}
+    logits = {"logits": _torch_rows(loaded, manifest)}
+    if "text_encoder" not in manifest.components:
+        return logits
+    return logits | {"similarities": _torch_rows(loaded, manifest, every_text=True, use_itm_head=False)}
+
+
+def _graph_pairs(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
+    samples = Samples.random(folder, manifest)
+    assert samples.text is not None
+    vision = _seen(samples, manifest, graphs)
+    ids, mask = samples.text.encode(samples.texts)
+    text = {"input_ids": ids, "attention_mask": mask}
     logits = graphs["fusion"].infer(text | {"image_features": vision["image_features"]})["logits"]
-    assert logits.shape == (QUESTIONS, len(manifest.labels or ()))
-    expected = loaded.family.reference(loaded.model, *inputs.tensors())
-    facts = {"pairs": len(logits)} | _checked("logits", logits, expected, tolerance)
     if "text_encoder" not in graphs:
-        return facts
+        return {"logits": logits}
     cosines = vision["image_embeds"] @ graphs["text_encoder"].infer(text)["text_embeds"].T
-    expected = loaded.family.reference(loaded.model, *inputs.tensors(), use_itm_head=False)
-    similarities = _checked("similarities", cosines, expected, tolerance)
-    return facts | {"max_relative_error": max(facts["max_relative_error"], similarities["max_relative_error"])}
+    return {"logits": logits, "similarities": cosines}
 
 
-def _checked(what: str, actual: Array, expected: Tensor, tolerance: float) -> dict[str, float]:
-    difference = Difference.between(actual, expected.numpy())
-    if difference.relative > tolerance:
-        raise VlmEdgeError(
-            f"composed graphs: {what} differ from the model's by {difference.relative:.1e} (relative); "
-            f"allowed: {tolerance:.0e}",
-            REPORT_HINT,
+def _parts(size: int) -> list[slice]:
+    """The samples, ``size`` at a time."""
+    return [slice(start, start + size) for start in range(0, QUESTIONS, size)]
+
+
+def _torch_rows(
+    loaded: LoadedCheckpoint, manifest: PipelineManifest, *, every_text: bool = False, **settings: Any
+) -> Array:
+    """The family's reference for a few images at a time, each with its own text or with every text."""
+    samples = Samples.random(loaded.folder, manifest)
+    rows = [
+        loaded.family.reference(
+            loaded.model, *samples.tensors(manifest, part, slice(None) if every_text else part), **settings
         )
-    return {"max_relative_error": difference.relative}
+        for part in _parts(AT_ONCE)
+    ]
+    return np.asarray(torch.cat(rows).numpy())
 
 
-Check = Callable[[LoadedCheckpoint, PipelineManifest, Mapping[str, Engine], Inputs, float], dict[str, float]]
-CHECKS: dict[PipelineKind, Check] = {
-    "vqa": _check_vqa,
-    "captioning": _check_captions,
-    "dual_encoder": _check_similarities,
-    "embedding": _check_embeddings,
-    "matching": _check_pairs,
+def _seen(samples: Samples, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
+    """All that the vision encoder gives for the images."""
+    parts = [
+        graphs["vision_encoder"].infer({"pixel_values": preprocess(list(part), manifest.image)})
+        for part in batches(samples.images, AT_ONCE)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+COMPOSITIONS: dict[PipelineKind, Composition] = {
+    "vqa": Composition(_torch_answers, _graph_answers),
+    "captioning": Composition(_torch_answers, _graph_captions),
+    "generate": Composition(torch_generation, graph_generation),
+    "dual_encoder": Composition(_torch_similarities, _graph_similarities, row="images"),
+    "embedding": Composition(_torch_embeddings, _graph_embeddings, row="images"),
+    "matching": Composition(_torch_pairs, _graph_pairs, row="pairs"),
 }

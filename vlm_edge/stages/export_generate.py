@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlm_edge.engines.base import Engine
 from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.families.generate import LanguageFamily
 from vlm_edge.processing.images import read_image
@@ -16,8 +19,7 @@ from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches
 from vlm_edge.runtime.generate import GeneratePipeline, Request, prompt_text
-from vlm_edge.stages.export_check import OneAtATime
-from vlm_edge.stages.export_composed import MAX_TOKENS, parts_at_tie
+from vlm_edge.stages.export_answers import Answer, token_limit
 
 IMAGE_COUNTS = (1, 0, 2)
 """Images of each request that is compared."""
@@ -25,36 +27,30 @@ AT_ONCE = 2
 """Requests in a batch: the first is padded, and the one with most images is alone, which takes least memory."""
 
 
-def check_generation(
-    loaded: LoadedCheckpoint, manifest: PipelineManifest, graphs: OneAtATime, tolerance: float
-) -> dict[str, float]:
-    """Requests about unequally many images, padded in a batch and alone, against ``generate`` asked for each alone.
-
-    The graphs are dropped once they have answered, so that their weights are not in memory beside what torch needs.
-
-    Returns:
-        What was compared, for the record.
-
-    Raises:
-        VlmEdgeError: an answer differs in a token that the model itself is sure of.
-    """
+def torch_generation(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer]:
+    """``generate``'s answers to :func:`random_requests`, asked for each alone."""
     assert manifest.generation is not None
     assert manifest.text is not None
     text = TextEncoder(loaded.folder, manifest.text)
-    limit = min(manifest.generation.max_new_tokens, MAX_TOKENS)
-    requests = random_requests(manifest, text)
-    pipeline = GeneratePipeline(manifest, graphs.engines, text)
-    answers = [
-        answer for part in batches(requests, AT_ONCE) for answer in pipeline.generate_ids(part, max_new_tokens=limit)
+    settings = {"max_new_tokens": token_limit(manifest.generation), "output_logits": True}
+    return [
+        Answer.of(reference_answer(loaded.model, loaded.family, manifest, text, request, **settings))
+        for request in random_requests(manifest, text)
     ]
-    graphs.release()
-    ties = 0
-    for index, (request, answer) in enumerate(zip(requests, answers, strict=True)):
-        reference = reference_answer(
-            loaded.model, loaded.family, manifest, text, request, max_new_tokens=limit, output_logits=True
-        )
-        ties += parts_at_tie(index, answer, reference, manifest.generation, limit, tolerance)
-    return {"questions_equal": len(requests) - ties, "ties": ties}
+
+
+def graph_generation(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> list[list[int]]:
+    """The runtime's answers to the same, padded in a batch and alone; ``folder`` has the tokenizer."""
+    assert manifest.generation is not None
+    assert manifest.text is not None
+    text = TextEncoder(folder, manifest.text)
+    pipeline = GeneratePipeline(manifest, graphs, text)
+    limit = token_limit(manifest.generation)
+    return [
+        answer
+        for part in batches(random_requests(manifest, text), AT_ONCE)
+        for answer in pipeline.generate_ids(part, max_new_tokens=limit)
+    ]
 
 
 def random_requests(manifest: PipelineManifest, text: TextEncoder) -> list[Request]:

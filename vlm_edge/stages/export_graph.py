@@ -28,9 +28,9 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
 from vlm_edge.processing.manifest import Component, TensorSpec
 
-EXTERNAL_DATA_BYTES = 256_000_000
-"""Above this the weights go beside the graph: they are then written one by one, where a protobuf message is first put
-together in memory, twice; and it ends at 2 GiB."""
+EXTERNAL_DATA_BYTES = 64_000_000
+"""Above this the weights go beside the graph: they are then written one by one and read as mapped pages, where a
+protobuf message is first put together in memory, twice; and it ends at 2 GiB."""
 _KNOWN_WARNINGS = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # torch 2.13 on its own pytree
     (
@@ -44,7 +44,7 @@ _DTYPES = {ir.DataType.FLOAT: "float32", ir.DataType.INT64: "int64"}
 
 
 def export_component(name: str, component: ComponentExport, folder: Path, opset: int) -> Component:
-    """Write ``folder/NAME.onnx`` (and ``NAME.onnx.data`` above 256 MB) and give its entry for the manifest.
+    """Write ``folder/NAME.onnx`` (and ``NAME.onnx.data`` above 64 MB) and give its entry for the manifest.
 
     Raises:
         VlmEdgeError: the exporter or the ONNX checker refuses the component; its first line is quoted.
@@ -72,6 +72,8 @@ def export_component(name: str, component: ComponentExport, folder: Path, opset:
     _tidy(model, component)
     size_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     ir.save(model, path, external_data=f"{path.name}.data" if size_bytes > EXTERNAL_DATA_BYTES else None)
+    for value in model.graph.initializers.values():
+        value.const_value = None  # onnxscript's rewriter keeps the last graph that it saw: let it be without weights
     check_graph(path)
     return Component(
         file=path.name, inputs=_tensor_specs(model.graph.inputs), outputs=_tensor_specs(model.graph.outputs)
