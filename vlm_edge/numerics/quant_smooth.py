@@ -1,8 +1,9 @@
-"""SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) where it is free: between a norm's own factors and linear layers.
+"""SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) between a norm's own factors and linear layers.
 
 Channel j of a linear layer's input is divided by s_j and row j of the weight multiplied by it, which changes nothing
 but how large both are: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) (equation 4). The division goes into the weight and
-bias of the LayerNormalization, or the constant factor of an RMS norm, that gives the input.
+bias of the LayerNormalization, or the constant factor of an RMS norm, that gives the input. That is free where linear
+layers alone read the norm's output. Where a residual connection reads it too, as in BERT, it costs a multiplication.
 """
 
 from __future__ import annotations
@@ -14,26 +15,40 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper
 
 from vlm_edge.numerics.qdq_graph import Graph, edited
 from vlm_edge.numerics.qdq_lower import Linear, find_linears
+from vlm_edge.numerics.qdq_retarget import copied_node
 
 ALPHA = 0.5
 """How much of the activations' range moves into the weights."""
+OUTLIER = 16.0
+"""Where smoothing costs a multiplication it is done if the largest channel is so many times the median channel."""
 
 
 @dataclass(frozen=True)
 class Smoothable:
-    """A norm's output that linear layers alone read; ``factors`` are positions of constants among the norm's inputs."""
+    """A norm's output that linear layers read.
+
+    ``factors`` are positions of constants among the norm's inputs. ``others`` are the nodes that read it beside the
+    linear layers, and need its channels as they were: a multiplication that is no part of the layers makes them so,
+    unless they are a multiplication by constants themselves.
+    """
 
     tensor: str
     norm: onnx.NodeProto
     factors: tuple[int, ...]
     linears: tuple[Linear, ...]
+    others: tuple[onnx.NodeProto, ...]
+
+    @property
+    def free(self) -> bool:
+        return not self.others
 
 
 def smoothable(model: onnx.ModelProto) -> list[Smoothable]:
-    """Where smoothing costs nothing, in the graph's order."""
+    """Where channels can be scaled without changing the function, in the graph's order."""
     graph = Graph(model)
     by_data: dict[str, list[Linear]] = {}
     for linear in find_linears(graph):
@@ -41,11 +56,12 @@ def smoothable(model: onnx.ModelProto) -> list[Smoothable]:
     found = []
     for tensor, linears in by_data.items():
         norm = graph.producers.get(tensor)
-        alone = tensor not in graph.outputs and len(graph.consumers[tensor]) == len(linears)
-        factors = _factors(graph, norm, linears[0]) if norm is not None and alone else ()
+        factors = _factors(graph, norm, linears[0]) if norm is not None and tensor not in graph.outputs else ()
         own = all(len(graph.consumers[linear.weight]) == 1 for linear in linears)
         if norm is not None and factors and own:
-            found.append(Smoothable(tensor, norm, factors, tuple(linears)))
+            layers = {id(linear.node) for linear in linears}
+            others = tuple(reader for reader in graph.consumers[tensor] if id(reader) not in layers)
+            found.append(Smoothable(tensor, norm, factors, tuple(linears), others))
     return found
 
 
@@ -60,9 +76,7 @@ def _factors(graph: Graph, norm: onnx.NodeProto, linear: Linear) -> tuple[int, .
         positions = (1,)
     elif norm.op_type == "Mul":
         positions = tuple(index for index, name in enumerate(norm.input) if graph.constant(name) is not None)[:1]
-    values = [graph.constant(norm.input[position]) for position in positions]
-    vectors = all(value is not None and value.size == value.shape[-1] == width for value in values if value is not None)
-    return positions if vectors and all(value is not None and value.ndim for value in values) else ()
+    return positions if all(_vector(graph, norm.input[position], width) for position in positions) else ()
 
 
 def smooth(
@@ -70,8 +84,8 @@ def smooth(
     places: Sequence[Smoothable],
     largest: Mapping[str, NDArray[np.float32]],
     alpha: float = ALPHA,
-) -> onnx.ModelProto:
-    """The same function with its ranges evened out.
+) -> tuple[onnx.ModelProto, frozenset[str]]:
+    """The same function with its ranges evened out, and the tensors whose channels were scaled for it.
 
     Args:
         largest: each place's tensor -> the largest magnitude of every channel over the calibration inputs.
@@ -79,9 +93,16 @@ def smooth(
     graph = Graph(model)
     factors = {}
     for place in places:
-        rows = np.max([np.abs(_rows_by_input(graph, linear)).max(axis=1) for linear in place.linears], axis=0)
-        factors[place.tensor] = smoothing_factor(largest[place.tensor], rows, alpha)
-    return rescaled(model, places, factors)
+        if place.free or has_outliers(largest[place.tensor]):
+            rows = np.max([np.abs(_rows_by_input(graph, linear)).max(axis=1) for linear in place.linears], axis=0)
+            factors[place.tensor] = smoothing_factor(largest[place.tensor], rows, alpha)
+    scaled = [place for place in places if place.tensor in factors]
+    return rescaled(model, scaled, factors), frozenset(factors)
+
+
+def has_outliers(largest: NDArray[np.float32]) -> bool:
+    """Whether some channels, (channels,), are so large that a multiplication is worth its time."""
+    return bool(largest.max() > OUTLIER * np.median(largest))
 
 
 def rescaled(
@@ -93,40 +114,72 @@ def rescaled(
     constants: dict[str, NDArray[Any]] = {}
     for place in places:
         factor = factors[place.tensor]
-        node = onnx.NodeProto()
-        node.CopyFrom(place.norm)
+        norm = replacements.setdefault(graph.position(place.norm), [copied_node(place.norm)])[0]
         for position in place.factors:
             name = f"{place.tensor}_rescaled_{position}"
-            value = graph.constant(node.input[position])
+            value = graph.constant(norm.input[position])
             assert value is not None
             constants[name] = value / factor
-            node.input[position] = name
-        replacements[graph.position(place.norm)] = [node]
+            norm.input[position] = name
         for linear in place.linears:
             weight = _rows_by_input(graph, linear) * factor[:, None]
             constants[linear.weight] = np.ascontiguousarray(weight.T if linear.transposed else weight)
+        if place.others:
+            _restore(graph, place, factor, replacements, constants)
     return edited(model, replacements, constants)
 
 
-def with_outliers(
-    model: onnx.ModelProto, *, channels: int = 4, factor: float = 64.0, seed: int = 0
-) -> tuple[onnx.ModelProto, int]:
+def _restore(
+    graph: Graph,
+    place: Smoothable,
+    factor: NDArray[np.float32],
+    replacements: dict[int, list[onnx.NodeProto]],
+    constants: dict[str, NDArray[Any]],
+) -> None:
+    """Let the other readers find what they found before: by their own constant, or by a multiplication."""
+    restored = f"{place.tensor}_restored"
+    for reader in place.others:
+        node = replacements.setdefault(graph.position(reader), [copied_node(reader)])[0]
+        names = list(node.input)
+        constant = next((index for index, name in enumerate(names) if _vector(graph, name, factor.size)), None)
+        if node.op_type == "Mul" and constant is not None:
+            name = f"{node.output[0]}_rescaled"
+            value = graph.constant(names[constant])
+            assert value is not None
+            constants[name] = value * factor
+            node.input[constant] = name
+        else:
+            node.input[:] = [restored if name == place.tensor else name for name in names]
+            constants[f"{place.tensor}_factor"] = factor
+    if f"{place.tensor}_factor" in constants:
+        inputs = [place.tensor, f"{place.tensor}_factor"]
+        mul = helper.make_node("Mul", inputs, [restored], name=f"{place.tensor}_restore")
+        replacements[graph.position(place.norm)].append(mul)
+
+
+def _vector(graph: Graph, name: str, width: int) -> bool:
+    value = graph.constant(name)
+    return value is not None and value.ndim > 0 and value.size == value.shape[-1] == width
+
+
+def with_outliers(model: onnx.ModelProto, *, channels: int = 4, factor: float = 64.0) -> tuple[onnx.ModelProto, int]:
     """The same function with a few channels of its norms ``factor`` times larger, undone in the weights behind them.
 
     Trained transformers have such channels (Dettmers et al. 2022, arXiv:2208.07339, section 4); they take the range of
-    a whole tensor for themselves.
+    a whole tensor for themselves. Here they are those with the largest weights of the norm.
 
     Returns:
-        The model, and how many norms have been given outliers: those that only linear layers read.
+        The model, and how many norms have been given outliers: those that linear layers read.
     """
     places = smoothable(model)
-    generator = np.random.default_rng(seed)
     graph = Graph(model)
     factors = {}
     for place in places:
-        width = len(_rows_by_input(graph, place.linears[0]))
-        factors[place.tensor] = np.ones(width, np.float32)
-        factors[place.tensor][generator.choice(width, channels, replace=False)] /= np.float32(factor)
+        gains = graph.constant(place.norm.input[place.factors[0]])
+        assert gains is not None
+        divisors = np.ones(gains.size, np.float32)
+        divisors[np.argsort(-np.abs(gains.reshape(-1)), kind="stable")[:channels]] /= np.float32(factor)
+        factors[place.tensor] = divisors
     return rescaled(model, places, factors), len(places)
 
 
