@@ -111,6 +111,10 @@ class Family(ABC):
     vision_tower_path: str
     """Dotted name of the vision tower's module, which distillation replaces."""
 
+    def for_config(self, config: Mapping[str, Any]) -> Family:
+        """The family of this config.json: this one, or another whose checkpoints name the same architecture."""
+        return self
+
     @abstractmethod
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """The transformers model from its config.json, weights not loaded."""

@@ -6,6 +6,7 @@ the text of an OPT or Llama.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGenerati
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, AttentionSite
+from vlm_edge.families.base import AttentionRole, AttentionSite, Family
 from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.families.generate import LanguageFamily, fused_attention
 from vlm_edge.families.llm import Decoder, self_attention_sites
@@ -69,6 +70,14 @@ class Blip2(LanguageFamily):
         f"{'<image>' * images}{FIRST}Question: {QUESTION} Answer:" for images in range(MAX_IMAGES + 1)
     )
     fallback_special_tokens = False
+
+    def for_config(self, config: Mapping[str, Any]) -> Family:
+        """A T5 reads the question in an encoder, and so has another family."""
+        from vlm_edge.families.blip2_t5 import Blip2T5
+
+        text = config.get("text_config")
+        t5 = self.name == Blip2.name and isinstance(text, Mapping) and text.get("model_type") == "t5"
+        return Blip2T5() if t5 else self
 
     def prompt(self, checkpoint: Path) -> Prompt | None:
         """As the processor puts it: the image's tokens before what the tokenizer makes of the text.

@@ -98,7 +98,7 @@ class CachedDecoder(nn.Module):
         count = 2 * len(self.layers)
         crosses, pasts = caches[:count], caches[count:]
         new, past = input_ids.shape[1], pasts[0].shape[2]
-        self_mask = additive_mask(visible_past(new, past, input_ids.device))
+        self_mask = self.self_mask(new, past, input_ids.device)
         hidden = self.embeddings(input_ids, past)
         presents: list[Tensor] = []
         for index, layer in enumerate(self.layers):
@@ -106,6 +106,10 @@ class CachedDecoder(nn.Module):
             hidden, present = layer(hidden, tuple(pasts[part]), tuple(crosses[part]), self_mask, cross_mask)
             presents += present
         return (self.head(hidden), *presents)
+
+    def self_mask(self, new: int, past: int, device: torch.device) -> Tensor:
+        """What is added to the scores of self-attention: (..., new, past + new)."""
+        return additive_mask(visible_past(new, past, device))
 
 
 class MaskedDecoder(CachedDecoder):

@@ -8,6 +8,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.blip import BlipVqa
 from vlm_edge.families.blip2 import Blip2
+from vlm_edge.families.blip2_t5 import Blip2T5
 from vlm_edge.families.blip_captioning import BlipCaptioning
 from vlm_edge.families.blip_matching import BlipMatching
 from vlm_edge.families.bridgetower import BridgeTower
@@ -57,6 +58,7 @@ FAMILIES: dict[str, Family] = _by_name(
         Mllama(),
         Idefics(),
         Blip2(),
+        Blip2T5(),
         InstructBlip(),
         Dinov2(),
         MobileVit(),
