@@ -1,4 +1,4 @@
-"""Language models that see images at their published sizes with random weights, for export_memory.py."""
+"""Language models that see images, at published sizes with random weights, for export_memory.py."""
 
 from __future__ import annotations
 
@@ -45,18 +45,41 @@ def smolvlm_256m(folder: Path) -> None:
 
 
 def blip2_opt_125m(folder: Path) -> None:
-    """Salesforce/blip2-opt-2.7b's tower cut to 4 of its 39 layers, its Q-Former, and facebook/opt-125m."""
+    """Salesforce/blip2-opt-2.7b's tower (ViT-g, 39 layers) and Q-Former, and facebook/opt-125m."""
     import transformers
 
     text = {"model_type": "opt", "vocab_size": 50304, "ffn_dim": 3072, "hidden_size": 768, "num_hidden_layers": 12}
     config = transformers.Blip2Config(
-        vision_config={"num_hidden_layers": 4},
+        vision_config={},
         qformer_config={},
         text_config=text | {"num_attention_heads": 12, "max_position_embeddings": 2048} | IDS,
         image_token_index=259,
     )
     image = {"image_processor_type": "BlipImageProcessor", "size": {"height": 224, "width": 224}}
     _write(folder, transformers.Blip2ForConditionalGeneration(config), image, ("<image>",))
+
+
+def llava_0_7b(folder: Path) -> None:
+    """llava-hf/llava-1.5-7b-hf's tower (CLIP ViT-L/14 at 336 pixels) before a Llama of 20 layers: its graph alone has
+    2.7 GB of weights, beyond what a protobuf message holds."""
+    import transformers
+
+    tower = {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "hidden_size": 1536, "num_hidden_layers": 20, "num_attention_heads": 12,
+        "num_key_value_heads": 12, "intermediate_size": 4096, "vocab_size": 32064, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    config = transformers.LlavaConfig(
+        vision_config=tower, text_config=text | IDS, image_token_index=259, tie_word_embeddings=False
+    )
+    image = {
+        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+    }  # fmt: skip
+    _write(folder, transformers.LlavaForConditionalGeneration(config), image, ("<image>",))
 
 
 def _write(folder: Path, model: Any, image: dict[str, Any], special: Sequence[str]) -> None:

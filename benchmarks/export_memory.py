@@ -1,9 +1,12 @@
-"""Export at real size with random weights: time, peak memory, and how far the graphs are from torch.
+"""Export at real size with random weights: peak memory, time, how far the graphs are from torch, and whether all of
+them together answer as the model does.
 
-    python benchmarks/export_memory.py [siglip-base] [clip-vit-l-14] [florence-2-base] ...
+    python benchmarks/export_memory.py [clip-vit-b-32] [siglip-base] ... [--json FILE]
 
-Each export runs in a process of its own. Peak memory is VmHWM, the interpreter and its libraries included; the first
-line is what these alone take. Weights are written once and kept under --folder.
+Bars: peak memory at most 2.5 times the checkpoint, every component within 1e-4 of torch (relative), every answer
+token for token the one of `generate`. Exits with 1 where one is missed. Each export runs in a process of its own; peak
+memory is VmHWM, mapped files, the interpreter and its libraries included (what these alone take stands in a column of
+its own). Weights are written once, by another process, and kept under --folder: 17 GB for all.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _language_models import blip2_opt_125m, smolvlm_256m
+from _language_models import NEW_TOKENS, blip2_opt_125m, llava_0_7b, smolvlm_256m
+
+LARGEST_RATIO, LARGEST_ERROR = 2.5, 1e-4
 
 SIGLIP_IMAGE = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 224, "width": 224}}
 FLORENCE_IMAGE = {
@@ -48,15 +53,30 @@ def florence_2_base(folder: Path) -> None:
     generation = {"decoder_start_token_id": 3, "eos_token_id": 3, "pad_token_id": 0, "forced_bos_token_id": 2}
     _write(
         folder, transformers.Florence2ForConditionalGeneration(config), FLORENCE_IMAGE, 51289, 1024,
-        generation | {"no_repeat_ngram_size": 3, "max_new_tokens": 8},
+        generation | {"no_repeat_ngram_size": 3, "max_new_tokens": NEW_TOKENS},
     )  # fmt: skip
+
+
+def clip_vit_b_32(folder: Path) -> None:
+    """openai/clip-vit-base-patch32."""
+    _zoo(folder, "clip", "vit-b-32")
 
 
 def clip_vit_l_14(folder: Path) -> None:
     """openai/clip-vit-large-patch14."""
+    _zoo(folder, "clip", "vit-l-14")
+
+
+def blip_vqa_base(folder: Path) -> None:
+    """Salesforce/blip-vqa-base."""
+    _zoo(folder, "blip-vqa", "base")
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": NEW_TOKENS}))
+
+
+def _zoo(folder: Path, name: str, size: str) -> None:
     from vlm_edge.zoo.create import create
 
-    create("clip", "vit-l-14", folder)
+    create(name, size, folder)
 
 
 def _write(
@@ -74,12 +94,16 @@ def _write(
 
 
 MODELS = {
+    "clip-vit-b-32": clip_vit_b_32,
     "siglip-base": siglip_base,
-    "clip-vit-l-14": clip_vit_l_14,
     "florence-2-base": florence_2_base,
     "smolvlm-256m": smolvlm_256m,
+    "blip-vqa-base": blip_vqa_base,
+    "clip-vit-l-14": clip_vit_l_14,
+    "llava-0.7b": llava_0_7b,
     "blip2-opt-125m": blip2_opt_125m,
 }
+"""From the smallest checkpoint to the largest."""
 
 
 def peak_mb() -> float:
@@ -108,39 +132,79 @@ def export(checkpoint: Path) -> dict[str, Any]:
             "seconds": time.perf_counter() - start,
             "libraries_mb": libraries,
             "peak_mb": peak_mb(),
-            "graphs_mb": sum(path.stat().st_size for path in work.out.iterdir()) / 1e6,
-            "worst": max(parity["max_relative_error"] for parity in work.facts["parity"].values()),
+            "graphs_mb": {path.name: path.stat().st_size / 1e6 for path in sorted(work.out.glob("*.onnx*"))},
+            "max_relative_error": {name: parity["max_relative_error"] for name, parity in work.facts["parity"].items()},
             "composed": work.facts["composed"],
-            "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, "
-            f"onnxruntime {onnxruntime.__version__}",
+            "tokens": work.facts["tokens"],
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__}
+            | {"onnxruntime": onnxruntime.__version__},
         }
 
 
-def main() -> None:
+def measured(name: str, folder: Path) -> dict[str, Any]:
+    """One model's row: its export in a new process, after another has written its weights where there are none."""
+    if not list(folder.glob("*.safetensors")):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, __file__, name, "--write", str(folder)], check=True, capture_output=True)
+    command = [sys.executable, __file__, "--export", str(folder)]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"{name}: the export failed\n{process.stderr[-2000:]}")
+    row: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+    return {"model": name, "checkpoint_mb": size, "ratio": row["peak_mb"] / size} | row
+
+
+def missed(row: dict[str, Any]) -> list[str]:
+    """Which bars one model misses."""
+    bars = {
+        f"peak memory above {LARGEST_RATIO} x checkpoint": row["ratio"] > LARGEST_RATIO,
+        f"a component off by more than {LARGEST_ERROR:.0e}": max(row["max_relative_error"].values()) > LARGEST_ERROR,
+        "the graphs together off": row["composed"].get("max_relative_error", 0.0) > LARGEST_ERROR,
+        "an answer that differs": row["composed"].get("ties", 0) > 0,
+    }
+    return [bar for bar, is_missed in bars.items() if is_missed]
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    errors = ", ".join(f"{name} {error:.1e}" for name, error in row["max_relative_error"].items())
+    composed = row["composed"]
+    together = (
+        f"{composed['questions_equal']} answers, {row['tokens']} tokens"
+        if row["tokens"]
+        else f"within {composed['max_relative_error']:.1e}"
+    )
+    return (
+        f"| {row['model']} | {row['checkpoint_mb']:.0f} | {row['libraries_mb']:.0f} | {row['peak_mb']:.0f} "
+        f"| {row['ratio']:.2f} | {row['seconds']:.0f} | {errors} | {together} | {'; '.join(missed(row)) or 'met'} |"
+    )
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", choices=[*MODELS, []], help="default: all")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "vlm-edge-export-memory")
+    parser.add_argument("--json", type=Path, help="write every row there")
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.write:
+        MODELS[arguments.models[0]](arguments.write)
+        return 0
     if arguments.export:
         print(json.dumps(export(arguments.export)))
-        return
-    print("| model | checkpoint MB | libraries MB | peak MB | peak / checkpoint | graphs MB | s | worst error |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+        return 0
+    print("| model | checkpoint MB | libraries MB | peak MB | ratio | s | largest relative error | together | bars |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |")
+    rows = []
     for name in arguments.models or MODELS:
-        folder = arguments.folder / name
-        if not (folder / "model.safetensors").is_file():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            MODELS[name](folder)
-        command = [sys.executable, __file__, "--export", str(folder)]
-        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        size = (folder / "model.safetensors").stat().st_size / 1e6
-        print(
-            f"| {name} | {size:.0f} | {result['libraries_mb']:.0f} | {result['peak_mb']:.0f} "
-            f"| {result['peak_mb'] / size:.2f} | {result['graphs_mb']:.0f} | {result['seconds']:.0f} "
-            f"| {result['worst']:.1e} |"
-        )
+        rows.append(measured(name, arguments.folder / name))
+        print(in_words(rows[-1]), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return int(any(missed(row) for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,7 +37,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
 
     Everything is written and checked in ``work.scratch`` first, so a failed check leaves nothing in ``work.out``.
     Facts: ``parity`` (worst differences from torch by component), ``composed`` (what all graphs together were
-    compared on), ``graphs`` (nodes and bytes by component).
+    compared on), ``tokens`` (how many of ``generate``'s answers among it), ``graphs`` (nodes and bytes by component).
 
     Raises:
         VlmEdgeError: the checkpoint can't be loaded or exported, or a graph differs from the model by more than
@@ -57,7 +57,8 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
     manifest, wanted = _by_torch(config, source, folder, references, work.progress)
     return_freed_memory()  # the model's: from here on one graph is in memory, and nothing of torch's
     graphs = OneAtATime(folder, manifest.components)
-    work.facts.update(parity={}, graphs={})
+    tokens = sum(len(answer.tokens) for answer in wanted) if isinstance(wanted, list) else 0
+    work.facts.update(parity={}, graphs={}, tokens=tokens)
     with work.progress.bar("check", len(graphs.engines) + 1) as ticker:
         for name, graph in graphs.engines.items():
             parity = check_component(name, saved_references(name, references), graph, config.tolerance)
