@@ -15,6 +15,8 @@ from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_js
 
 OPERATORS_SHOWN = 8
 NEGLIGIBLE = 0.005
+WAITING = 1.7
+"""A run this many times longer than its operators is worth a remark."""
 NOTHING_FOUND = "nothing that is known makes this graph slower than it could be"
 
 
@@ -118,7 +120,7 @@ def host_lines(host: dict[str, Any]) -> Iterator[str]:
         yield f"lacks {lack['name']}: {lack['means']}"
     if products := host.get("products"):
         yield (
-            f"a matrix product here, against u8 x s8: float32 {products['float32_over_u8s8']:.1f}x as long, "
+            f"onnxruntime here, against a u8 x s8 product: float32 {products['float32_over_u8s8']:.1f}x as long, "
             f"u8 x u8 {products['u8u8_over_u8s8']:.1f}x, s8 x s8 {products['s8s8_over_u8s8']:.1f}x"
         )
 
@@ -127,16 +129,17 @@ def headline(part: dict[str, Any]) -> str:
     """The file and how long a run takes."""
     if "p50_ms" not in part:
         return f"{part['file']}, not timed"
-    kind = "true inputs" if part["true_inputs"] else "noise"
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in part["inputs"].items())
     if len(part["inputs"]) > 3:
         shapes = f"{len(part['inputs'])} inputs"
     runs, threads = f"{part['runs']} runs", f"{part['threads']} thread{'s'[: part['threads'] > 1]}"
-    return f"{part['file']}, p50 {part['p50_ms']:.3g} ms ({runs}, {threads}, {kind}: {shapes})"
+    return f"{part['file']}, p50 {part['p50_ms']:.3g} ms ({runs}, {threads}, {part['fed']}: {shapes})"
 
 
 def state_lines(part: dict[str, Any]) -> Iterator[str]:
     """What runs in integers, what in float and why, and the Q/DQ that run."""
+    if part.get("p50_ms", 0.0) > WAITING * part.get("kernels_ms", 0.0):
+        yield f"its operators take {part['kernels_ms']:.3g} ms: threads wait, the machine is busy or the graph is small"
     yield f"in INT8:  {_counted(part['integer']) or 'nothing'}"
     floats = [f"{row['count']} {row['operator']} ({row['why']})" for row in part["float"]]
     yield f"in float: {', '.join(floats) or 'no product'}"
@@ -169,15 +172,11 @@ def finding_title(finding: dict[str, Any]) -> str:
     """Cause, number of nodes, and the share of the time that it is estimated to cost."""
     share = ""
     if finding["share"] is not None:
-        share = (
-            f", about {finding['share']:.0%} of the time"
-            if finding["share"] >= NEGLIGIBLE
-            else ", under 1% of the time"
-        )
-    if finding["counted_in"] and not finding["share"]:
-        causes = " and ".join(finding["counted_in"])
+        about = f"about {finding['share']:.0%}" if finding["share"] >= NEGLIGIBLE else "under 1%"
+        share = f", {about} of the time"
+    if finding["counted_in"]:
         share = f", {finding['time_share']:.0%} of the time" if finding["time_share"] is not None else ""
-        share += f", counted under {causes}"
+        share += f"; {sum(finding['counted_in'].values())} count under {', '.join(finding['counted_in'])}"
     return f"{finding['title']} [{finding['cause']}]: {_nodes(finding['nodes'])}{share}"
 
 

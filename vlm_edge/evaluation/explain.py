@@ -48,6 +48,7 @@ class Part:
     threads: int
     options: Mapping[str, str | int | float | bool]
     feed: Feed | None
+    fed: str = "noise"
 
 
 def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
                 found[part.name] = explain_ir(
                     part.file, part.feed, part.threads, part.options, runs=asked.runs, dims=asked.dims or {}
                 )
+                found[part.name] |= {"fed": part.fed} if asked.runs else {}
             else:
                 found[part.name] = explain_part(part, asked, machine, isa, speed)
             ticker.advance(note=part.name)
@@ -111,7 +113,8 @@ def explain_part(part: Part, asked: Asked, machine: Machine, isa: frozenset[str]
     report: dict[str, Any] = {"file": part.file.name, "threads": part.threads}
     if timing:
         shapes = {name: list(value.shape) for name, value in feed.items()}
-        report |= {"p50_ms": round(timing.p50_ms, 4), "runs": timing.runs, "true_inputs": part.feed is not None}
+        report |= {"p50_ms": round(timing.p50_ms, 4), "kernels_ms": round(sum(timing.node_ms.values()), 4)}
+        report |= {"runs": timing.runs, "fed": part.fed}
         report["inputs"] = shapes
     return report | graph_facts(view, findings, timing)
 
@@ -138,7 +141,8 @@ def _parts(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[
             raise VlmEdgeError(
                 f"{path}: --data and --component are for a folder with a {MANIFEST_NAME}", "give --inputs for a graph"
             )
-        return [Part(path.stem, path, asked.threads, {}, read_feed(asked.inputs) if asked.inputs else None)]
+        feed, fed = (read_feed(asked.inputs), asked.inputs.name) if asked.inputs else (None, "noise")
+        return [Part(path.stem, path, asked.threads, {}, feed, fed)]
     if unknown := sorted(set(asked.components) - set(manifest.components)):
         raise VlmEdgeError(f"{path}: no component {unknown[0]!r}", f"it has {', '.join(manifest.components)}")
     if asked.inputs is not None or asked.dims:
@@ -147,10 +151,17 @@ def _parts(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[
     options = manifest.engine.options if manifest.engine else {}
     limit = manifest.engine.threads if manifest.engine else asked.threads
     return [
-        Part(name, path / row.file, min(asked.threads, row.threads or limit), options, feeds.get(name))
+        Part(name, path / row.file, min(asked.threads, row.threads or limit), options, *_fed(feeds, name, asked))
         for name, row in manifest.components.items()
         if not asked.components or name in asked.components
     ]
+
+
+def _fed(feeds: Mapping[str, Feed], name: str, asked: Asked) -> tuple[Feed | None, str]:
+    """A component's feed, and in words where it is from."""
+    if name not in feeds:
+        return None, "noise"
+    return feeds[name], "a sample of the data" if asked.task is not None else "a query with a noise image"
 
 
 def _load(path: Path) -> onnx.ModelProto:

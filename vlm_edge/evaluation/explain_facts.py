@@ -10,8 +10,8 @@ import onnx
 
 from vlm_edge.evaluation.explain_session import Timing
 from vlm_edge.numerics.int8_causes import Finding
-from vlm_edge.numerics.int8_detectors import decompressed
-from vlm_edge.numerics.int8_view import ATTENTIONS, PRODUCTS, Int8View
+from vlm_edge.numerics.int8_kernels import decompressed
+from vlm_edge.numerics.int8_view import ATTENTIONS, Int8View
 
 NAMES_SHOWN = 4
 """Nodes of a finding that are named."""
@@ -43,6 +43,8 @@ def _counts(view: Int8View, findings: list[Finding]) -> dict[str, Any]:
         kind = view.kind(node)
         if kind == "integer":
             integer[node.op_type] += 1
+        elif kind == "int8 weights":
+            reasons[node.op_type, "integer weights, computed in float"].append(node_name(node))
         elif kind == "float product":
             reasons[node.op_type, causes.get(id(node)) or _why_float(view, node)].append(node_name(node))
         elif kind == "weight DQ":
@@ -67,7 +69,9 @@ def _why_float(view: Int8View, node: onnx.NodeProto) -> str:
     """Why a product that no cause claims runs in float."""
     if node.op_type in ATTENTIONS:
         return "attention: computed in float by design"
-    if node.op_type in PRODUCTS and not any(view.is_constant(name) for name in node.input[:2]):
+    if any(view.weight_dequantizer(name) for name in node.input[:2]):
+        return "weights dequantized at every run, data in float"
+    if not any(view.is_constant(name) for name in node.input[:2]):
         return "product of two activations, not quantized"
     why = decompressed(view.source, node.input[1])
     return why or "not quantized"

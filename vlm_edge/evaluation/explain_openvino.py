@@ -69,7 +69,7 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
         "products in float",
         lambda kernel: kernel.is_product and kernel.kind == "float product" and kernel.type != "MatMul",
         0.67,
-        "their data or their weights are not quantized, or by a scheme that the plug-in's low-precision pass leaves out",
+        "their data or weights are not quantized, or in a way that the plug-in's low-precision pass leaves out",
         "`quantize: {components: {NAME: int8}}` for an OpenVINO target",
     ),
     PluginCause(
@@ -118,7 +118,7 @@ def explain_ir(
     if runs:
         values = generated_feed(_inputs(compiled), dims) if feed is None else feed
         p50_ms, node_ms = _timed(path, compiled, values, runs)
-        report |= {"p50_ms": round(p50_ms, 4), "runs": runs, "true_inputs": feed is not None}
+        report |= {"p50_ms": round(p50_ms, 4), "runs": runs, "kernels_ms": round(sum(node_ms.values()), 4)}
         report["inputs"] = {name: list(value.shape) for name, value in values.items()}
     return report | kernel_facts(kernels_of(compiled, node_ms), timed=runs > 0)
 

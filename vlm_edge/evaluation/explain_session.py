@@ -99,7 +99,8 @@ class LoadedGraph:
             session.run(None, feed)
         except ORT_ERRORS as error:
             raise VlmEdgeError(
-                f"{self._path}: onnxruntime: {error}", "give true inputs: --data for a folder, --inputs for a graph"
+                f"{self._path}: onnxruntime: {error}",
+                "--no-time explains it without running it; --data or --inputs give it true inputs",
             ) from error
 
 

@@ -1,6 +1,6 @@
 """Why an INT8 graph is slower than it could be: the table of causes, and what of it holds for a graph.
 
-To add a cause, write a detector (:mod:`vlm_edge.numerics.int8_detectors`) and an entry here. Causes are tried in the
+To add a cause, write a detector (:mod:`vlm_edge.numerics.int8_detectors`, or ``int8_kernels``) and an entry here. Causes are tried in the
 table's order, root causes first: a node counts for the first one that claims it, so no time is counted twice.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import onnx
 
 from vlm_edge.numerics import int8_detectors as detect
-from vlm_edge.numerics.int8_detectors import Hit
-from vlm_edge.numerics.int8_view import Int8View
+from vlm_edge.numerics import int8_kernels as kernels
+from vlm_edge.numerics.int8_view import Hit, Int8View
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "float16-on-cpu",
         "float16 graph on a CPU",
-        detect.float16_casts,
+        kernels.float16_casts,
         "onnxruntime's CPU kernels compute in float32, so values are cast to it and back around nearly every operator",
         "export in float32: float16 is for a GPU target",
     ),
@@ -44,8 +44,8 @@ CAUSES: tuple[Cause, ...] = (
         "blocked-quantization",
         "Q/DQ in blocks (opset 21), which no kernel takes",
         detect.blocked_quantization,
-        "onnxruntime fuses Q/DQ with one scale per tensor, weights with one per output channel; blocks of a row fuse "
-        "only into MatMulNBits, with 4-bit weights",
+        "onnxruntime fuses Q/DQ with one scale per tensor, weights with one per output channel; weights in blocks of "
+        "16 or more become MatMulNBits, which computes in float; nothing else in blocks is fused",
         "quantize per channel: `quantize: {components: {NAME: int8}}`; in other tools turn block_size off",
     ),
     Cause(
@@ -78,7 +78,7 @@ CAUSES: tuple[Cause, ...] = (
         "Q/DQ around a float-only operator",
         detect.float_only_operators,
         "normalization, GELU and the like have no integer kernel: values are quantized and dequantized for nothing; "
-        "SiLU and Softmax have one that is slower than the float operator",
+        "Sigmoid (SiLU) and Softmax have one that is slower than the float operator",
         "quantize only what multiplies: `vlm-edge quantize` leaves Q/DQ only in front of linear layers; in other tools "
         "op_types_to_quantize=['MatMul', 'Gemm'] and OpTypesToExcludeOutputQuantization=['MatMul', 'Gemm']",
     ),
@@ -104,7 +104,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "integer-convolution",
         "convolutions that lose in INT8",
-        detect.integer_convolutions,
+        kernels.integer_convolutions,
         "ConvInteger has no fast kernel, and QLinearConv no gain where few products are added up (the first layer)",
         "leave them in float: `vlm-edge quantize` does on onnxruntime; in other tools nodes_to_exclude, and no Conv in "
         "quantize_dynamic",
@@ -112,28 +112,28 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "layout-transposes",
         "transposes around QLinearConv",
-        detect.layout_transposes,
+        kernels.layout_transposes,
         "QLinearConv runs channels last, everything else channels first",
         "convolutions that follow each other all in INT8, or all in float: `vlm-edge quantize` keeps them in float",
     ),
     Cause(
         "smoothing-not-folded",
         "SmoothQuant's multiplications left in the graph",
-        detect.unfolded_smoothing,
+        kernels.unfolded_smoothing,
         "the vector belongs into the weights of the LayerNormalization before it",
         "`vlm-edge quantize` folds it; in NNCF turn SmoothQuant off where the accuracy allows it",
     ),
     Cause(
         "asymmetric-weights",
         "asymmetric weights",
-        detect.asymmetric_weights,
+        kernels.asymmetric_weights,
         "u8 weights miss the fastest x86 kernel, and a zero point costs one more sum over the data",
         "symmetric s8 weights: `vlm-edge quantize`; in other tools weight_type=QInt8, WeightSymmetric",
     ),
     Cause(
         "dynamic-quantization",
         "ranges of the data recomputed at every run",
-        detect.dynamic_ranges,
+        kernels.dynamic_ranges,
         "dynamic quantization looks through the data for its range before it multiplies",
         "calibrate: `quantize: {components: {NAME: int8}}` with the task's data",
     ),
@@ -148,7 +148,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "float-weights",
         "linear layers in float",
-        detect.float_weights,
+        kernels.float_weights,
         "they multiply float32 weights; integer products are faster here",
         "`quantize: {components: {NAME: int8}}`; run.json and `quantize --json` say why a component fell back to "
         "int8-weights",
@@ -156,14 +156,14 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "saturation-risk",
         "8-bit weights may saturate without VNNI",
-        detect.saturating_weights,
+        kernels.saturating_weights,
         "without VNNI pairs of u8 x s8 products are added up in 16 bits: wrong results, not slow ones",
         "7-bit weights: `target: {isa: x86}` for `vlm-edge quantize`; in other tools reduce_range=True",
     ),
     Cause(
         "duplicated-weights",
         "equal weights stored more than once",
-        detect.stored_twice,
+        kernels.stored_twice,
         "the same tensor stands in the file under several names, and in memory as well",
         "`vlm-edge compile` stores them once",
     ),
@@ -199,7 +199,7 @@ def explain_graph(view: Int8View, shares: Mapping[int, float] | None) -> list[Fi
 
     Args:
         shares: position of a node in ``view.graph`` -> its share of the run's time; None where nothing was timed, and
-            the findings then come in the order of how many nodes they have.
+            the findings then come in the table's order.
     """
     claimed: dict[int, str] = {}
     found: list[Finding] = []
@@ -225,4 +225,4 @@ def explain_graph(view: Int8View, shares: Mapping[int, float] | None) -> list[Fi
                 )
             )
         claimed |= {key: cause.name for key in hits if key not in claimed}
-    return sorted(found, key=lambda finding: (finding.own == 0, -(finding.cost or 0), -finding.own))
+    return sorted(found, key=lambda finding: (finding.own == 0, -(finding.cost or 0)))

@@ -1,4 +1,4 @@
-"""What to look for in a graph that runs slower in INT8 than it could: one function a cause.
+"""Q/DQ that should not be there: one function a cause.
 
 A detector reads an :class:`Int8View` and yields :class:`Hit`; :mod:`vlm_edge.numerics.int8_causes` has the table of
 causes that they belong to. How onnxruntime fuses Q/DQ is in its sources: core/optimizer/qdq_transformer
@@ -8,44 +8,16 @@ causes that they belong to. How onnxruntime fuses Q/DQ is in its sources: core/o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from vlm_edge.numerics.int8_view import INTEGER_ELEMENTWISE, PRODUCTS, Int8View
-from vlm_edge.numerics.qdq_graph import Graph, attribute
+from vlm_edge.numerics.int8_view import INTEGER_ELEMENTWISE, PRODUCTS, Hit, Int8View
+from vlm_edge.numerics.qdq_graph import attribute
 from vlm_edge.numerics.qdq_report import INTEGER_OPERATORS
 
 FUSED_GEMM = "MatMulAddFusion"
 """The end of the name that onnxruntime gives a Gemm which it made of MatMul and Add."""
-
-SMALLEST_WEIGHT = 1024
-"""Elements of a weight below which float32 costs nothing worth a line."""
-
-FEW_PRODUCTS = 64
-"""Products that a convolution's output adds up, below which QLinearConv was twice as slow as Conv (3 x 3 over 3
-channels), while it was 2 to 3 times faster above and even for depthwise ones."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A node that a cause makes slower.
-
-    recovers: the share of the node's time that the remedy is estimated to give back.
-    reason: what about this node, a few words; equal reasons are counted.
-    """
-
-    node: onnx.NodeProto
-    recovers: float = 1.0
-    reason: str = ""
-
-
-def float16_casts(view: Int8View) -> Iterator[Hit]:
-    """Casts that onnxruntime put in because its CPU kernels have no float16 form."""
-    for node in view.graph.nodes:
-        if node.op_type == "Cast" and node.name.startswith("InsertedPrecisionFreeCast"):
-            yield Hit(node, 1.0, "cast put in around an operator without a float16 kernel")
 
 
 def blocked_quantization(view: Int8View) -> Iterator[Hit]:
@@ -68,6 +40,9 @@ def per_channel_activations(view: Int8View) -> Iterator[Hit]:
     ]
     for node in found:
         yield Hit(node, 1.0, f"{node.op_type} with {view.constant_size(node.input[1])} scales")
+        for reader in view.readers(node.output[0]):
+            if reader.op_type in INTEGER_OPERATORS:
+                yield Hit(reader, 0.0, f"{reader.op_type} was fused, and refuses them when it runs")
     yield from _products_below(view, found, "reads data quantized by channel")
 
 
@@ -90,7 +65,8 @@ def signed_activations(view: Int8View) -> Iterator[Hit]:
             yield Hit(node, slow, f"{node.op_type} with s8 data, run by the slow kernel")
         elif node.op_type in PRODUCTS:
             data = [view.data_dequantizer(name) for name in node.input[:2]]
-            if any(each is not None and view.dtype(each.input[0]) == np.int8 for each in data):
+            signed = any(each is not None and view.dtype(each.input[0]) == np.int8 for each in data)
+            if signed and not _missing_quantizer(view, node):
                 yield from _stuck_product(view, node, f"a float {node.op_type} on s8 data, not fused")
         elif view.source_signed and node.op_type in INTEGER_ELEMENTWISE and _is_whole_unit(view, node):
             for name in node.input:
@@ -104,11 +80,19 @@ def float_only_operators(view: Int8View) -> Iterator[Hit]:
             for name in node.input:
                 if view.weight_dequantizer(name) is not None and not _is_dequantized(view, name):
                     continue  # rows of a table: the table is what is dequantized for too much
-                yield from _leftovers(view, name, f"Q/DQ around {node.op_type}, which has no integer kernel")
+                yield from _leftovers(view, name, f"Q/DQ around {node.op_type}, which runs in float")
+                yield from _stray_quantizer(view, name)
+        elif node.op_type == "Mul" and any(_is_sigmoid(view, name) for name in node.input):
+            for name in node.input:
+                yield from _leftovers(view, name, "Q/DQ around SiLU (Sigmoid and Mul), which runs in float")
         elif node.op_type == "QLinearSoftmax":
             yield Hit(node, 0.8, "Softmax in integers, slower than in float")
         elif node.op_type == "QLinearSigmoid":
-            products = [each for each in view.readers(node.output[0]) if each.op_type == "QLinearMul"]
+            readers = [*view.readers(node.output[0])]
+            readers += [
+                each for row in readers if row.op_type == "DequantizeLinear" for each in view.readers(row.output[0])
+            ]
+            products = [each for each in readers if each.op_type in ("QLinearMul", "Mul")]
             for each in (node, *products) if products else ():
                 yield Hit(each, 0.5, "SiLU as Sigmoid and Mul in integers, instead of one float operator")
 
@@ -136,75 +120,6 @@ def weights_dequantized(view: Int8View) -> Iterator[Hit]:
             yield Hit(node, 1.0, _weight_reason(view, reader))
 
 
-def integer_convolutions(view: Int8View) -> Iterator[Hit]:
-    """Convolutions that are slower in integers than in float."""
-    for node in view.graph.nodes:
-        if node.op_type == "ConvInteger":
-            yield Hit(node, 0.85, "ConvInteger, 5 to 18 times slower than Conv")
-        elif node.op_type == "QLinearConv" and attribute(node, "group", 1) == 1:
-            weight = view.graph.initializers.get(node.input[3])
-            if weight is not None and int(np.prod(weight.dims[1:])) < FEW_PRODUCTS:
-                yield Hit(node, 0.5, f"adds up {int(np.prod(weight.dims[1:]))} products, too few to gain")
-
-
-def layout_transposes(view: Int8View) -> Iterator[Hit]:
-    """Transposes that onnxruntime put in because QLinearConv wants channels last."""
-    for node in view.graph.nodes:
-        if node.op_type != "Transpose":
-            continue
-        around = [view.graph.producers.get(node.input[0]), *view.graph.consumers[node.output[0]]]
-        if any(each is not None and _is_channels_last(each) for each in around):
-            yield Hit(node, 1.0, "to or from channels last")
-
-
-def dynamic_ranges(view: Int8View) -> Iterator[Hit]:
-    """Ranges of the data taken anew at every run."""
-    for node in view.graph.nodes:
-        if node.op_type == "DynamicQuantizeLinear":
-            yield Hit(node, 1.0, "finds the range and quantizes")
-        elif node.op_type == "DynamicQuantizeMatMul":
-            yield Hit(node, 0.1, "finds the range inside the kernel")
-
-
-def unfolded_smoothing(view: Int8View) -> Iterator[Hit]:
-    """SmoothQuant's multiplication in front of a quantizer, left as an operator of its own."""
-    for node in view.graph.nodes:
-        if node.op_type != "Mul" or not any(view.constant_size(n) > 1 and view.is_constant(n) for n in node.input):
-            continue
-        readers = list(view.readers(node.output[0]))
-        if readers and all(reader.op_type in ("QuantizeLinear", "DynamicQuantizeMatMul") for reader in readers):
-            yield Hit(node, 1.0, "multiplies by a constant vector")
-
-
-def asymmetric_weights(view: Int8View) -> Iterator[Hit]:
-    """Weights whose zero point is not 0: u8 ones have a slower kernel on x86, all need another sum over the data."""
-    slower = 1 - 1 / view.speed.u8u8_over_u8s8 if view.machine == "x86" else 0.0
-    for node in view.graph.nodes:
-        found = view.weight_of(node)
-        if found is None:
-            continue
-        weight, zero_point = found
-        unsigned = view.dtype(weight) == np.uint8
-        value = view.small(zero_point) if zero_point else None
-        if unsigned and slower:
-            yield Hit(node, slower, f"{node.op_type} with u8 weights")
-        elif value is not None and value.any():
-            yield Hit(node, 0.05, f"{node.op_type} with weights off centre")
-
-
-def saturating_weights(view: Int8View) -> Iterator[Hit]:
-    """u8 data times s8 weights of more than 7 bits, on x86 without VNNI: pairs of products saturate at 16 bits."""
-    if view.machine != "x86" or view.has_vnni:
-        return
-    for node in view.graph.nodes:
-        found = view.weight_of(node)
-        if found is None or view.data_dtype(node) not in (np.uint8, None):
-            continue
-        levels = view.read(found[0])
-        if levels is not None and levels.dtype == np.int8 and int(np.abs(levels.astype(np.int16)).max(initial=0)) > 64:
-            yield Hit(node, 0.0, "u8 x s8 may saturate at 16 bits")
-
-
 def unfused_pairs(view: Int8View) -> Iterator[Hit]:
     """Q/DQ that no other cause explains: quantized to be dequantized again."""
     for node in view.graph.nodes:
@@ -215,35 +130,6 @@ def unfused_pairs(view: Int8View) -> Iterator[Hit]:
             yield Hit(node, 1.0, f"restored for {readers[0].op_type}")
 
 
-def float_weights(view: Int8View) -> Iterator[Hit]:
-    """Linear layers that multiply float weights."""
-    gain = 1 - 1 / view.speed.float_over_u8s8
-    for node in view.graph.nodes:
-        if node.op_type not in ("MatMul", "FusedMatMul", "Gemm") or view.data_dequantizer(node.input[0]) is not None:
-            continue
-        if any(view.is_constant(name) and view.constant_size(name) >= SMALLEST_WEIGHT for name in node.input[:2]):
-            yield Hit(node, gain, decompressed(view.source, node.input[1]) or "float weight, float data")
-
-
-def stored_twice(view: Int8View) -> Iterator[Hit]:
-    """Weights that the file holds more than once."""
-    for names, size in view.equal_weights:
-        for name in names[1:]:
-            readers = view.source.consumers.get(name, [])
-            if readers:
-                yield Hit(readers[0], 0.0, f"{name}: {size:,} bytes again")
-
-
-def decompressed(source: Graph, name: str) -> str:
-    """Why a weight is float in the session: it was int8 in the file and multiplied back when it was loaded, or ""."""
-    node = source.producers.get(name)
-    while node is not None and node.op_type in ("Mul", "Cast", "Transpose", "Reshape"):
-        if node.op_type == "Cast" and node.input[0] in source.initializers:
-            return "weight stored in int8, computed in float (int8-weights)"
-        node = source.producers.get(node.input[0])
-    return ""
-
-
 def _is_pair(node: onnx.NodeProto) -> bool:
     return node.op_type in ("QuantizeLinear", "DequantizeLinear")
 
@@ -252,6 +138,25 @@ def _is_dequantized(view: Int8View, name: str) -> bool:
     """Whether ``name`` is what a DequantizeLinear puts out."""
     producer = view.graph.producers.get(name)
     return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _is_sigmoid(view: Int8View, name: str) -> bool:
+    producer = view.graph.producers.get(name)
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        producer = view.graph.producers.get(producer.input[0])
+    return producer is not None and producer.op_type in ("Sigmoid", "QLinearSigmoid")
+
+
+def _stray_quantizer(view: Int8View, name: str) -> Iterator[Hit]:
+    """The QuantizeLinear of float values above ``name``, where all that reads them runs in float."""
+    found = view.data_dequantizer(name)
+    above = view.graph.producers.get(found.input[0]) if found is not None else None
+    if above is None or above.op_type != "QuantizeLinear":
+        return
+    restored = list(view.readers(above.output[0]))
+    readers = [reader for each in restored for reader in view.readers(each.output[0])]
+    if all(each.op_type == "DequantizeLinear" for each in restored) and all(map(view.is_float_only, readers)):
+        yield Hit(above, 1.0, "QuantizeLinear, only to be dequantized for what runs in float")
 
 
 def _leftovers(view: Int8View, name: str, reason: str) -> Iterator[Hit]:
@@ -304,9 +209,3 @@ def _weight_reason(view: Int8View, reader: onnx.NodeProto | None) -> str:
         quantized = view.data_dequantizer(reader.input[0]) is not None
         return f"{reader.op_type} on {'quantized data that was not fused' if quantized else 'float data'}"
     return f"constant of {reader.op_type}"
-
-
-def _is_channels_last(node: onnx.NodeProto) -> bool:
-    return node.op_type.startswith("QLinear") and (
-        node.domain == "com.ms.internal.nhwc" or bool(attribute(node, "channels_last", 0))
-    )

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph, attribute
 from vlm_edge.numerics.qdq_report import INTEGER_OPERATORS
 
-Kind = Literal["integer", "float product", "activation Q/DQ", "weight DQ", "conversion", "layout", "other float"]
+Kind = Literal[
+    "integer", "int8 weights", "float product", "activation Q/DQ", "weight DQ", "conversion", "layout", "other float"
+]
 
 PRODUCTS = frozenset({"MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "Conv", "FusedConv", "ConvTranspose"})
 """Operators that multiply in floating point, and that integers would make faster."""
@@ -22,10 +24,11 @@ PRODUCTS = frozenset({"MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "Conv"
 ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
 """Fused attention, which onnxruntime computes in floating point."""
 
-INTEGER_ELEMENTWISE = frozenset(
-    {"Add", "Mul", "Sigmoid", "LeakyRelu", "Softmax", "Concat", "AveragePool", "GlobalAveragePool", "Where"}
-)
-"""Operators besides products for which onnxruntime has a QLinear kernel."""
+INTEGER_ELEMENTWISE = frozenset({"Add", "Mul", "LeakyRelu", "Concat", "AveragePool", "GlobalAveragePool", "Where"})
+"""Operators besides products for which onnxruntime has a QLinear kernel that pays (Sigmoid's and Softmax's don't)."""
+
+WEIGHT_ONLY = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+"""Operators that read integer weights and compute in float."""
 
 MOVES = SHAPE_OPERATORS | {"Concat", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "GatherND"}
 _CONVERSIONS = frozenset({"Cast", "ReorderInput", "ReorderOutput"})
@@ -168,6 +171,8 @@ class Int8View:
 
     def kind(self, node: onnx.NodeProto) -> Kind:
         """What a node of ``graph`` does, for the sums of the report."""
+        if node.op_type in WEIGHT_ONLY:
+            return "int8 weights"
         if node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
             return "integer"
         if node.op_type in PRODUCTS or node.op_type in ATTENTIONS:
@@ -181,9 +186,22 @@ class Int8View:
         return "layout" if node.op_type in MOVES or node.op_type in _FREE else "other float"
 
     def is_float_only(self, node: onnx.NodeProto) -> bool:
-        """Whether onnxruntime has no integer kernel that a pair of Q/DQ around the node could become."""
+        """Whether onnxruntime has no integer kernel worth having that Q/DQ around the node could become."""
         known = PRODUCTS | ATTENTIONS | INTEGER_ELEMENTWISE | MOVES | _QUANTIZERS | _CONVERSIONS | _FREE
         return node.op_type not in known and self.kind(node) == "other float" and not _keeps_levels(node)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A node that a cause makes slower.
+
+    recovers: the share of the node's time that the remedy is estimated to give back.
+    reason: what about this node, a few words; equal reasons are counted.
+    """
+
+    node: onnx.NodeProto
+    recovers: float = 1.0
+    reason: str = ""
 
 
 def _keeps_levels(node: onnx.NodeProto) -> bool:
