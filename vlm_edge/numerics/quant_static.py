@@ -53,9 +53,10 @@ def static_graph(
     floating, changed, kind = model, frozenset[str](), ""
     if settings.smooth:
         places = smoothable(model)
-        changed, kind = frozenset(place.tensor for place in places), "smooth:"
-        statistics = calibration.statistics(model, [place.tensor for place in places], changed)
-        floating = smooth(model, places, {name: each.largest for name, each in statistics.items()})
+        tensors = [place.tensor for place in places]
+        statistics = calibration.statistics(model, tensors, frozenset(tensors))
+        floating, changed = smooth(model, places, {name: each.largest for name, each in statistics.items()})
+        kind = "smooth:"
     if form.kernels:
         placed = place_linears(floating, weight_bits=form.weight_bits, left_out=settings.left_out)
         placed = place_convolutions(placed, weight_bits=form.weight_bits, left_out=settings.left_out)
