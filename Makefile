@@ -1,5 +1,6 @@
 # make demo       run the quickstart recipe in a fresh .venv
 # make test       the tests (minutes);  make test-slow  the ones that take longer
+# make aarch64    an ARM Python under qemu-user in ~/.cache, for the tests of the ARM form (100 MB, once)
 # make lint       ruff, ruff format, mypy
 # make bench      every script of benchmarks/, one after another
 # make docs       the settings of every stage, from their configs into docs/recipe.md
@@ -22,7 +23,7 @@ INSTALL = @echo "installing vlm-edge[$(1)] into $(VENV) (about 1 GB the first ti
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]' \
 	| sed -unE 's/^ +(Downloading|Using cached) ([^ ]+) \(([0-9.]+ [MG]B)\).*/  \2 (\3)/p; s/^Installing collected.*/  unpacking/p'
 
-.PHONY: help demo test test-slow lint bench docs clean
+.PHONY: help demo test test-slow aarch64 lint bench docs clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -46,8 +47,11 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(TEST_ENV) $(BIN)/pytest -n $(PYTEST_WORKERS)
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.test aarch64
 	$(BIN)/pytest -m slow
+
+aarch64: $(VENV)/.test
+	$(BIN)/python tests/support/aarch64.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

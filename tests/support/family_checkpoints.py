@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,11 @@ from numpy.typing import NDArray
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import StageInputs, StageWork
+from vlm_edge.engines import load_engine
+from vlm_edge.engines.base import Engine
+from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint
+from vlm_edge.runtime import load_pipeline
+from vlm_edge.runtime.pipeline import build_pipeline
 from vlm_edge.stages.export import ExportConfig, run
 from vlm_edge.zoo.create import randomize
 from vlm_edge.zoo.tokenizer import write_tokenizer
@@ -46,12 +53,85 @@ def change_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def exported(checkpoint: Path, folder: Path, **config: Any) -> tuple[Path, dict[str, Any]]:
-    """The export stage's output folder, and what it measured."""
+@dataclass
+class Exported:
+    """One checkpoint, the graphs that the export stage made of it, and what it measured; the rest when asked for."""
+
+    checkpoint: Path
+    folder: Path
+    facts: dict[str, Any]
+    model_class: Any = None
+    name: str = ""
+    """Its row in docs/families.md."""
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The graphs on one thread."""
+        return load_pipeline(self.folder, threads=1)
+
+    @property
+    def manifest(self) -> Any:
+        return self.pipeline.manifest
+
+    @cached_property
+    def loaded(self) -> LoadedCheckpoint:
+        """As the export stage loads it."""
+        return load_checkpoint(self.checkpoint)
+
+    @property
+    def family(self) -> Any:
+        return self.loaded.family
+
+    @cached_property
+    def model(self) -> Any:
+        """transformers' own model of the checkpoint, loaded by transformers."""
+        return self.model_class.from_pretrained(self.checkpoint, attn_implementation="eager").eval()
+
+    def without_cache(self) -> Any:
+        """A pipeline for one batch whose decoder reads the whole text again at every step."""
+        engines: dict[str, Any] = {
+            name: load_engine("onnxruntime", self.folder / component.file, component)
+            for name, component in self.manifest.components.items()
+        }
+        engines["decoder"] = WithoutCache(engines["decoder"])
+        return build_pipeline(self.manifest, engines, self.folder)
+
+
+class WithoutCache:
+    """A decoder that is given the whole text again at every step, and never a past."""
+
+    name = "without cache"
+
+    def __init__(self, decoder: Engine) -> None:
+        self._decoder = decoder
+        self._feed: dict[str, Any] = {}
+
+    @property
+    def inputs(self) -> Any:
+        return self._decoder.inputs
+
+    @property
+    def outputs(self) -> Any:
+        return self._decoder.outputs
+
+    def infer(self, feed: Any) -> dict[str, Any]:
+        if not self._feed:
+            self._feed = dict(feed)
+        else:
+            for name in {"input_ids", "position_ids"} & self._feed.keys():
+                self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=-1)
+            for name in {"cross_attention_mask", "cross_row_mask"} & self._feed.keys():
+                self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=1)
+            self._feed |= {name: feed[name] for name in ("attention_mask", "prefix_mask") if name in feed}
+        return self._decoder.infer(self._feed)
+
+
+def exported(checkpoint: Path, folder: Path, model_class: Any = None, **config: Any) -> Exported:
+    """A checkpoint through the export stage, into ``folder/out``."""
     work = StageWork(out=folder / "out", scratch=folder / "scratch")
     work.out.mkdir(parents=True)
     run(ExportConfig(**config), StageInputs(Artifact(ArtifactKind.CHECKPOINT, "0" * 64, checkpoint)), work)
-    return work.out, work.facts
+    return Exported(checkpoint, work.out, work.facts, model_class)
 
 
 def photos(count: int = 3, seed: int = 7) -> list[NDArray[np.uint8]]:
