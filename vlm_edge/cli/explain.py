@@ -145,8 +145,9 @@ def state_lines(part: dict[str, Any]) -> Iterator[str]:
     yield f"in float: {', '.join(floats) or 'no product'}"
     restored = part["weights_dequantized"]
     pairs = _counted(part["quantize_dequantize"]) or "none"
-    weights = f"{restored['count']} weights ({restored['elements']:,} elements)" if restored["count"] else "no weight"
-    yield f"Q/DQ that run: {pairs}; at every run {weights} dequantized"
+    yield f"Q/DQ that run: {pairs}; weights dequantized at every run: {restored['count'] or 'none'}" + (
+        f" ({restored['elements']:,} elements)" if restored["count"] else ""
+    )
 
 
 def _operators_table(part: dict[str, Any]) -> Any:

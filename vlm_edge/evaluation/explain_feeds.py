@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,14 @@ def read_feed(path: Path) -> Feed:
     Raises:
         VlmEdgeError: it is no such file.
     """
+    hint = "write it with numpy.savez(path, INPUT=array)"
+    if not zipfile.is_zipfile(path):
+        raise VlmEdgeError(f"{path}: no .npz file", hint)
     try:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, AttributeError) as error:
-        raise VlmEdgeError(f"{path}: no .npz file: {error}", "write it with numpy.savez(path, INPUT=array)") from error
+    except ValueError as error:
+        raise VlmEdgeError(f"{path}: it holds something else than arrays of numbers", hint) from error
 
 
 def generated_feed(inputs: Mapping[str, tuple[Any, tuple[int | str | None, ...]]], dims: Mapping[str, int]) -> Feed:

@@ -1,7 +1,8 @@
 """Why an INT8 graph is slower than it could be: the table of causes, and what of it holds for a graph.
 
-To add a cause, write a detector (:mod:`vlm_edge.numerics.int8_detectors`, or ``int8_kernels``) and an entry here. Causes are tried in the
-table's order, root causes first: a node counts for the first one that claims it, so no time is counted twice.
+To add a cause, write a detector (:mod:`vlm_edge.numerics.int8_detectors`, or ``int8_kernels``) and an entry here.
+Causes are tried in the table's order, root causes first: a node counts for the first one that claims it, so no time is
+counted twice.
 """
 
 from __future__ import annotations
