@@ -54,13 +54,15 @@ class SwitchedGraph:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self._session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in model.graph.output]
+        self._inputs = {value.name for value in model.graph.input}
 
     def run(self, feed: Feed, quantized: Collection[str]) -> dict[str, NDArray[Any]]:
         """The outputs with the layers of these nodes quantized, and all others float."""
         values = dict(feed)
         for layer in self.layers:
             if layer.node in quantized:
-                values[_switch(layer.node)] = np.array(True)
+                if _switch(layer.node) in self._inputs:  # not where the weight alone is rounded
+                    values[_switch(layer.node)] = np.array(True)
                 if layer.weight is not None and layer.rounded_weight is not None:
                     values[layer.weight] = layer.rounded_weight
         return dict(zip(self._names, self._session.run(self._names, values), strict=True))
@@ -144,13 +146,15 @@ def _switched(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[on
         if not added and weight is None:
             continue
         replacements[before.position(original)] = [*added, moved]
-        constants[_switch(node.name)] = np.array(False)
+        if added:
+            constants[_switch(node.name)] = np.array(False)
         add = before.only_consumer(original.output[0], "Add")
         outputs = (original.output[0],) if add is None else (original.output[0], add.output[0])
         layers.append(Layer(node.name, original.op_type, outputs, weight, rounded))
     model = edited(floating, replacements, constants)
     for layer in layers:
-        _make_input(model, _switch(layer.node), TensorProto.BOOL, ())
+        if _switch(layer.node) in constants:
+            _make_input(model, _switch(layer.node), TensorProto.BOOL, ())
         if layer.weight is not None and layer.rounded_weight is not None:
             _make_input(model, layer.weight, TensorProto.FLOAT, layer.rounded_weight.shape)
     return model, layers
