@@ -4,6 +4,7 @@
 # make lint       ruff, ruff format, mypy
 # make bench      every script of benchmarks/, one after another
 # make docs       the settings of every stage, from their configs into docs/recipe.md
+# make families-table  what the tests of families measure, into docs/families.md
 # make clean      remove .venv and the caches, but no results: they are in .vlm-edge/ and runs/
 
 SHELL := /bin/bash
@@ -23,7 +24,7 @@ INSTALL = @echo "installing vlm-edge[$(1)] into $(VENV) (about 1 GB the first ti
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(1)]' \
 	| sed -unE 's/^ +(Downloading|Using cached) ([^ ]+) \(([0-9.]+ [MG]B)\).*/  \2 (\3)/p; s/^Installing collected.*/  unpacking/p'
 
-.PHONY: help demo test test-slow aarch64 lint bench docs clean
+.PHONY: help demo test test-slow aarch64 lint bench docs families-table clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -63,6 +64,9 @@ bench: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/write_settings.py
+
+families-table: $(VENV)/.test
+	$(TEST_ENV) VLM_EDGE_WRITE_FAMILIES=1 $(BIN)/pytest tests/families --ignore tests/families/test_families_page.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

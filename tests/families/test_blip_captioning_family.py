@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from family_checkpoints import Exported, photos
+from tiny_blip import TOKENS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,6 +21,7 @@ from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
 from vlm_edge.numerics.attention_surgery import prune_heads
 from vlm_edge.runtime import CaptioningPipeline, load_pipeline
 
+SUBJECTS = ["BLIP, captions"]
 FAMILY = FAMILIES["blip-captioning"]
 DEC, SEP = 5, 3
 
@@ -61,6 +64,18 @@ def greedy(modules: dict[str, Any], pixels: Tensor, start: Tensor, steps: int) -
 def test_the_architecture_finds_the_family() -> None:
     assert family_for("BlipForConditionalGeneration") is FAMILY
     assert FAMILY.pipeline == "captioning"
+
+
+def test_thirty_two_tokens_are_generates(subject: Exported, families_page: Any) -> None:
+    answers = subject.pipeline.caption_ids(photos())
+    assert answers == subject.without_cache().caption_ids(photos())
+    processor = transformers.AutoImageProcessor.from_pretrained(subject.checkpoint, backend="pil")
+    pixels = processor(photos(), return_tensors="pt")["pixel_values"]
+    for use_cache in (True, False):
+        settings = {"do_sample": False, "max_new_tokens": TOKENS, "use_cache": use_cache}
+        ids = subject.model.generate(pixel_values=pixels, **settings)[:, 1:].tolist()
+        assert answers == [row[: row.index(SEP)] if SEP in row else row for row in ids]
+    families_page("one prompt for all images of a batch", tokens=answers)
 
 
 def test_components_caption_as_generate_does(model: Any, modules: dict[str, Any]) -> None:

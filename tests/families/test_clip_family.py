@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from family_checkpoints import Exported, least_cosine, photos
+from tiny_dual_encoders import TEXTS
 from torch import Tensor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
@@ -16,6 +19,7 @@ from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.checkpoint import load_checkpoint
 
+SUBJECTS = ["CLIP"]
 FAMILY = FAMILIES["clip"]
 
 
@@ -37,6 +41,18 @@ def pixels() -> Tensor:
 
 def classified(label: str) -> Sample:
     return Sample(id=label, image=Path("x.png"), text="", answers=(label,))
+
+
+@torch.no_grad()
+def test_embeddings_are_transformers(subject: Exported, families_page: Any) -> None:
+    pixels = CLIPImageProcessorPil.from_pretrained(subject.checkpoint)(photos(), return_tensors="pt")
+    texts = transformers.AutoTokenizer.from_pretrained(subject.checkpoint)(TEXTS, padding=True, return_tensors="pt")
+    expected = subject.model(**pixels, input_ids=texts["input_ids"], attention_mask=texts["attention_mask"])
+    cosine = min(
+        least_cosine(subject.pipeline.embed_images(photos()), expected.image_embeds),
+        least_cosine(subject.pipeline.embed_texts(TEXTS), expected.text_embeds),
+    )
+    families_page("open_clip's checkpoints too", cosine=cosine)
 
 
 @torch.no_grad()

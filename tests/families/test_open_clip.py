@@ -92,7 +92,8 @@ def test_exported_it_embeds_as_the_clip_it_was(tmp_path: Path) -> None:
     model = clip_model()
     preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bicubic"}
     source = write_folder(tmp_path / "source", model, {"model_cfg": model_cfg(), "preprocess_cfg": preprocess})
-    folder, facts = exported(source, tmp_path / "graphs")
+    subject = exported(source, tmp_path / "graphs")
+    folder, facts = subject.folder, subject.facts
     assert facts["composed"]["max_relative_error"] < 1e-5
     pipeline = load_pipeline(folder, threads=1)
     assert isinstance(pipeline, DualEncoderPipeline)

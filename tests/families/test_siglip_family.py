@@ -11,14 +11,12 @@ import torch
 import transformers
 from family_checkpoints import (
     POSITIONS,
-    TOWER,
-    VOCABULARY,
+    Exported,
     change_json,
-    exported,
     least_cosine,
     photos,
-    write_checkpoint,
 )
+from tiny_dual_encoders import TEXTS
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from vlm_edge.data.dataset import Sample
@@ -28,28 +26,8 @@ from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime import DualEncoderPipeline, load_pipeline
 
+SUBJECTS = ["SigLIP"]
 FAMILY = FAMILIES["siglip"]
-TEXTS = ["a photo of a red circle", "blue", "is there a green triangle in this picture"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = transformers.SiglipConfig(
-        text_config=TOWER | {"vocab_size": VOCABULARY, "max_position_embeddings": 16, "projection_size": 32},
-        vision_config=TOWER | {"image_size": 32, "patch_size": 8},
-    )
-    folder = write_checkpoint(
-        tmp_path_factory.mktemp("siglip"),
-        transformers.SiglipModel(config),
-        {"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}, "resample": 3},
-    )
-    change_json(folder / "tokenizer_config.json", model_input_names=["input_ids"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def graphs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return exported(checkpoint, tmp_path_factory.mktemp("siglip-graphs"))
 
 
 @pytest.fixture(scope="module")
@@ -63,24 +41,26 @@ def reference(checkpoint: Path) -> Any:
         return transformers.SiglipModel.from_pretrained(checkpoint)(**pixels, **texts)
 
 
-def test_embeddings_and_probabilities_are_transformers(graphs: Any, reference: Any) -> None:
-    folder, facts = graphs
+def test_embeddings_and_probabilities_are_transformers(subject: Exported, reference: Any, families_page: Any) -> None:
+    folder, facts = subject.folder, subject.facts
     pipeline = load_pipeline(folder, threads=1)
     assert isinstance(pipeline, DualEncoderPipeline)
-    assert least_cosine(pipeline.embed_images(photos()), reference.image_embeds) > 1 - 1e-5
-    assert least_cosine(pipeline.embed_texts(TEXTS), reference.text_embeds) > 1 - 1e-5
+    cosine = min(
+        least_cosine(pipeline.embed_images(photos()), reference.image_embeds),
+        least_cosine(pipeline.embed_texts(TEXTS), reference.text_embeds),
+    )
+    families_page("SigLIP 2 at fixed resolution too; NaFlex is refused", cosine=cosine)
     shares = pipeline.classify(photos(), TEXTS)
     np.testing.assert_allclose(shares, reference.logits_per_image.sigmoid(), atol=1e-5)
-    assert max(parity["max_relative_error"] for parity in facts["parity"].values()) < 1e-5
     assert facts["composed"]["max_relative_error"] < 1e-5
 
 
-def test_the_manifest_says_how_texts_are_padded(graphs: Any) -> None:
-    manifest = read_manifest(graphs[0])
+def test_the_manifest_says_how_texts_are_padded(subject: Exported) -> None:
+    manifest = read_manifest(subject.folder)
     assert manifest.text is not None
     assert (manifest.text.pad_to, manifest.text.mask_padding) == (16, False)
     assert manifest.logit_bias is not None
-    ids, mask = TextEncoder(graphs[0], manifest.text).encode(["blue"])
+    ids, mask = TextEncoder(subject.folder, manifest.text).encode(["blue"])
     assert ids.shape == (1, 16)
     assert mask.all()
 

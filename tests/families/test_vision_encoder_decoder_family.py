@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from family_checkpoints import (
     PAD,
     POSITIONS,
     SEP,
-    TOWER,
     VOCABULARY,
+    Exported,
     change_json,
-    exported,
     photos,
-    write_checkpoint,
 )
-from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from tiny_encoder_decoder import CASES, LENGTH, TOKENS, Case, checkpoint_of, vit
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
@@ -32,69 +29,15 @@ from vlm_edge.numerics.attention_surgery import prune_heads
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import CaptioningPipeline, load_pipeline
 
+NAMES = {"TrOCR": "trocr", "ViT-GPT2": "gpt2"}
+SUBJECTS = list(NAMES)
 FAMILY = FAMILIES["vision-encoder-decoder"]
-TOKENS = 32
-LENGTH = 40
-"""Positions of the decoders: TOKENS and the start token have to fit."""
-SHARED = {"vocab_size": VOCABULARY, "bos_token_id": CLS, "eos_token_id": SEP, "pad_token_id": PAD,
-          "is_decoder": True, "add_cross_attention": True, "max_position_embeddings": LENGTH}  # fmt: skip
-BART = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
 
 
-@dataclass(frozen=True)
-class Case:
-    """An encoder's and a decoder's config, the processor, and the attention sites of two decoder layers."""
-
-    encoder: Any
-    decoder: Any
-    processor: Any
-    sites: int
-
-
-def vit(**changes: Any) -> Any:
-    return transformers.ViTConfig(**TOWER, image_size=32, patch_size=8, **changes)
-
-
-CASES = {
-    "trocr": Case(
-        transformers.DeiTConfig(**TOWER | {"hidden_size": 24}, image_size=32, patch_size=8),
-        transformers.TrOCRConfig(**SHARED, **BART, cross_attention_hidden_size=24, layernorm_embedding=True),
-        DeiTImageProcessorPil, 4,
-    ),
-    "trocr sinusoidal": Case(
-        vit(), transformers.TrOCRConfig(**SHARED, **BART, cross_attention_hidden_size=32, scale_embedding=True,
-                                        use_learned_position_embeddings=False, layernorm_embedding=False),
-        ViTImageProcessorPil, 4,
-    ),
-    "gpt2": Case(
-        vit(hidden_act="gelu_new"), transformers.GPT2Config(**SHARED, n_embd=24, n_layer=2, n_head=4, n_inner=40),
-        ViTImageProcessorPil, 0,
-    ),
-    "bert": Case(vit(), transformers.BertConfig(**SHARED, **TOWER), ViTImageProcessorPil, 4),
-    "mbart": Case(vit(), transformers.MBartConfig(**SHARED, **BART), ViTImageProcessorPil, 4),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=["trocr", "gpt2"])
-def captioner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module")
+def captioner(subject: Exported) -> Any:
     """The case, its checkpoint, its graphs and what the export measured."""
-    case = CASES[request.param]
-    source = write(tmp_path_factory.mktemp("source"), case)
-    return (case, source, *exported(source, tmp_path_factory.mktemp("graphs")))
-
-
-def write(folder: Path, case: Case, **generation: Any) -> Path:
-    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(case.encoder, case.decoder)
-    processor = {
-        "image_processor_type": case.processor.__name__.removesuffix("Pil"),
-        "size": {"height": 32, "width": 32},
-        "crop_size": {"height": 32, "width": 32},
-    }
-    settings = {"decoder_start_token_id": CLS, "eos_token_id": SEP, "pad_token_id": PAD, "max_new_tokens": TOKENS}
-    write_checkpoint(
-        folder, transformers.VisionEncoderDecoderModel(config), processor, generation=settings | generation
-    )
-    return folder
+    return CASES[NAMES[subject.name]], subject.checkpoint, subject.folder, subject.facts
 
 
 def generated(source: Path, case: Case, **settings: Any) -> list[list[int]]:
@@ -110,23 +53,21 @@ def generated(source: Path, case: Case, **settings: Any) -> list[list[int]]:
     return rows
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_thirty_two_tokens_are_generates(captioner: Any, use_cache: bool) -> None:
-    case, source, folder, facts = captioner
-    pipeline = load_pipeline(folder, threads=1)
-    assert isinstance(pipeline, CaptioningPipeline)
-    expected = generated(source, case, use_cache=use_cache)
-    assert max(map(len, expected)) == TOKENS
-    assert pipeline.caption_ids(photos()) == expected
+def test_thirty_two_tokens_are_generates(captioner: Any, subject: Exported, families_page: Any) -> None:
+    case, source, _, facts = captioner
+    assert isinstance(subject.pipeline, CaptioningPipeline)
+    answers = subject.pipeline.caption_ids(photos())
+    assert answers == generated(source, case) == generated(source, case, use_cache=False)
+    assert answers == subject.without_cache().caption_ids(photos())
+    families_page("decoders: TrOCR, GPT-2, BERT and mBART; encoders: ViT, DeiT and BEiT", tokens=answers)
     assert facts["composed"]["questions_equal"] == 6
-    assert max(parity["max_relative_error"] for parity in facts["parity"].values()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["trocr sinusoidal", "bert", "mbart"])
 @torch.no_grad()
 def test_other_decoders_write_what_generate_does(name: str, tmp_path: Path) -> None:
     """The components as torch modules: these decoders' graphs are made as those of the two that are exported here."""
-    source = write(tmp_path, CASES[name])
+    source = checkpoint_of(tmp_path, CASES[name])
     loaded = load_checkpoint(source)
     sites = [site for site in FAMILY.attention_sites(loaded.model) if site.component == "decoder"]
     assert len(sites) == CASES[name].sites
@@ -220,7 +161,7 @@ def test_parts_that_are_not_known_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(VlmEdgeError, match="encoder: 'swin' can't be exported; known: beit, deit, vit"):
         FAMILY.build(swin.to_dict())
-    source = write(tmp_path, CASES["gpt2"])
+    source = checkpoint_of(tmp_path, CASES["gpt2"])
     change_json(source / "preprocessor_config.json", image_processor_type="DonutImageProcessor")
     with pytest.raises(VlmEdgeError, match="image_processor_type: 'DonutImageProcessor'; known: DeiT, ViT"):
         FAMILY.image_processing(source)

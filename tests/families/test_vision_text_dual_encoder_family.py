@@ -9,26 +9,18 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from family_checkpoints import PAD, POSITIONS, TOWER, VOCABULARY, exported, least_cosine, photos, write_checkpoint
+from family_checkpoints import TOWER, Exported, least_cosine, photos
+from tiny_dual_encoders import TEXTS, VIT, WORDS, vision_text_of
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.runtime import DualEncoderPipeline, load_pipeline
+from vlm_edge.runtime import DualEncoderPipeline
 
+SUBJECTS = ["ViT beside BERT"]
 FAMILY = FAMILIES["vision-text-dual-encoder"]
-TEXTS = ["a photo of a red circle", "blue", "is there a green triangle in this picture"]
-VIT = transformers.ViTConfig(**TOWER, image_size=32, patch_size=8)
-WORDS = {"vocab_size": VOCABULARY, "max_position_embeddings": POSITIONS, "pad_token_id": PAD}
-BERT = transformers.BertConfig(**TOWER, **WORDS)
-
-
-def write(folder: Path, vision: Any, text: Any) -> Path:
-    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=24)
-    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
-    return write_checkpoint(folder, transformers.VisionTextDualEncoderModel(config), processor)
 
 
 def reference(source: Path) -> Any:
@@ -39,21 +31,22 @@ def reference(source: Path) -> Any:
         return model(pixel_values=pixels, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
 
 
-def test_embeddings_are_transformers(tmp_path: Path) -> None:
-    source = write(tmp_path / "source", VIT, BERT)
-    folder, facts = exported(source, tmp_path / "graphs")
-    pipeline = load_pipeline(folder, threads=1)
+def test_embeddings_are_transformers(subject: Exported, families_page: Any) -> None:
+    pipeline = subject.pipeline
     assert isinstance(pipeline, DualEncoderPipeline)
-    expected = reference(source)
-    assert least_cosine(pipeline.embed_images(photos()), expected.image_embeds) > 1 - 1e-5
-    assert least_cosine(pipeline.embed_texts(TEXTS), expected.text_embeds) > 1 - 1e-5
+    expected = reference(subject.checkpoint)
+    cosine = min(
+        least_cosine(pipeline.embed_images(photos()), expected.image_embeds),
+        least_cosine(pipeline.embed_texts(TEXTS), expected.text_embeds),
+    )
+    families_page("towers: BERT, RoBERTa and XLM-RoBERTa beside ViT, DeiT and CLIP's", cosine=cosine)
     np.testing.assert_allclose(pipeline.classify(photos(), TEXTS), expected.logits_per_image.softmax(-1), atol=1e-4)
-    assert facts["composed"]["max_relative_error"] < 1e-4
+    assert subject.facts["composed"]["max_relative_error"] < 1e-4
 
 
 def test_a_roberta_beside_clips_tower(tmp_path: Path) -> None:
     vision = transformers.CLIPVisionConfig(**TOWER, image_size=32, patch_size=8)
-    source = write(tmp_path, vision, transformers.RobertaConfig(**TOWER, **WORDS))
+    source = vision_text_of(tmp_path, vision, transformers.RobertaConfig(**TOWER, **WORDS))
     loaded = load_checkpoint(source)
     components = FAMILY.components(loaded.model, FAMILY.image_processing(source))
     tokens = transformers.AutoTokenizer.from_pretrained(source)(TEXTS, padding=True, return_tensors="pt")

@@ -6,6 +6,7 @@ machine's last digits change nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 BEGIN, END = "<!-- measured: make families-table -->", "<!-- end -->"
 COMPONENT_BAR, COSINE_BAR, SCORE_BAR, TOKENS = 1e-4, 1e-5, 1e-4, 32
 BOUNDS = (1e-6, 1e-5, 1e-4)
+BOUND = re.compile(r"< 1e-\d\d")
 BATCHES, LENGTHS = (2, 3), (4, 9)
 BATCH_DIMENSIONS = {"images", "texts", "batch"}
 
@@ -75,7 +77,7 @@ def row(
     assert said
     return Row(
         model=name,
-        architectures=", ".join(f"`{each}`" for each in subject.family.architectures),
+        architectures=", ".join(f"`{each}`" for each in subject.family.architectures or [_class(subject)]),
         components=", ".join(errors),
         pipeline=subject.manifest.pipeline,
         error=bound(max(errors.values())),
@@ -84,9 +86,21 @@ def row(
     )
 
 
+def _class(subject: Exported) -> str:
+    """The model's class, of a family that another one's architecture leads to."""
+    return type(subject.loaded.model).__name__
+
+
 def bound(value: float) -> str:
     """``< 1e-06`` for what is at most a third of it."""
     return next(f"< {limit:.0e}" for limit in BOUNDS if 3 * value <= limit)
+
+
+def agree(said: Row, measured: Row) -> bool:
+    """Whether two rows say the same, and no bound that was measured is above what is said."""
+    ours, theirs = (BOUND.split(row.line()) for row in (measured, said))
+    limits = ([float(each[1:]) for each in BOUND.findall(row.line())] for row in (measured, said))
+    return ours == theirs and all(low <= high for low, high in zip(*limits, strict=True))
 
 
 def component_errors(subject: Exported) -> dict[str, float]:

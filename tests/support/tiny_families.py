@@ -10,6 +10,7 @@ from typing import Any
 
 import tiny_blip
 import tiny_blip2
+import tiny_blip2_t5
 import tiny_bridgetower
 import tiny_dual_encoders
 import tiny_encoder_decoder
@@ -54,6 +55,7 @@ TINY = {
     "BLIP, image-text matching": _blip("blip-matching", tiny_blip.MATCHING),
     "BLIP-2, OPT": Tiny("blip-2", tiny_blip2.checkpoint_of, tiny_blip2.MODEL),
     "BLIP-2, OPT-350M": Tiny("blip-2", partial(tiny_blip2.checkpoint_of, language="opt-350m"), tiny_blip2.MODEL),
+    "BLIP-2, T5": Tiny("blip-2-t5", tiny_blip2_t5.checkpoint_of, tiny_blip2_t5.MODEL),
     "InstructBLIP, Vicuna": Tiny("instructblip", tiny_instructblip.checkpoint_of, tiny_instructblip.MODEL),
     "LLaVA-1.5": Tiny("llava", partial(tiny_llava.checkpoint_of, num_key_value_heads=2), tiny_llava.MODEL),
     "LLaVA-NeXT": Tiny("llava-next", tiny_llava_next.checkpoint_of, tiny_llava_next.MODEL),

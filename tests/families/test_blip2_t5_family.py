@@ -1,0 +1,91 @@
+"""BLIP-2 with a T5 through export and the runtime, against transformers' generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from family_checkpoints import DEC, SEP, Exported, photos
+from tiny_blip2_t5 import TOKENS, checkpoint_of
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from vlm_edge.families.base import AttentionRole
+from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.t5 import RelativeBias
+from vlm_edge.runtime import VqaPipeline
+
+SUBJECTS = ["BLIP-2, T5"]
+QUESTIONS = ["what color is the circle", "is it blue", "how many"]
+
+
+def asked(checkpoint: Path, question: str) -> Any:
+    """Blip2Processor's input_ids for one image: the queries' places, then the tokenized prompt."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    prompt = tokenizer(f"Question: {question} Answer:", return_tensors="pt").input_ids
+    return torch.cat([torch.full((1, 5), DEC), prompt], dim=1)
+
+
+def test_thirty_two_tokens_are_generates(subject: Exported, families_page: Any) -> None:
+    pipeline, uncached = subject.pipeline, subject.without_cache()
+    assert isinstance(pipeline, VqaPipeline)
+    answers = pipeline.answer_ids(pipeline.encode_images(photos()), QUESTIONS)
+    assert answers == uncached.answer_ids(uncached.encode_images(photos()), QUESTIONS)
+    processor = BlipImageProcessorPil.from_pretrained(subject.checkpoint)
+    cases = zip(photos(), QUESTIONS, answers, (True, False, True), strict=True)
+    for image, question, row, use_cache in cases:
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
+        settings = {"do_sample": False, "max_new_tokens": TOKENS, "use_cache": use_cache}
+        ids = asked(subject.checkpoint, question)
+        tokens = subject.model.generate(pixels, input_ids=ids, **settings)[0, 1:].tolist()
+        assert row == (tokens[: tokens.index(SEP)] if SEP in tokens else tokens)
+    assert len({token for row in answers for token in row}) >= 8
+    families_page("one image a question; the prompt is `Question: .. Answer:`", tokens=answers)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_components_are_forward(tied: bool, tmp_path: Path) -> None:
+    """Padded questions; answers longer than the farthest distance that has a bucket of its own."""
+    loaded = load_checkpoint(checkpoint_of(tmp_path, tie_word_embeddings=tied))
+    model: Any = loaded.model
+    parts = loaded.family.components(model, loaded.family.image_processing(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn((2, 3, 32, 32), generator=generator)
+    ids = torch.randint(6, 100, (2, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    answer = torch.randint(6, 100, (2, 20), generator=generator)
+    (features,) = parts["vision_encoder"].module(pixels)
+    seen, *cross = parts["text_encoder"].module(ids, mask, features)
+    past = [tensor[:, :, :0] for name, tensor in parts["decoder"].example.items() if name.startswith("past_")]
+    logits, *_ = parts["decoder"].module(answer, seen, *cross, *past)
+    expected = model(
+        pixel_values=pixels,
+        input_ids=torch.cat([torch.full((2, 5), DEC), ids], dim=1),
+        attention_mask=torch.cat([torch.ones(2, 5, dtype=torch.int64), mask], dim=1),
+        decoder_input_ids=answer,
+    ).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    first, *present = parts["decoder"].module(answer[:, :15], seen, *cross, *past)
+    rest, *_ = parts["decoder"].module(answer[:, 15:], seen, *cross, *present)
+    torch.testing.assert_close(torch.cat([first, rest], dim=1), logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_biases_are_t5s(both_ways: bool) -> None:
+    """At distances of up to 300 tokens, with the published 32 buckets up to 128."""
+    config = transformers.T5Config(d_model=8, d_kv=4, num_heads=3, is_decoder=not both_ways)
+    module = transformers.models.t5.modeling_t5.T5Attention(config, has_relative_attention_bias=True, layer_idx=0)
+    ours = RelativeBias(module, both_ways)
+    torch.testing.assert_close(ours(300, 0), module.compute_bias(300, 300))
+    torch.testing.assert_close(ours(2, 70), module.compute_bias(2, 72, past_seen_tokens=70))
+
+
+def test_attention_sites_are_the_q_formers(tmp_path: Path) -> None:
+    loaded = load_checkpoint(checkpoint_of(tmp_path))
+    sites = loaded.family.attention_sites(loaded.model)
+    assert [site.role for site in sites].count(AttentionRole.CROSS) == 1
+    assert {site.component for site in sites} == {"connector"}
