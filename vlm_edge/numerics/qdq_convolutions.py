@@ -69,11 +69,13 @@ def place_convolutions(
         convolution.CopyFrom(node)
         convolution.input[:2] = [f"{node.input[0]}_dequantized", f"{node.input[1]}_dequantized"]
         replacements[graph.position(node)] = [*before, convolution, *after]
-    result = edited(model, replacements, constants)
-    for node in result.graph.node:
-        if node.op_type != "QuantizeLinear":
-            node.input[:] = [f"{name}_dequantized" if name in written else name for name in node.input]
-    return result
+    for position, node in enumerate(graph.nodes):
+        if position not in replacements and written.intersection(node.input):
+            reader = onnx.NodeProto()
+            reader.CopyFrom(node)
+            reader.input[:] = [f"{name}_dequantized" if name in written else name for name in node.input]
+            replacements[position] = [reader]
+    return edited(model, replacements, constants)
 
 
 def lower_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:

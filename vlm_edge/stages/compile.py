@@ -144,7 +144,7 @@ def _compile_component(
     row = row.model_copy(update={"file": f"{name}.xml"})
     if not config.tune_seconds or not holds_integers(graph):
         return row, facts
-    row, facts["tuned"] = tuned_row(out / row.file, row, reference, target.threads)
+    row, facts["tuned"] = tuned_row(out / row.file, row, reference)
     return row, facts
 
 

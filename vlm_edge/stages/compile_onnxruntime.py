@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import onnxruntime as ort
 
 from vlm_edge.engines.base import Engine, Feed
 from vlm_edge.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeOptions, session_options
-from vlm_edge.numerics.attention_fusion import find_attentions, fitted, fuse_attentions, operands
+from vlm_edge.numerics.attention_fusion import Attention, find_attentions, fitted, fuse_attentions, operands
+from vlm_edge.numerics.integer_forms import Form, with_forms
 from vlm_edge.numerics.qdq_graph import copied
 from vlm_edge.numerics.slim_graph import slim
 from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.compile_check import ReferenceEngine
-from vlm_edge.stages.compile_tune import Tuner
+from vlm_edge.stages.compile_tune import MARGIN, Load, Tuner, race
 
 OPTIONS: dict[str, str | int | float | bool] = {"graph_optimization": "all", "spinning": "during_run"}
 """The graph is optimized when it is loaded: doing it beforehand would write int8 weights out as float32."""
@@ -58,14 +60,17 @@ def compile_component(
     facts: dict[str, Any] = {}
     row = component.model_copy(update={"file": target.name})
     if full:
-        facts["attentions_found"], model = _with_fused_attention(model, reference, scratch)
-        facts["attentions_fused"] = sum(node.op_type == "MultiHeadAttention" for node in model.graph.node)
+        load = _loader(row, scratch) if tune_seconds else None
+        model, facts = _with_fused_attention(model, reference, scratch, load)
         facts["multiply_adds"] = multiply_adds(source, reference.runs[0][0], scratch)
         facts["threads"] = max(1, min(threads, math.ceil(facts["multiply_adds"] / WORK_PER_THREAD)))
         row = row.model_copy(update={"threads": facts["threads"]})
         if tune_seconds:
-            model, found = _tuned(model, row, reference, scratch, tune_seconds)
+            forms, found = _tuned(model, row, reference, scratch, tune_seconds)
             facts |= {"tuned": found} if found else {}
+            if forms:
+                model = with_forms(model, forms)
+                _refer_to(onnx.load(source), forms, row, reference, scratch)
     model = slim(model)
     write_graph(model, target)
     facts["nodes"] = len(model.graph.node)
@@ -74,24 +79,49 @@ def compile_component(
 
 def _tuned(
     model: onnx.ModelProto, row: Component, reference: ReferenceEngine, scratch: Path, seconds: float
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model with its integer layers in the forms that ran fastest on the runs at batch 1."""
+) -> tuple[dict[str, Form], dict[str, Any]]:
+    """The forms of integer layers that ran fastest on the runs at batch 1, and facts."""
     feeds = [feed for feed, _ in reference.single]
-    folder = scratch / "tune"
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-
-    def load(candidate: onnx.ModelProto) -> Engine:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        write_graph(candidate, folder / row.file)
-        return OnnxRuntimeEngine(folder / row.file, row, threads=row.threads or 1, options=OPTIONS)
 
     def shapes(names: list[str]) -> dict[str, tuple[int, ...]]:
         return tensor_shapes(model, names, feeds[0], scratch)
 
-    found = Tuner(model, feeds, load, shapes, seconds).run()
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
+    tuner = Tuner(model, feeds, _loader(row, scratch), shapes, seconds)
+    facts = tuner.run()
+    return tuner.forms, facts
+
+
+def _loader(row: Component, scratch: Path) -> Load:
+    """Makes engines of one thread of graphs, through a file that is gone again."""
+    folder = scratch / "tune"
+
+    def load(candidate: onnx.ModelProto) -> Engine:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        write_graph(candidate, folder / row.file)
+        engine = OnnxRuntimeEngine(folder / row.file, row, threads=1, options=OPTIONS)
+        shutil.rmtree(folder)
+        return engine
+
+    return load
+
+
+def _refer_to(
+    model: onnx.ModelProto, forms: Mapping[str, Form], row: Component, reference: ReferenceEngine, scratch: Path
+) -> None:
+    """Make ``model`` in these forms what the engine is held against: other forms round in other places."""
+    folder = scratch / "forms"
+    folder.mkdir(exist_ok=True)
+
+    def plain(graph: onnx.ModelProto) -> OnnxRuntimeEngine:
+        write_graph(graph, folder / row.file)
+        options = {"graph_optimization": "disabled"}
+        return OnnxRuntimeEngine(folder / row.file, row, threads=row.threads or 1, options=options)
+
+    engine = plain(with_forms(model, forms))
+    reference.runs = [(feed, engine.infer(feed)) for feed, _ in reference.runs]
+    reference.floating = plain(with_forms(model, dict.fromkeys(forms, "float")))
+    shutil.rmtree(folder)
 
 
 def write_graph(model: onnx.ModelProto, path: Path) -> None:
@@ -103,14 +133,32 @@ def write_graph(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _with_fused_attention(
-    model: onnx.ModelProto, reference: ReferenceEngine, scratch: Path
-) -> tuple[int, onnx.ModelProto]:
-    """How many attentions look like ones, and the model with those fused whose shapes prove it in a run."""
+    model: onnx.ModelProto, reference: ReferenceEngine, scratch: Path, load: Load | None
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The model with attentions fused whose shapes prove in a run that they are ones, and facts.
+
+    With ``load``, those of one shape are left as they were where they ran faster so: the operator is slow on heads
+    whose size is no multiple of 16 (MobileViT's first transformer: 3 times the time of its parts).
+    """
     found = find_attentions(model)
     names = sorted({name for attention in found for name in operands(attention)})
     shapes = tensor_shapes(model, names, reference.runs[-1][0], scratch) if names else {}
     proven = [match for match in (fitted(attention, shapes) for attention in found) if match is not None]
-    return len(found), fuse_attentions(model, proven)
+    fused = fuse_attentions(model, proven)
+    if load is not None and proven:
+        groups: dict[Any, list[Attention]] = {}
+        for attention in proven:
+            groups.setdefault(tuple(shapes[name] for name in operands(attention)), []).append(attention)
+        feeds = [feed for feed, _ in reference.single]
+        best = load(fused)
+        for group in groups.values():
+            fewer = [attention for attention in proven if attention not in group]
+            without = fuse_attentions(model, fewer)
+            candidate = load(without)
+            time, other = race((best, candidate), feeds)
+            if other < time * (1 - MARGIN):
+                proven, fused, best = fewer, without, candidate
+    return fused, {"attentions_found": len(found), "attentions_fused": len(proven)}
 
 
 def tensor_shapes(model: onnx.ModelProto, names: list[str], feed: Feed, scratch: Path) -> dict[str, tuple[int, ...]]:

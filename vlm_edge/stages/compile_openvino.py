@@ -14,12 +14,12 @@ from vlm_edge.stages.compile_tune import MARGIN, race
 BFLOAT16: dict[str, str | int | float | bool] = {"INFERENCE_PRECISION_HINT": "bf16"}
 
 
-def tuned_row(path: Path, row: Component, reference: ReferenceEngine, threads: int) -> tuple[Component, dict[str, Any]]:
+def tuned_row(path: Path, row: Component, reference: ReferenceEngine) -> tuple[Component, dict[str, Any]]:
     """An INT8 component's row with bfloat16 for what is float in it, where this CPU has it, it is faster, and no
     output strays from the graph's; and facts."""
     if not computes_bfloat16():
         return row, {"float_layers": "f32", "reason": "this CPU has no bfloat16 products"}
-    engines = [OpenVinoEngine(path, row, threads=threads, options=options) for options in ({}, BFLOAT16)]
+    engines = [OpenVinoEngine(path, row, threads=1, options=options) for options in ({}, BFLOAT16)]
     pairs = ((outputs, engines[1].infer(feed)) for feed, outputs in reference.runs)
     cosine = min(value.cosine for value in agreement(pairs).values())
     if cosine < MIN_COSINE:

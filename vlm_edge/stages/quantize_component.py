@@ -97,14 +97,14 @@ def lowered(
     from vlm_edge.numerics.qdq_graph import without_notes
     from vlm_edge.numerics.qdq_lower import dynamic_linears, lower_linears
     from vlm_edge.numerics.qdq_openvino import float_concatenations
-    from vlm_edge.numerics.qdq_retarget import retarget_activations, sink_quantizers, symmetric_activations
+    from vlm_edge.numerics.qdq_retarget import retarget_activations, symmetric_activations
     from vlm_edge.numerics.quant_weights import compress_tables, compress_weights
     from vlm_edge.numerics.tensorrt_form import tensorrt_form
 
     if scheme in ("int8", "int8-smooth"):
         graph = symmetric_activations(graph) if form.symmetric else retarget_activations(graph, signed=form.signed)
         if form.kernels:
-            graph = lower_convolutions(lower_linears(sink_quantizers(graph)))
+            graph = lower_convolutions(lower_linears(graph))
         elif not form.symmetric:
             graph = float_concatenations(graph)
     elif scheme == "int8-dynamic":
