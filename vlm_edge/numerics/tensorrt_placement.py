@@ -70,8 +70,8 @@ def _pair_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
         if source is None or source.op_type != "QuantizeLinear":
             yield Fault("pair", _name(node), node.input[0], "it restores levels that no QuantizeLinear makes")
             return
-        scales = graph.constant(node.input[1]), graph.constant(source.input[1])
-        if scales[0] is not None and scales[1] is not None and not np.array_equal(*scales):
+        scale, other = graph.constant(node.input[1]), graph.constant(source.input[1])
+        if scale is not None and other is not None and not np.array_equal(scale, other):
             yield Fault("pair", _name(node), node.input[1], f"its scale is not that of {_name(source)}")
 
 
