@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 
 import planted_int8 as planted
 import pytest
@@ -12,6 +13,8 @@ from tiny_graphs import write_vqa
 
 from vlm_edge.cli.explain import finding_title, headline, host_lines, state_lines
 from vlm_edge.cli.main import main
+from vlm_edge.evaluation.explain_facts import NAMES_SHOWN
+from vlm_edge.numerics.int8_causes import CAUSES
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -95,3 +98,10 @@ def test_the_words():
     follows = finding | {"counted_in": {"a": 1, "b": 2}, "nodes": 3}
     assert finding_title(follows) == "T [c]: 3 nodes, 20% of the time; 3 count under a, b"
     assert finding_title(finding | {"share": None, "time_share": None}) == "T [c]: 1 node"
+
+
+def test_the_page_lists_every_cause():
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    for cause in CAUSES:
+        assert f"| `{cause.name}` | {cause.title} |" in page
+    assert f"first {NAMES_SHOWN} of a finding" in page
