@@ -292,6 +292,31 @@ def test_no_node_counts_twice(tmp_path):
     assert [finding.cost for finding in findings] == sorted((finding.cost for finding in findings), reverse=True)
 
 
+@pytest.mark.parametrize("shape", [("batch", WIDTH), (1, ROWS, WIDTH)])
+@pytest.mark.parametrize("activation", ["Relu", "Tanh"])
+def test_gemm_that_took_up_an_activation(shape, activation, tmp_path):
+    weights = {"w": np.eye(WIDTH, dtype=np.float32), "b": np.ones(WIDTH, np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], name="fc"),
+        helper.make_node("Add", ["m", "b"], ["a"]),
+        helper.make_node(activation, ["a"], ["y"]),
+    ]
+    model = with_pairs(model_of(nodes, weights, shape, "y"), MATMUL, signed=False)
+    finding = explain_graph(view_of(model, tmp_path), None)[0]
+    assert finding.cause.name == "gemm-fusion"
+    assert operators(finding) <= {"Gemm", "FusedGemm", "DequantizeLinear", "QuantizeLinear"}
+
+
+@pytest.mark.skipif(not X86, reason="onnxruntime fuses s8 data on ARM")
+def test_s8_data_that_onnxruntime_converts_is_told_and_costs_nothing(tmp_path):
+    model = with_pairs(float_chain("gelu"), MATMUL, signed=True)
+    view = view_of(model, tmp_path)
+    assert [node.op_type for node in view.graph.nodes].count("MatMulIntegerToFloat") == 3
+    finding = named(view, dict.fromkeys(range(len(view.graph.nodes)), 0.1))["s8-activations"]
+    assert finding.cost == 0
+    assert finding.reasons == {"s8 Q/DQ, turned to u8 when the session loaded: that costs nothing": 3}
+
+
 def test_the_table_is_whole():
     names = [cause.name for cause in CAUSES]
     assert len(set(names)) == len(names)

@@ -41,7 +41,7 @@ def model_of(nodes: Nodes, weights: Weights, shape: Sequence[int | str], output:
         nodes,
         "planted",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, (shape[0], ROWS, WIDTH))],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     domains = {node.domain for node in nodes} - {""}

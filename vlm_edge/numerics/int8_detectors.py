@@ -17,7 +17,12 @@ from vlm_edge.numerics.qdq_graph import attribute
 from vlm_edge.numerics.qdq_report import INTEGER_OPERATORS
 
 FUSED_GEMM = "MatMulAddFusion"
-"""The end of the name that onnxruntime gives a Gemm which it made of MatMul and Add."""
+"""Part of the name that onnxruntime gives a Gemm which it made of MatMul and Add (and an activation: FusedGemm)."""
+
+CONVERTED = "qdq_s8_to_u8"
+"""The start of the names that onnxruntime gives the parameters of an s8 quantizer which it turned to u8."""
+
+_GEMMS = ("Gemm", "FusedGemm")
 
 
 def blocked_quantization(view: Int8View) -> Iterator[Hit]:
@@ -48,15 +53,14 @@ def per_channel_activations(view: Int8View) -> Iterator[Hit]:
 
 def gemm_fusion(view: Int8View) -> Iterator[Hit]:
     """Gemm that onnxruntime made of MatMul and Add before it looked for Q/DQ, which stay around it."""
-    names = {node.name for node in view.source.nodes if node.op_type == "Gemm"}
     for node in view.graph.nodes:
-        made = node.op_type == "Gemm" and (node.name.endswith(FUSED_GEMM) or (node.name and node.name not in names))
+        made = node.op_type in _GEMMS and FUSED_GEMM in node.name
         if made and view.data_dequantizer(node.input[0]) is not None:
             yield from _stuck_product(view, node, "a float Gemm, made of MatMul and Add")
 
 
 def signed_activations(view: Int8View) -> Iterator[Hit]:
-    """On x86: integer kernels with s8 data, and Q/DQ that stayed because the data is s8."""
+    """On x86: integer kernels with s8 data, Q/DQ that stayed because the data is s8, and those that were converted."""
     if view.machine != "x86":
         return
     slow = 1 - 1 / view.speed.s8s8_over_u8s8 if view.slow_signed else 0.0
@@ -71,6 +75,9 @@ def signed_activations(view: Int8View) -> Iterator[Hit]:
         elif view.source_signed and node.op_type in INTEGER_ELEMENTWISE and _is_whole_unit(view, node):
             for name in node.input:
                 yield from _leftovers(view, name, f"Q/DQ around {node.op_type}, not fused: one side s8, the other u8")
+    for node in view.graph.nodes:
+        if node.op_type == "QuantizeLinear" and len(node.input) > 2 and node.input[2].startswith(CONVERTED):
+            yield Hit(node, 0.0, "s8 Q/DQ, turned to u8 when the session loaded: that costs nothing")
 
 
 def float_only_operators(view: Int8View) -> Iterator[Hit]:
@@ -191,9 +198,9 @@ def _missing_quantizer(view: Int8View, node: onnx.NodeProto) -> str:
     for index, name in enumerate(node.input[:2] if node.op_type in PRODUCTS else node.input):
         if name and view.dequantizer(name) is None:
             return f"its input {index} is not quantized"
-    if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] and view.dequantizer(node.input[2]) is None:
+    if node.op_type in _GEMMS and len(node.input) > 2 and node.input[2] and view.dequantizer(node.input[2]) is None:
         return "its bias is in float, QGemm takes s32"
-    needs_output = node.op_type not in ("MatMul", "Gemm", "FusedMatMul")
+    needs_output = node.op_type not in ("MatMul", "FusedMatMul", *_GEMMS)
     readers = view.graph.consumers[node.output[0]]
     if needs_output and not any(each.op_type == "QuantizeLinear" for each in readers):
         return "its output is not quantized"

@@ -18,7 +18,9 @@ Kind = Literal[
     "integer", "int8 weights", "float product", "activation Q/DQ", "weight DQ", "conversion", "layout", "other float"
 ]
 
-PRODUCTS = frozenset({"MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "Conv", "FusedConv", "ConvTranspose"})
+PRODUCTS = frozenset(
+    {"MatMul", "FusedMatMul", "TransposeMatMul", "Gemm", "FusedGemm", "Conv", "FusedConv", "ConvTranspose"}
+)
 """Operators that multiply in floating point, and that integers would make faster."""
 
 ATTENTIONS = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"})
