@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from vlm_edge.data import dataset_digest, load_dataset
+from vlm_edge.data.dataset import Sample
 from vlm_edge.data.easy_vqa import COLORS, SHAPES, implied_attributes
+from vlm_edge.data.sampling import draw_stratified
 from vlm_edge.errors import VlmEdgeError
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +188,11 @@ class TestRefusals:
         with pytest.raises(VlmEdgeError, match="not installed") as caught:
             load_dataset(write_manifest(source={"package": "easy-vqa"}), "test")
         assert caught.value.hint == 'pip install "vlm-edge[demo]"'
+
+
+def test_captions_are_drawn_without_regard_to_the_alphabet() -> None:
+    samples = [Sample(str(n), Path(f"{n}.png"), "", (f"caption {n:03}",)) for n in range(200)]
+    drawn = [{sample.id for sample in draw_stratified(samples, 20, seed)} for seed in (0, 0, 1)]
+    assert [len(each) for each in drawn] == [20, 20, 20]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert max(map(int, drawn[0] | drawn[2])) >= 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +418,108 @@ def test_texts_of_a_dual_encoder_are_the_labels_in_their_prompts(tmp_path: Path)
 def test_calibration_with_nothing_is_an_error() -> None:
     with pytest.raises(VlmEdgeError, match="no calibration input"):
         quantize_graph(vision_model(), "int8", [], quant_form("onnxruntime", "x86-vnni"))
+
+
+def test_a_second_target_takes_its_statistics_from_the_cache(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
+    counts = []
+    for engine, isa in (("onnxruntime", "x86-vnni"), ("onnxruntime", "arm"), ("tensorrt", "cuda")):
+        work = StageWork(tmp_path / f"out-{engine}-{isa}", tmp_path / f"s-{engine}-{isa}", cache=tmp_path / "cache")
+        work.out.mkdir()
+        work.scratch.mkdir()
+        target = Target(name="box", engine=engine, threads=1, isa=isa)  # type: ignore[arg-type]
+        SPEC.run(QuantizeConfig(), StageInputs(graphs, task=task, target=target), work)
+        counts.append([facts["calibrated_tensors"] for facts in work.facts["components"].values()])
+    assert min(counts[0]) > 0
+    assert counts[1] == [0, 0]
+    assert counts[2][1] == 0  # the text encoder's; TensorRT's form may quantize more of the vision encoder
+
+
+def test_layers_are_ranked_by_what_each_alone_costs(quantized: tuple[Path, dict[str, Any]]) -> None:
+    vision = quantized[1]["components"]["vision_encoder"]
+    ranked = vision["sensitivity"]
+    assert len(ranked) >= 2
+    assert [row["sqnr_db"] for row in ranked] == sorted(row["sqnr_db"] for row in ranked)
+    assert {row["float"] for row in ranked} == {False}
+    assert min(row["sqnr_db"] for row in ranked) > vision["outputs"]["image_embeds"]["sqnr_db"] - 1
+    shown = {layer["sensitivity_db"] for layer in vision["layers"]} - {None}
+    assert shown == {row["sqnr_db"] for row in ranked}
+
+
+def test_the_noisiest_layers_stay_float_until_the_bound_is_met(
+    quantized: tuple[Path, dict[str, Any]], graphs: Artifact, task: TaskSpec, tmp_path: Path
+) -> None:
+    before = quantized[1]["components"]["vision_encoder"]
+    bound = before["outputs"]["image_embeds"]["sqnr_db"] + 2
+    components = {"vision_encoder": "int8", "*": "none"}
+    _, facts = quantize(tmp_path, graphs, task, components=components, min_sqnr_db=bound)
+    vision = facts["components"]["vision_encoder"]
+    assert vision["outputs"]["image_embeds"]["sqnr_db"] >= bound
+    left = [row["name"] for row in vision["sensitivity"] if row["float"]]
+    assert sorted(left) == vision["float_layers"]
+    assert 0 < len(left) < len(vision["sensitivity"])
+    assert left == [row["name"] for row in vision["sensitivity"][: len(left)]]
+    assert sum(vision["operators"]["integer"].values()) == sum(before["operators"]["integer"].values()) - len(left)
+
+
+def test_layers_are_kept_float_by_name(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
+    names = {
+        row["name"] for row in quantize(tmp_path / "a", graphs, task)[1]["components"]["text_encoder"]["sensitivity"]
+    }
+    (name,) = names
+    folder, facts = quantize(tmp_path / "b", graphs, task, keep_float=[f"text_encoder/{name[:-1]}*"])
+    assert facts["components"]["text_encoder"]["float_layers"] == [name]
+    assert facts["components"]["text_encoder"]["operators"]["integer"] == {}
+    assert facts["components"]["vision_encoder"]["float_layers"] == []
+    weights = {each.name: each.data_type for each in onnx.load(folder / "text_encoder.onnx").graph.initializer}
+    assert weights["mix"] == onnx.TensorProto.FLOAT
+
+
+def test_a_pattern_that_matches_nothing_names_near_layers(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
+    names = quantize(tmp_path / "a", graphs, task)[1]["components"]["text_encoder"]["sensitivity"]
+    with pytest.raises(VlmEdgeError, match=r"keep_float: .* matches no layer") as error:
+        quantize(tmp_path / "b", graphs, task, keep_float=[names[0]["name"] + "x"])
+    assert names[0]["name"] in str(error.value.hint)
+
+
+@pytest.mark.parametrize("ranges", ["percentile", "mse", "entropy"])
+def test_the_recipe_chooses_the_ranges(ranges: Any, graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
+    _, facts = quantize(tmp_path, graphs, task, ranges=ranges, sensitivity="none")
+    vision = facts["components"]["vision_encoder"]
+    assert (vision["ranges"], vision["sensitivity"]) == (ranges, [])
+    assert {attempt["ranges"] for attempt in vision["attempts"]} == {ranges}
+    assert vision["outputs"]["image_embeds"]["cosine"] > 0.99
+
+
+def test_captured_runs_are_thinned_when_they_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_edge.stages.quantize_capture import ArrayFile, ThinnedFiles
+
+    monkeypatch.setattr("vlm_edge.stages.quantize_capture.MOST_BYTES", 40_000)
+    files = ArrayFile(tmp_path / "inputs"), ArrayFile(tmp_path / "outputs")
+    thinned = ThinnedFiles(*files)
+    for number in range(400):
+        thinned.append({"x": np.full(100, number)}, {"y": np.full(50, -number)})
+        assert files[0].size_bytes <= 40_000
+    kept = [int(each["x"][0]) for each in files[0]]
+    assert [-int(each["y"][0]) for each in files[1]] == kept == sorted(kept)
+    assert 15 < len(kept) < 45
+    assert (kept[0], len({number % 2 for number in kept})) == (0, 2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["inputs", "outputs"]
+
+
+def test_a_generating_pipeline_is_captured_with_its_cached_states(tmp_path: Path) -> None:
+    from vlm_edge.core.stage import SilentProgress
+    from vlm_edge.data import load_dataset
+    from vlm_edge.stages.quantize_capture import capture_inputs
+
+    write_vqa(tmp_path / "graphs", seed=3)
+    dataset = load_dataset(write_color_task(tmp_path / "task").data, "calibration", limit=4)
+    manifest = read_manifest(tmp_path / "graphs")
+    capture = capture_inputs(tmp_path / "graphs", manifest, dataset, tmp_path / "scratch", 1, SilentProgress())
+    decoder = capture.components["decoder"]
+    pasts = [name for name in manifest.components["decoder"].inputs if name.startswith("past_key_values.")]
+    lengths = [[feed[name].shape[2] for name in pasts] for feed in (*decoder.calibration, *decoder.held_out)]
+    steps = [each[0] for each in lengths]
+    assert pasts
+    assert all(len(set(each)) == 1 for each in lengths)
+    assert steps.count(0) == 4
+    assert all(after in (0, before + 1) for before, after in pairwise(steps))

@@ -39,7 +39,10 @@ def draw_stratified(samples: Sequence[Sample], count: int, seed: int) -> list[Sa
     generator = random.Random(seed)
     chosen: list[int] = []
     used: set[Path] = set()
-    shares = _shares({answer: len(strata[answer]) for answer in sorted(strata)}, min(count, len(samples)))
+    answers = sorted(strata)
+    if count < len(answers):  # captions, say: which of the equally frequent ones is not to depend on the alphabet
+        generator.shuffle(answers)
+    shares = _shares({answer: len(strata[answer]) for answer in answers}, min(count, len(samples)))
     for answer, share in sorted(shares.items(), key=lambda item: len(strata[item[0]])):
         shuffled = generator.sample(strata[answer], len(strata[answer]))
         for position in _fresh_first(samples, shuffled, used)[:share]:

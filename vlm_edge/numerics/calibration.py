@@ -204,7 +204,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 def read_statistics(path: Path) -> Statistics:
     """What :func:`write_statistics` wrote; nothing where the file is damaged, so that it is made again."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return {
                 str(name): TensorStatistics(
                     _histogram(arrays[f"{index}.range"], arrays[f"{index}.counts"]),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -17,11 +18,17 @@ from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import PipelineManifest, TensorSpec
+from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.pipeline import Pipeline, build_pipeline
 
 HELD_OUT_EVERY = 8
 """One sample in so many is kept from the calibration, and what is quantized is checked on it."""
+
+
+MOST_BYTES = 2 * 10**9
+"""Of one component's inputs that are kept on disk for one use. A decoder's cached keys and values are as large as its
+context, once for each token: a longer file is thinned out, so that disk and time are bounded."""
 
 
 class ArrayFile:
@@ -41,6 +48,19 @@ class ArrayFile:
                 np.save(file, arrays[name])
         self._count += 1
 
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Drop the dictionaries for which ``wanted``, one for each, is false."""
+        thinned = ArrayFile(self._path.with_name(f"{self._path.name}.thinned"))
+        for arrays, kept in zip(self, wanted, strict=True):
+            if kept:
+                thinned.append(arrays)
+        thinned._path.replace(self._path)
+        self._count = len(thinned)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._path.stat().st_size
+
     def __iter__(self) -> Iterator[dict[str, Array]]:
         with self._path.open("rb") as file:
             for _ in range(self._count):
@@ -59,6 +79,38 @@ class Captured:
     references: ArrayFile
 
 
+class ThinnedFiles:
+    """Files that are appended to together and hold a random half of their runs, then a quarter ..., as they fill.
+
+    Which runs stay is decided by a hash of their number: no pattern of a decoder's runs (first, next, next) can agree
+    with it, and it is the same every time.
+    """
+
+    def __init__(self, *files: ArrayFile) -> None:
+        self._files = files
+        self._numbers: list[int] = []
+        self._seen = 0
+        self._halvings = 0
+
+    def append(self, *arrays: Mapping[str, Array]) -> None:
+        number = self._seen
+        self._seen += 1
+        if not self._stays(number):
+            return
+        self._numbers.append(number)
+        for file, each in zip(self._files, arrays, strict=True):
+            file.append(each)
+        while max(file.size_bytes for file in self._files) > MOST_BYTES and len(self._numbers) > 2:
+            self._halvings += 1
+            wanted = [self._stays(number) for number in self._numbers]
+            for file in self._files:
+                file.keep(wanted)
+            self._numbers = [number for number, kept in zip(self._numbers, wanted, strict=True) if kept]
+
+    def _stays(self, number: int) -> bool:
+        return number == 0 or crc32(str(number).encode()) % 2**self._halvings == 0
+
+
 class ListeningEngine:
     """An engine that writes down what goes through it; ``held_out`` says for which use."""
 
@@ -66,7 +118,8 @@ class ListeningEngine:
         self.name = engine.name
         self.held_out = False
         self._engine = engine
-        self._captured = captured
+        self._calibration = ThinnedFiles(captured.calibration)
+        self._held_out = ThinnedFiles(captured.held_out, captured.references)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -79,10 +132,9 @@ class ListeningEngine:
     def infer(self, feed: Feed) -> dict[str, Array]:
         outputs = self._engine.infer(feed)
         if self.held_out:
-            self._captured.held_out.append(feed)
-            self._captured.references.append(outputs)
+            self._held_out.append(feed, outputs)
         else:
-            self._captured.calibration.append(feed)
+            self._calibration.append(feed)
         return outputs
 
 
@@ -101,8 +153,9 @@ def capture_inputs(
 ) -> Capture:
     """Run the float pipeline of ``graphs`` on every sample, one at a time as on the device.
 
-    VQA: each question about its image, all its decoder steps. Dual encoders: each image, and each label in each
-    prompt. At least two samples are needed, since one in :data:`HELD_OUT_EVERY` is held out.
+    Whatever generates text: each question about its image, or the task's prompt, with all its decoder's steps and
+    their cached keys and values. Dual encoders: each image, and each label in each prompt. At least two samples are
+    needed, since one in :data:`HELD_OUT_EVERY` is held out.
 
     Raises:
         VlmEdgeError: fewer than two samples, more than 1% of the images unreadable, or the pipeline can't run.
@@ -132,7 +185,7 @@ def capture_inputs(
             except VlmEdgeError as error:
                 skipped[sample.image.name] = error.message
             else:
-                _run_sample(pipeline, image, sample.text)
+                _run_sample(pipeline, image, sample.text, dataset.prompts)
             ticker.advance()
     check_unreadable(dataset.name, "calibration", skipped, samples)
     if isinstance(pipeline, DualEncoderPipeline):
@@ -149,9 +202,11 @@ def _hold_out(engines: Mapping[str, Any], index: int, count: int) -> bool:
     return held_out
 
 
-def _run_sample(pipeline: Pipeline, image: Any, question: str) -> None:
+def _run_sample(pipeline: Pipeline, image: Any, question: str, prompts: Sequence[str]) -> None:
     if isinstance(pipeline, DualEncoderPipeline):
         pipeline.embed_images([image])
+    elif isinstance(pipeline, CaptioningPipeline):
+        pipeline.query(image, question, (), prompts)
     else:
         pipeline.rehearse([image], [question])
 

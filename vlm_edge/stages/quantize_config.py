@@ -40,9 +40,8 @@ class QuantizeConfig(StageConfig):
     keep_float: tuple[str, ...] = Field(
         default=(), description="layers that stay float: patterns of names as the report lists them, or COMPONENT/NAME"
     )
-    sensitivity: Literal["output", "answers", "none"] = Field(
-        default="output",
-        description="rank layers by the noise at the component's outputs, by changed answers (slow), or not at all",
+    sensitivity: Literal["output", "none"] = Field(
+        default="output", description="rank layers by the noise that each alone adds to the outputs, or don't"
     )
 
 
