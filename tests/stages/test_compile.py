@@ -17,6 +17,7 @@ from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.core.target import Target
 from vlm_edge.engines import engine_available
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics import qdq_graph
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline
 from vlm_edge.stages import compile as compile_stage
@@ -155,7 +156,7 @@ class TestLargeGraphs:
         weights = random_weights(2) | {"up": large, "down": np.ascontiguousarray(large.T)}
         monkeypatch.setattr("tiny_graphs.random_weights", {2: weights}.__getitem__)
         monkeypatch.setattr("tiny_graphs.DECODER", decoder_with_detour())
-        monkeypatch.setattr(compile_onnxruntime, "LARGEST_FILE_BYTES", 4096)
+        monkeypatch.setattr(qdq_graph, "LARGEST_FILE_BYTES", 4096)
         write_vqa(tmp_path / "graphs", seed=2)
         folder, facts = compiled(tmp_path / "graphs", tmp_path / "engine")
         assert (folder / "decoder.onnx.data").stat().st_size > 2 * large.nbytes - 1

@@ -91,6 +91,18 @@ def with_forms(model: onnx.ModelProto, forms: Mapping[str, Form]) -> onnx.ModelP
     return edited(model, replacements, constants)
 
 
+def in_float(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that computes in float from the same int8 weights, and whose activations have no Q/DQ pairs."""
+    result = with_forms(model, {layer.node: "float" for layer in integer_layers(model)})
+    graph = Graph(result)
+    origins: dict[str, str] = {}
+    for node in graph.nodes:
+        quantize = graph.producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantize is not None and quantize.op_type == "QuantizeLinear" and node.output[0] not in graph.outputs:
+            origins[node.output[0]] = origins.get(quantize.input[0], quantize.input[0])
+    return edited(result, {}, {}, renamed=origins)
+
+
 def _float_linear(graph: Graph, node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
     dynamic = node.op_type == "DynamicQuantizeMatMul"
     data = node.input[0] if dynamic else _float_source(graph, node.input[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from onnx import numpy_helper
 
 MICROSOFT = "com.microsoft"
 """The operator set of onnxruntime's own kernels."""
+
+LARGEST_FILE_BYTES = 1_900_000_000
+"""Weights above this go beside the graph: a protobuf message ends at 2 GiB."""
 
 SHAPE_OPERATORS = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Gather", "Split", "Expand"}
@@ -102,6 +106,14 @@ def edited(
     if any(node.domain == MICROSOFT for node in result.graph.node):
         _import_operators(result, MICROSOFT)
     return without_unused(result)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write ``path``, and ``path.data`` with the weights where one file can't hold them; the same bytes every time."""
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGEST_FILE_BYTES:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
 
 
 def without_unused(model: onnx.ModelProto) -> onnx.ModelProto:

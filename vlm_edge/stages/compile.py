@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,7 +46,7 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
     """
     from vlm_edge.engines import load_engine, require_engine
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
-    from vlm_edge.stages.compile_check import check_component, reference_runs
+    from vlm_edge.stages.compile_check import check_component, float_engine, reference_runs
 
     assert inputs.target is not None
     source, target = inputs.source.path, inputs.target
@@ -71,9 +72,11 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
                 row.threads or target.threads,
                 compiled.engine.options if compiled.engine else None,
             )
-            integer = holds_integers(source / manifest.components[name].file)
+            graph = source / manifest.components[name].file
+            integer = holds_integers(graph)
             facts[name] |= {"size_bytes": _size_bytes(work.out, row.file), "integer": integer}
-            facts[name] |= check_component(name, engine, references[name], integer=integer)
+            floating = functools.partial(float_engine, graph, manifest.components[name], work.scratch)
+            facts[name] |= check_component(name, engine, references[name], floating if integer else None)
             ticker.advance(note=f"{name} checked")
     write_manifest(work.out, compiled)
     work.facts.update(engine=target.engine, optimize=config.optimize, components=facts)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from PIL import Image
 
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics.integer_forms import in_float
+from vlm_edge.numerics.qdq_graph import save_graph
 from vlm_edge.numerics.quantization import agreement
 from vlm_edge.processing.images import Pixels
-from vlm_edge.processing.manifest import PipelineManifest, TensorSpec
+from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.pipeline import build_pipeline
 
@@ -42,8 +46,6 @@ class ReferenceEngine:
     runs: list[Run] = field(default_factory=list)
     name: str = "onnxruntime"
     single_runs: int = 0
-    floating: Engine | None = None
-    """The same graph in float arithmetic, where the compile step has one."""
 
     @property
     def single(self) -> list[Run]:
@@ -93,23 +95,38 @@ def random_image(generator: np.random.Generator, height: int, width: int) -> Pix
     return np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def check_component(name: str, engine: Engine, reference: ReferenceEngine, *, integer: bool) -> dict[str, Any]:
+def float_engine(path: Path, component: Component, scratch: Path) -> Engine:
+    """An INT8 graph in float arithmetic, without any graph optimization; by way of a file in ``scratch``."""
+    copy = scratch / "floating" / path.name
+    copy.parent.mkdir(exist_ok=True)
+    save_graph(in_float(onnx.load(path)), copy)
+    engine = load_engine("onnxruntime", copy, component, 1, {"graph_optimization": "disabled"})
+    shutil.rmtree(copy.parent)
+    return engine
+
+
+def check_component(
+    name: str, engine: Engine, reference: ReferenceEngine, floating: Callable[[], Engine] | None
+) -> dict[str, Any]:
     """Compare every recorded run, and return the worst agreement.
 
-    An INT8 output may also stray where rounding another way strays as far: where it is no further from the outputs of
-    the graph in float arithmetic (``reference.floating``) than the INT8 graph is itself.
+    An INT8 output may also stray where rounding in other places strays as far: where it is no further from the outputs
+    of the graph in float arithmetic than the INT8 graph is itself.
+
+    Args:
+        floating: makes the same graph's engine in float arithmetic; None for a float graph.
 
     Raises:
         VlmEdgeError: a float output is off by more than :data:`MAX_RELATIVE_ERROR`, or an INT8 one has a cosine below
             :data:`MIN_COSINE`.
     """
     pairs = [(outputs, engine.infer(feed)) for feed, outputs in reference.runs]
-    if integer:
+    if floating is not None:
         cosines = {output: value.cosine for output, value in agreement(pairs).items()}
         worst = min(cosines, key=lambda output: cosines[output])
         facts, fits = {"cosine": round(cosines[worst], 6), "output": worst}, cosines[worst] >= MIN_COSINE
-        if not fits and reference.floating is not None:
-            engine_cosine, graph_cosine = _against_float(reference.floating, reference.runs, pairs)
+        if not fits:
+            engine_cosine, graph_cosine = _against_float(floating(), reference.runs, pairs)
             facts |= {"float_cosine": round(engine_cosine, 6), "graph_float_cosine": round(graph_cosine, 6)}
             fits = 1 - engine_cosine <= MOST_MORE_ERROR * (1 - graph_cosine)
     else:
@@ -120,7 +137,7 @@ def check_component(name: str, engine: Engine, reference: ReferenceEngine, *, in
         worst = max(errors, key=lambda output: errors[output])
         facts, fits = {"max_relative_error": errors[worst], "output": worst}, errors[worst] <= MAX_RELATIVE_ERROR
     if not fits:
-        bound = f"cosine {MIN_COSINE}" if integer else f"relative error {MAX_RELATIVE_ERROR}"
+        bound = f"cosine {MIN_COSINE}" if floating is not None else f"relative error {MAX_RELATIVE_ERROR}"
         raise VlmEdgeError(
             f"compile: {name}: {engine.name} strays from the graph: {facts}; the bound is {bound}",
             "compile with `optimize: runtime`, which leaves the graph to the engine, and report this",

@@ -16,7 +16,7 @@ from vlm_edge.engines.base import Engine, Feed
 from vlm_edge.engines.onnxruntime import OnnxRuntimeEngine, OnnxRuntimeOptions, session_options
 from vlm_edge.numerics.attention_fusion import Attention, find_attentions, fitted, fuse_attentions, operands
 from vlm_edge.numerics.integer_forms import Form, with_forms
-from vlm_edge.numerics.qdq_graph import copied
+from vlm_edge.numerics.qdq_graph import copied, save_graph
 from vlm_edge.numerics.slim_graph import slim
 from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.compile_check import ReferenceEngine
@@ -27,9 +27,6 @@ OPTIONS: dict[str, str | int | float | bool] = {"graph_optimization": "all", "sp
 
 WORK_PER_THREAD = 32_000_000
 """Multiply-adds at batch 1 that are worth one more thread: below, waking it takes what it saves."""
-
-LARGEST_FILE_BYTES = 1_900_000_000
-"""Weights above this go beside the graph: a protobuf message ends at 2 GiB."""
 
 _PRODUCTS = {
     "MatMul": 0, "FusedMatMul": 0, "Gemm": 0, "MatMulInteger": 0, "MatMulIntegerToFloat": 0,
@@ -72,7 +69,7 @@ def compile_component(
                 model = with_forms(model, forms)
                 _refer_to(onnx.load(source), forms, row, reference, scratch)
     model = slim(model)
-    write_graph(model, target)
+    save_graph(model, target)
     facts["nodes"] = len(model.graph.node)
     return row, facts
 
@@ -98,7 +95,7 @@ def _loader(row: Component, scratch: Path) -> Load:
     def load(candidate: onnx.ModelProto) -> Engine:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         folder.mkdir()
-        write_graph(candidate, folder / row.file)
+        save_graph(candidate, folder / row.file)
         engine = OnnxRuntimeEngine(folder / row.file, row, threads=1, options=OPTIONS)
         shutil.rmtree(folder)
         return engine
@@ -110,26 +107,13 @@ def _refer_to(
     model: onnx.ModelProto, forms: Mapping[str, Form], row: Component, reference: ReferenceEngine, scratch: Path
 ) -> None:
     """Make ``model`` in these forms what the engine is held against: other forms round in other places."""
-    folder = scratch / "forms"
-    folder.mkdir(exist_ok=True)
-
-    def plain(graph: onnx.ModelProto) -> OnnxRuntimeEngine:
-        write_graph(graph, folder / row.file)
-        options = {"graph_optimization": "disabled"}
-        return OnnxRuntimeEngine(folder / row.file, row, threads=row.threads or 1, options=options)
-
-    engine = plain(with_forms(model, forms))
+    path = scratch / "forms" / row.file
+    path.parent.mkdir(exist_ok=True)
+    save_graph(with_forms(model, forms), path)
+    options = {"graph_optimization": "disabled"}
+    engine = OnnxRuntimeEngine(path, row, threads=row.threads or 1, options=options)
     reference.runs = [(feed, engine.infer(feed)) for feed, _ in reference.runs]
-    reference.floating = plain(with_forms(model, dict.fromkeys(forms, "float")))
-    shutil.rmtree(folder)
-
-
-def write_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Write ``path``, and ``path.data`` with the weights where one file can't hold them; the same bytes every time."""
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) < LARGEST_FILE_BYTES:
-        path.write_bytes(model.SerializeToString(deterministic=True))
-    else:
-        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    shutil.rmtree(path.parent)
 
 
 def _with_fused_attention(
@@ -170,7 +154,7 @@ def tensor_shapes(model: onnx.ModelProto, names: list[str], feed: Feed, scratch:
     folder = scratch / "shapes"
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     folder.mkdir()
-    write_graph(listening, folder / "graph.onnx")
+    save_graph(listening, folder / "graph.onnx")
     options = session_options(1, OnnxRuntimeOptions(graph_optimization="disabled"))
     session = ort.InferenceSession(str(folder / "graph.onnx"), options, providers=["CPUExecutionProvider"])
     asked = [name for name in names if name not in feed]
