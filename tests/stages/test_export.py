@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,11 @@ from vlm_edge.families.base import ComponentExport
 from vlm_edge.families.checkpoint import load_checkpoint
 from vlm_edge.families.surgery import apply_surgery
 from vlm_edge.processing.manifest import Component, TensorSpec, read_manifest
-from vlm_edge.stages import export_graph
 from vlm_edge.stages.export import SPEC, ExportConfig, run
 from vlm_edge.stages.export_check import Difference, check_component, load_graph
 from vlm_edge.stages.export_composed import check_pipeline, torch_says
 from vlm_edge.stages.export_graph import check_graph, export_component
-from vlm_edge.stages.export_references import (
-    Reference,
-    resized,
-    save_references,
-    saved_references,
-    size_sets,
-    torch_references,
-)
+from vlm_edge.stages.export_references import resized, size_sets, torch_references
 
 CPU = ["CPUExecutionProvider"]
 
@@ -206,19 +197,6 @@ def test_beyond_tolerance_nothing_is_left_in_out(tiny_clip: Path, tmp_path: Path
     assert not (work.scratch / "graphs" / "stale.onnx").exists()
 
 
-def test_weights_above_the_protobuf_limit_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_graph, "EXTERNAL_DATA_BYTES", 1000)
-    component = replace(
-        scale_component(Scale(width=512)), example={"x": torch.ones(2, 512)}, output_shapes={"y": ("rows", 512)}
-    )
-    entry = export_component("scale", component, tmp_path, opset=20)
-    assert (tmp_path / "scale.onnx.data").stat().st_size == 2048
-    references = torch_references("scale", component)
-    parity = check_component("scale", references, load_graph(tmp_path / entry.file, entry), 1e-6)
-    assert parity == {"max_abs_error": 0.0, "max_relative_error": 0.0}
-    assert export_graph.graph_facts(tmp_path / "scale.onnx")["size_bytes"] > 2048
-
-
 def test_what_torch_cannot_export_is_the_users_to_know(tmp_path: Path) -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor]:
@@ -343,61 +321,6 @@ def test_wrong_similarities_are_refused(tiny_clip: Path, tiny_clip_graphs: Any) 
     graphs, wanted = graphs_of(tiny_clip_graphs.folder), torch_says(load_checkpoint(tiny_clip), manifest)
     with pytest.raises(VlmEdgeError, match="similarities differ from the model's"):
         check_pipeline(tiny_clip, manifest.model_copy(update={"logit_scale": 14.0}), graphs, wanted, 1e-4)
-
-
-def test_references_come_back_from_their_files(tmp_path: Path) -> None:
-    save_references("scale", scale_component(), tmp_path)
-    save_references("scale_more", scale_component(Scale()), tmp_path)
-    expected, found = list(torch_references("scale", scale_component())), list(saved_references("scale", tmp_path))
-    assert [reference.sizes for reference in found] == [{"rows": 2}, {"rows": 3}, {"rows": 1}]
-    for one, other in zip(expected, found, strict=True):
-        assert other.sizes == one.sizes
-        np.testing.assert_array_equal(other.feed["x"], one.feed["x"])
-        np.testing.assert_array_equal(other.outputs["y"], one.feed["x"] * np.arange(1.0, 5.0))
-    empty = Reference({"past": 0}, {"cache": np.zeros((1, 0, 2), np.float32)}, {"y": np.zeros(1, np.int64)})
-    empty.save(tmp_path / "empty.0.npz")
-    (again,) = saved_references("empty", tmp_path)
-    assert (again.feed["cache"].shape, again.feed["cache"].dtype) == ((1, 0, 2), np.float32)
-    assert again.outputs["y"].dtype == np.int64
-
-
-def test_the_model_is_gone_before_a_graph_is_loaded(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models: list[nn.Module] = []
-    elements: list[int] = []
-
-    def loading(*arguments: Any, **settings: Any) -> Any:
-        loaded = load_checkpoint(*arguments, **settings)
-        models.append(loaded.model)
-        return loaded
-
-    def opening(*arguments: Any) -> Any:
-        elements.append(sum(tensor.numel() for tensor in models[0].state_dict().values()))
-        return load_graph(*arguments)
-
-    monkeypatch.setattr("vlm_edge.families.checkpoint.load_checkpoint", loading)
-    monkeypatch.setattr("vlm_edge.stages.export_check.load_graph", opening)
-    run(ExportConfig(), inputs_of(tiny_clip), work_in(tmp_path))
-    assert elements == [0, 0, 0, 0]  # both graphs alone, then both together, one at a time
-    assert not (tmp_path / "scratch" / "references").exists()
-
-
-def test_weights_beside_the_graph_give_the_same(
-    tiny_clip: Path, tiny_clip_graphs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export_graph, "EXTERNAL_DATA_BYTES", 0)
-    work = work_in(tmp_path)
-    run(ExportConfig(), inputs_of(tiny_clip), work)
-    assert work.facts["parity"] == tiny_clip_graphs.facts["parity"]
-    assert work.facts["composed"] == tiny_clip_graphs.facts["composed"]
-    pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
-    (beside, inside) = (
-        ort.InferenceSession(folder / "vision_encoder.onnx", providers=CPU).run(None, {"pixel_values": pixels})
-        for folder in (work.out, tiny_clip_graphs.folder)
-    )
-    np.testing.assert_array_equal(beside, inside)
-    assert (work.out / "vision_encoder.onnx.data").stat().st_size > (work.out / "vision_encoder.onnx").stat().st_size
 
 
 def test_the_stages_contract() -> None:
