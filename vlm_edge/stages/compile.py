@@ -139,6 +139,7 @@ def _compile_component(
     if not to_ir:
         return row, facts
     from vlm_edge.engines.openvino import write_ir
+    from vlm_edge.stages.compile_check import float_engine
     from vlm_edge.stages.compile_openvino import tuned_row
 
     write_ir(work.scratch / row.file, out / f"{name}.xml")
@@ -147,7 +148,8 @@ def _compile_component(
     row = row.model_copy(update={"file": f"{name}.xml"})
     if not config.tune_seconds or not holds_integers(graph):
         return row, facts
-    row, facts["tuned"] = tuned_row(out / row.file, row, reference)
+    floating = functools.partial(float_engine, graph, component, work.scratch)
+    row, facts["tuned"] = tuned_row(name, out / row.file, row, reference, floating)
     return row, facts
 
 

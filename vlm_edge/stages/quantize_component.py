@@ -96,7 +96,7 @@ def lowered(
     from vlm_edge.numerics.qdq_convolutions import lower_convolutions
     from vlm_edge.numerics.qdq_graph import without_notes
     from vlm_edge.numerics.qdq_lower import dynamic_linears, lower_linears
-    from vlm_edge.numerics.qdq_openvino import float_concatenations
+    from vlm_edge.numerics.qdq_openvino import chosen_masks, float_concatenations
     from vlm_edge.numerics.qdq_retarget import retarget_activations, symmetric_activations
     from vlm_edge.numerics.quant_weights import compress_tables, compress_weights
     from vlm_edge.numerics.tensorrt_form import tensorrt_form
@@ -106,7 +106,7 @@ def lowered(
         if form.kernels:
             graph = lower_convolutions(lower_linears(graph))
         elif not form.symmetric:
-            graph = float_concatenations(graph)
+            graph = chosen_masks(float_concatenations(graph))
     elif scheme == "int8-dynamic":
         graph = dynamic_linears(graph, weight_bits=form.weight_bits)
     graph = compress_weights(graph, decompression=form.decompression, left_out=left_out)
