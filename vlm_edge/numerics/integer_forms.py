@@ -6,7 +6,7 @@ of each run. ``float``: float products with the same int8 weight, which onnxrunt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +30,8 @@ _FORMS: dict[str, tuple[Form, ...]] = {
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """``node`` names it in the graph; ``output`` is the float tensor that it makes, ``weight`` the shape of its own."""
+    """``node`` names it in the graph; ``output`` is a tensor of the shape that it makes, ``weight`` the shape of its
+    own."""
 
     node: str
     op_type: str
@@ -43,25 +44,20 @@ class IntegerLayer:
 
 
 def integer_layers(model: onnx.ModelProto) -> list[IntegerLayer]:
-    """Every layer that has other forms, in the graph's order: its data is quantized just before it."""
+    """Every layer that has other forms, in the graph's order: a convolution, or a linear layer whose data is quantized
+    just before it."""
     graph = Graph(model)
     found = []
     for node in graph.nodes:
         if node.op_type not in _FORMS:
             continue
         levels = graph.constant(node.input[3 if node.op_type == "QLinearConv" else 1])
-        output = node.output[0]
-        if node.op_type != "DynamicQuantizeMatMul":
+        if node.op_type == "MatMulIntegerToFloat":
             data = graph.producers.get(node.input[0])
             if data is None or data.op_type != "QuantizeLinear":
                 continue
-        if node.op_type == "QLinearConv":
-            restore = graph.only_consumer(output, "DequantizeLinear")
-            if restore is None:
-                continue
-            output = restore.output[0]
         if levels is not None and levels.dtype == np.int8:
-            found.append(IntegerLayer(node.name, node.op_type, levels.shape, output))
+            found.append(IntegerLayer(node.name, node.op_type, levels.shape, node.output[0]))
     return found
 
 
@@ -75,20 +71,26 @@ def with_forms(model: onnx.ModelProto, forms: Mapping[str, Form]) -> onnx.ModelP
     graph = Graph(model)
     replacements: dict[int, list[onnx.NodeProto]] = {}
     constants: dict[str, NDArray[Any]] = {}
-    for node in graph.nodes:
-        form = forms.get(node.name, "static") if node.op_type in _FORMS else "static"
-        if node.op_type not in _FORMS or form == _FORMS[node.op_type][0]:
-            continue
+    changed = {
+        node.output[0]: node
+        for node in graph.nodes
+        if node.op_type in _FORMS and forms.get(node.name, "static") not in ("static", _FORMS[node.op_type][0])
+    }
+    for node in changed.values():
         if node.op_type == "QLinearConv":
-            restore = graph.only_consumer(node.output[0], "DequantizeLinear")
-            assert restore is not None
-            replacements[graph.position(node)] = []
-            replacements[graph.position(restore)] = _float_convolution(graph, node, restore.output[0], constants)
-        elif form == "float":
-            replacements[graph.position(node)] = _float_linear(graph, node, constants)
+            new = _float_convolution(graph, node, changed.keys(), constants)
+        elif forms[node.name] == "float":
+            new = _float_linear(graph, node, constants)
         else:
-            replacements[graph.position(node)] = [_dynamic_linear(graph, node)]
-    return edited(model, replacements, constants)
+            new = [_dynamic_linear(graph, node)]
+        replacements[graph.position(node)] = new
+    unrounded = {
+        reader.output[0]: f"{levels}_float"
+        for levels, node in changed.items()
+        for reader in graph.consumers[levels]
+        if node.op_type == "QLinearConv" and reader.op_type == "DequantizeLinear"
+    }
+    return edited(model, replacements, constants, renamed=unrounded)
 
 
 def in_float(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -108,7 +110,7 @@ def _float_linear(graph: Graph, node: onnx.NodeProto, constants: dict[str, NDArr
     data = node.input[0] if dynamic else _float_source(graph, node.input[0])
     weight, scales, bias = node.input[1], node.input[2 if dynamic else 3], _optional(node, 4 if dynamic else 6)
     product = f"{node.output[0]}_product" if bias else node.output[0]
-    stem = f"{node.name}_weight"
+    stem = f"{node.name}_float_weight"
     nodes = [*_weight(graph, stem, weight, scales, 1, constants)]
     nodes.append(helper.make_node("MatMul", [data, stem], [product], name=node.name))
     if bias:
@@ -124,21 +126,34 @@ def _dynamic_linear(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _float_convolution(
-    graph: Graph, node: onnx.NodeProto, output: str, constants: dict[str, NDArray[Any]]
+    graph: Graph, node: onnx.NodeProto, changed: Container[str], constants: dict[str, NDArray[Any]]
 ) -> list[onnx.NodeProto]:
-    """Conv with the bias that the int32 steps stand for."""
-    stem = f"{node.name}_weight"
+    """Conv, with the bias that the int32 steps stand for, and its levels for who still reads those.
+
+    Args:
+        changed: levels that are made of a float tensor from now on, as this node's are.
+    """
+    stem, levels = f"{node.name}_float", node.output[0]
     data_scale, scales = graph.constant(node.input[1]), graph.constant(node.input[4])
     steps = graph.constant(node.input[8]) if len(node.input) > 8 else None
     assert data_scale is not None
     assert scales is not None
-    inputs = [_float_source(graph, node.input[0]), stem]
+    nodes, source, data = [], graph.producers.get(node.input[0]), f"{stem}_data"
+    if source is not None and source.op_type == "QuantizeLinear":
+        data = source.input[0]
+    elif node.input[0] in changed:
+        data = f"{node.input[0]}_float"
+    else:
+        nodes.append(helper.make_node("DequantizeLinear", node.input[:3], [data], name=data))
+    inputs = [data, f"{stem}_weight"]
     if steps is not None:
-        constants[f"{node.name}_float_bias"] = (steps * np.float64(data_scale.item()) * scales).astype(np.float32)
-        inputs.append(f"{node.name}_float_bias")
-    convolution = helper.make_node("Conv", inputs, [output], name=node.name)
+        constants[f"{stem}_bias"] = (steps * np.float64(data_scale.item()) * scales).astype(np.float32)
+        inputs.append(f"{stem}_bias")
+    nodes += _weight(graph, inputs[1], node.input[3], node.input[4], 0, constants)
+    convolution = helper.make_node("Conv", inputs, [f"{levels}_float"], name=node.name)
     convolution.attribute.extend(node.attribute)
-    return [*_weight(graph, stem, node.input[3], node.input[4], 0, constants), convolution]
+    parameters = [f"{levels}_float", node.input[6], node.input[7]]
+    return [*nodes, convolution, helper.make_node("QuantizeLinear", parameters, [levels], name=f"{stem}_quantize")]
 
 
 def _weight(

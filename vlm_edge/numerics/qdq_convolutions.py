@@ -17,13 +17,15 @@ from vlm_edge.numerics.quant_weights import cast_weight
 FEWEST_PRODUCTS = 64
 """Convolutions whose outputs add up fewer products stay float: the first one on an image's three channels adds 27, and
 depthwise ones 9. Quantizing their data takes longer than their products."""
+LARGEST_BIAS = 2**30
+"""In steps of data scale times weight scale: half of what int32 holds is left for the products."""
 
 
 def find_convolutions(graph: Graph) -> list[onnx.NodeProto]:
-    """Dense 2-D convolutions with a float32 constant as weight that are worth integer arithmetic."""
+    """Dense 2-D convolutions with float32 constants as weight and bias that are worth integer arithmetic."""
     found = []
     for node in graph.nodes:
-        weight = graph.constant(node.input[1]) if node.op_type == "Conv" else None
+        weight = graph.constant(node.input[1]) if node.op_type == "Conv" and _bias(graph, node) is not None else None
         if weight is None or weight.dtype != np.float32 or weight.ndim != 4 or attribute(node, "group", 1) != 1:
             continue
         if math.prod(weight.shape[1:]) >= FEWEST_PRODUCTS and node.output[0] not in graph.outputs:
@@ -88,7 +90,8 @@ def lower_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     constants: dict[str, NDArray[Any]] = {}
     for node in graph.nodes:
         restore = graph.producers.get(node.input[1]) if node.op_type == "Conv" else None
-        if restore is None or restore.op_type != "DequantizeLinear":
+        bias = _bias(graph, node) if restore is not None and restore.op_type == "DequantizeLinear" else None
+        if restore is None or bias is None or graph.constant(restore.input[0]) is None:
             continue
         data = graph.producers.get(node.input[0])
         quantize = graph.only_consumer(node.output[0], "QuantizeLinear")
@@ -101,24 +104,36 @@ def lower_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
         assert scales is not None
         assert data_scale is not None
         scales = np.broadcast_to(scales.reshape(-1), levels.shape[:1]).astype(np.float32)
-        bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.float32)
-        assert bias is not None
-        stem = node.input[1]
-        names = [f"{stem}_levels", f"{stem}_scales", f"{stem}_zeros", f"{node.name}_bias_levels"]
-        steps = np.rint(np.broadcast_to(bias, scales.shape) / (np.float64(data_scale.item()) * scales))
-        limits = np.iinfo(np.int32)
-        constants |= {
-            names[0]: levels,
-            names[1]: scales,
-            names[2]: np.zeros(scales.shape, np.int8),
-            names[3]: np.clip(steps, limits.min, limits.max).astype(np.int32),
-        }
+        levels, wider, steps = _with_bias_steps(levels, scales, float(data_scale.item()), bias)
+        stem = node.input[1] if np.array_equal(wider, scales) else node.name
+        names = [f"{stem}_levels", f"{stem}_channel_scales", f"{stem}_zeros", f"{node.name}_bias_levels"]
+        constants |= dict(zip(names, (levels, wider, np.zeros(scales.shape, np.int8), steps), strict=True))
         inputs = [*data.input[:3], *names[:3], *quantize.input[1:3], names[3]]
         kernel = helper.make_node("QLinearConv", inputs, [quantize.output[0]], name=node.name)
         kernel.attribute.extend(node.attribute)
         replacements[graph.position(node)] = []
         replacements[graph.position(quantize)] = [kernel]
     return edited(model, replacements, constants)
+
+
+def _with_bias_steps(
+    levels: NDArray[np.int8], scales: NDArray[np.float32], data_scale: float, bias: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int32]]:
+    """A weight's levels (channels, ...) and scales (channels,), and the bias as int32 in steps of their products.
+
+    Where a channel's weights are next to nothing beside its bias (a normalization folded in that has switched the
+    channel off), the bias doesn't fit: that channel gets a larger scale, with which it does.
+    """
+    bias = np.broadcast_to(bias.reshape(-1), scales.shape).astype(np.float64)
+    wider = np.maximum(scales, np.abs(bias) / (data_scale * LARGEST_BIAS)).astype(np.float32)
+    shares = (scales / wider).reshape(-1, *[1] * (levels.ndim - 1))
+    steps = np.rint(bias / (data_scale * wider.astype(np.float64)))
+    return np.rint(levels * shares).astype(np.int8), wider, steps.astype(np.int32)
+
+
+def _bias(graph: Graph, node: onnx.NodeProto) -> NDArray[Any] | None:
+    """The bias, 0 where there is none, and None where it is computed."""
+    return graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1, np.float32)
 
 
 def _as_float(
