@@ -51,6 +51,7 @@ def main() -> None:
         for what, images in asked:
             print(f"{what}: {images} images", file=sys.stderr)
             rows.append({"name": what, "images": images, **in_own_process(what, graph, images, arguments.engine)})
+            print(json.dumps(rows[-1]), file=sys.stderr)
     few, many = rows[:2]
     bars = {
         "peak_bytes": many["peak_bytes"] <= MOST_BYTES,
