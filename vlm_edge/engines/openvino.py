@@ -92,7 +92,13 @@ class OpenVinoEngine:
         self._single = lone_dynamic_dimension(component)
         self._requests: dict[bool, Any] = {}
         self._positions: dict[str, int] = {}
-        self._request(self._single)
+        try:
+            self._request(self._single)
+        except VlmEdgeError:
+            if not self._single:
+                raise
+            self._single = False  # what varies is no batch: a graph that folds groups of patches may not know one
+            self._request(False)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:

@@ -52,7 +52,7 @@ def chosen_masks(model: onnx.ModelProto) -> onnx.ModelProto:
         if lowest is None:
             continue
         stem = node.output[0]
-        constants |= {f"{stem}_kept": np.zeros((), np.float32), f"{stem}_lowest": lowest.reshape(())}
+        constants |= {f"{stem}_kept": np.zeros((), np.float32), f"{stem}_lowest": lowest}
         inputs = [f"{stem}_where", f"{stem}_kept", f"{stem}_lowest"]
         replacements[position] = [
             helper.make_node("Cast", [mask], [inputs[0]], name=f"{node.name}_mask", to=onnx.TensorProto.BOOL),
@@ -75,4 +75,4 @@ def _inverted_mask(graph: Graph, node: onnx.NodeProto) -> tuple[str, NDArray[Any
     cast = graph.producers.get(inverted.input[1]) if one is not None else None
     if one is None or one.size != 1 or one.item() != 1 or cast is None or cast.op_type != "Cast":
         return nothing
-    return str(cast.input[0]), lowest
+    return str(cast.input[0]), lowest.reshape(np.broadcast_shapes(one.shape, lowest.shape))

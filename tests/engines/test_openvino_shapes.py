@@ -1,0 +1,137 @@
+"""OpenVINO's engine for batch 1 and for any other shape are one engine; a component's options come before its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+from small_mobilevit import pictures, small_mobilevit
+from tiny_graphs import component
+
+from vlm_edge.engines import engine_available, load_engine
+from vlm_edge.engines.openvino import OpenVinoEngine, compile_properties, lone_dynamic_dimension, write_ir
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import Component
+
+needs_openvino = pytest.mark.skipif(engine_available("openvino") is not None, reason="OpenVINO is not installed")
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> tuple[Path, Component]:
+    onnx.save(model, folder / "net.onnx")
+    return folder / "net.onnx", component(model, "net.onnx")
+
+
+def tiny(inputs: str, body: str, outputs: str = "float[b, 4] y") -> onnx.ModelProto:
+    model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> net ({inputs}) => ({outputs}) {{ {body} }}')
+    if any("w" in node.input for node in model.graph.node):
+        model.graph.initializer.append(numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(3, 4), "w"))
+    return model
+
+
+def static(engine: Any, single: bool) -> bool:
+    """Whether the compiled model knows every dimension of its inputs."""
+    return all(port.partial_shape.is_static for port in engine._request(single).get_compiled_model().inputs)
+
+
+@needs_openvino
+class TestShapes:
+    @pytest.mark.parametrize("suffix", ["onnx", "xml"])
+    def test_batch_1_and_batch_3_answer_as_the_dynamic_model(self, tmp_path: Path, suffix: str) -> None:
+        import openvino
+
+        path, row = saved(small_mobilevit(), tmp_path)
+        if suffix == "xml":
+            write_ir(path, tmp_path / "net.xml")
+            path = tmp_path / "net.xml"
+        engine = load_engine("openvino", path, row)
+        dynamic = openvino.Core().compile_model(str(path), "CPU", compile_properties(1, {}))
+        for batch in (1, 3, 1):
+            (feed,) = pictures(1, batch=batch, seed=batch)
+            wanted = dynamic(feed)[0]
+            assert len(wanted) == batch
+            np.testing.assert_allclose(engine.infer(feed)["image_embeds"], wanted, atol=1e-4)
+        assert (static(engine, True), static(engine, False)) == (True, False)
+
+    def test_the_second_model_is_compiled_when_another_batch_comes(self, tmp_path: Path) -> None:
+        engine = load_engine("openvino", *saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path))
+        assert isinstance(engine, OpenVinoEngine)
+        engine.infer({"x": np.ones((1, 3), np.float32)})
+        assert set(engine._requests) == {True}
+        engine.infer({"x": np.ones((2, 3), np.float32)})
+        assert set(engine._requests) == {True, False}
+
+    def test_outputs_keep_their_names_in_both(self, tmp_path: Path) -> None:
+        """The manifest's order is not the file's, and a result of one model stays when the other runs."""
+        model = tiny(
+            "float[b, 3] x",
+            "y = MatMul (x, w)\n z = Neg (x)\n a = Exp (x)",
+            "float[b, 4] y, float[b, 3] z, float[b, 3] a",
+        )
+        path, row = saved(model, tmp_path)
+        row = row.model_copy(update={"outputs": dict(reversed(row.outputs.items()))})
+        engine = load_engine("openvino", path, row)
+        x = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+        first, all_three = engine.infer({"x": x[:1]}), engine.infer({"x": x})
+        assert list(first) == list(all_three) == ["a", "z", "y"]
+        for found, given in ((first, x[:1]), (all_three, x)):
+            np.testing.assert_allclose(found["a"], np.exp(given), atol=1e-5)
+            np.testing.assert_allclose(found["z"], -given, atol=1e-6)
+            np.testing.assert_allclose(found["y"], given @ np.arange(12).reshape(3, 4), atol=1e-4)
+
+    def test_two_names_of_dimensions_are_never_fixed(self, tmp_path: Path) -> None:
+        model = tiny("float[b, 3] x, float[t, 3] u", "r = ReduceSum (u)\n p = MatMul (x, w)\n y = Add (p, r)")
+        path, row = saved(model, tmp_path)
+        assert not lone_dynamic_dimension(row)
+        engine = load_engine("openvino", path, row)
+        for batch, others in ((1, 1), (1, 2), (2, 1)):
+            feed = {"x": np.ones((batch, 3), np.float32), "u": np.ones((others, 3), np.float32)}
+            wanted = np.ones((batch, 3)) @ np.arange(12).reshape(3, 4) + 3 * others
+            np.testing.assert_allclose(engine.infer(feed)["y"], wanted, atol=1e-4)
+        assert not static(engine, False)
+
+    def test_a_dimension_that_is_no_batch_and_can_not_be_1(self, tmp_path: Path) -> None:
+        """Rows are folded in groups of four: one row is no input of this graph, and no reason not to load it."""
+        model = tiny(
+            "float[rows, 3] x",
+            """shape = Constant <value_ints = [-1, 12]> ()
+            folded = Reshape (x, shape)
+            y = Identity (folded)""",
+            "float[groups, 12] y",
+        )
+        path, row = saved(model, tmp_path)
+        assert lone_dynamic_dimension(row)
+        engine = load_engine("openvino", path, row)
+        x = np.arange(24, dtype=np.float32).reshape(8, 3)
+        np.testing.assert_array_equal(engine.infer({"x": x})["y"], x.reshape(2, 12))
+
+
+class TestOptions:
+    @needs_openvino
+    def test_a_component_s_options_replace_the_engine_s(self, tmp_path: Path) -> None:
+        path, row = saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path)
+        own = row.model_copy(update={"options": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}})
+        given: dict[str, str | int] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
+        for each, size in ((row, 0), (own, 64)):
+            engine = load_engine("openvino", path, each, options=given)
+            assert isinstance(engine, OpenVinoEngine)
+            compiled = engine._request(True).get_compiled_model()
+            assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == size
+
+    def test_onnxruntime_s_as_well(self, tmp_path: Path) -> None:
+        path, row = saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path)
+        with pytest.raises(VlmEdgeError, match="graph_optimization"):
+            load_engine("onnxruntime", path, row, options={"graph_optimization": "most"})
+        own = row.model_copy(update={"options": {"graph_optimization": "basic"}})
+        engine = load_engine("onnxruntime", path, own, options={"graph_optimization": "most"})
+        x = np.ones((2, 3), np.float32)
+        np.testing.assert_allclose(engine.infer({"x": x})["y"], x @ np.arange(12).reshape(3, 4))
+
+    def test_a_manifest_without_options_is_read(self, tmp_path: Path) -> None:
+        _, row = saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path)
+        older = row.model_dump(exclude={"options", "threads"})
+        assert Component.model_validate(older) == row
+        assert Component.model_validate_json(row.model_dump_json()).options == {}
