@@ -123,6 +123,7 @@ class Tuner:
         self.races += 1
         if other < best:
             self.forms = floating
+            self._gains *= best / other
             return {"faster_than_float": 1.0, "reverted": REVERTED}
         return {"faster_than_float": round(other / best, 3)}
 
