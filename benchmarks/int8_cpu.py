@@ -1,10 +1,12 @@
-"""INT8 on the CPU, side by side: vlm-edge, onnxruntime's quantize_static and quantize_dynamic, NNCF's graph as it is.
+"""INT8 on the CPU, side by side: vlm-edge, onnxruntime's quantizers and NNCF, against FP32 on onnxruntime.
 
-    python benchmarks/int8_cpu.py [--model zoo:blip-easyvqa] [--data calibration/easy-vqa.yaml] [--json]
+    python benchmarks/int8_cpu.py --model vit-b-32|blip-base|mobilevit-s [--json]
 
-Every component of the model is quantized by each tool from the same calibration inputs, and all run on onnxruntime on
-one true input at batch 1, each in a process of its own, in short blocks that take turns. Speed-ups are against the FP32
-graph: the ratio of medians with its 95% interval over the blocks. Cosines are over all outputs on held-out inputs.
+The model has its published size and random weights: CLIP ViT-B/32's tower, BLIP-base VQA from the pixels to the fifth
+answer token, and the MobileViT-S student's tower at 256 pixels. Every tool quantizes every graph from the same
+calibration inputs. One query's inputs are recorded from the FP32 pipeline, so that each engine does the same work; each
+engine runs them at batch 1 in a process of its own, in short blocks that take turns. Speed-ups are ratios of medians
+with a 95% interval over the blocks; the cosine is the smallest of any output on held-out inputs.
 """
 
 from __future__ import annotations
@@ -27,26 +29,36 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_SECONDS = 0.1
-TOOLS = ("onnxruntime FP32", "vlm-edge int8", "vlm-edge int8-dynamic", "quantize_static", "quantize_dynamic", "NNCF")
+BLOCK_SECONDS = 0.2
+ANSWER_TOKENS = 5
+QUESTION = "what is in the picture?"
+DATA = Path(__file__).parents[1] / "calibration"
+MODELS = {
+    "vit-b-32": ("clip", "vit-b-32", ("vision_encoder",), DATA / "easy-vqa-zero-shot.yaml"),
+    "blip-base": ("blip-vqa", "base", ("vision_encoder", "text_encoder", "decoder"), DATA / "easy-vqa.yaml"),
+    "mobilevit-s": ("blip-mobilevit", "mobilevit-s", ("vision_encoder",), DATA / "easy-vqa.yaml"),
+}
+"""Model and size of the zoo's, the components that are measured, and the data that calibrates them."""
+BASELINE = "onnxruntime FP32"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="zoo:blip-easyvqa", help="zoo name, checkpoint folder or exported folder")
-    parser.add_argument("--data", type=Path, help="data set manifest (default: easy-VQA for the model's kind)")
-    parser.add_argument("--component", action="append", help="only this component (may be repeated)")
-    parser.add_argument("--samples", type=int, default=64, help="calibration samples")
-    parser.add_argument("--rounds", type=int, default=20, help="blocks of each engine")
+    parser.add_argument("--model", choices=list(MODELS), default="mobilevit-s")
+    parser.add_argument("--samples", type=int, default=16, help="calibration samples, of which 1 in 8 is held out")
+    parser.add_argument("--rounds", type=int, default=15, help="blocks of each engine")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="keep what is made here, and use what is there already")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--worker", nargs=3, metavar=("GRAPH", "FEED", "THREADS"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, metavar=("ENGINE", "QUERY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        worker(*arguments.worker)
+        worker(*map(Path, arguments.worker))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        rows = compare(arguments, Path(folder))
+    with contextlib.ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = compare(arguments, folder.resolve())
     if arguments.json:
         print(json.dumps({"model": arguments.model, "host": host(arguments.threads), "rows": rows}, indent=1))
     else:
@@ -54,80 +66,154 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """One row for each component and tool."""
+    """One row for each engine."""
     from vlm_edge.core.stage import SilentProgress
     from vlm_edge.data import load_dataset
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.stages.quantize_capture import capture_inputs
 
-    graphs = exported(arguments.model, folder / "graphs")
+    _, _, components, data = MODELS[arguments.model]
+    graphs = exported(arguments.model, folder)
     manifest = read_manifest(graphs)
-    shipped = {"vqa": "easy-vqa.yaml", "dual_encoder": "easy-vqa-zero-shot.yaml"}[manifest.pipeline]
-    data = arguments.data or Path(__file__).parents[1] / "calibration" / shipped
+    note("calibration inputs")
     dataset = load_dataset(data, "calibration", limit=arguments.samples)
-    capture = capture_inputs(graphs, manifest, dataset, folder / "inputs", arguments.threads, SilentProgress())
-    rows: list[dict[str, Any]] = []
-    for name in arguments.component or manifest.components:
-        component, captured = manifest.components[name], capture.components[name]
-        feed = folder / f"{name}.npz"
-        np.savez(feed, **next(iter(captured.held_out)))
-        files = quantized_by_every_tool(graphs / component.file, folder / name, captured.calibration)
-        print(f"{name}: timing {len(files)} engines", file=sys.stderr)
-        times = alternate({tool: path for tool, path in files.items() if path}, feed, arguments)
-        rows += [row_of(name, tool, path, times, captured) for tool, path in files.items()]
-    return rows
+    inputs = folder / "inputs"
+    inputs.mkdir(exist_ok=True)
+    capture = capture_inputs(graphs, manifest, dataset, inputs, arguments.threads, SilentProgress())
+    query = recorded_query(graphs, components, folder / "query.npz")
+    makers: dict[str, Callable[[Path], dict[str, Any]]] = {
+        BASELINE: lambda _: engine_of("onnxruntime", graphs, components, arguments.threads),
+        "openvino FP32": lambda _: engine_of("openvino", graphs, components, arguments.threads),
+        "vlm-edge ort int8": lambda out: by_vlm_edge(graphs, components, data, "cpu-ort", arguments.samples, out),
+        "vlm-edge openvino int8": lambda out: by_vlm_edge(
+            graphs, components, data, "cpu-openvino", arguments.samples, out
+        ),
+    }
+    for name, (engine, make) in PEERS.items():
+        makers[name] = lambda out, engine=engine, make=make: by_peer(
+            engine, make, graphs, components, capture, arguments.threads, out
+        )
+    engines: dict[str, dict[str, Any]] = {}
+    for name, maker in makers.items():
+        note(name)
+        out = folder / name.replace(" ", "-")
+        try:
+            with quiet():
+                engines[name] = maker(out)
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:  # what these tools end in
+            note(f"{name} failed: {str(error)[:300]}")
+    note(f"timing {len(engines)} engines")
+    times = alternate(engines, query, folder, arguments.rounds)
+    return [row_of(name, engines.get(name), times, capture) for name in makers]
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def exported(model: str, folder: Path) -> Path:
-    """The exported folder that ``model`` is, or the one made of the checkpoint that it names."""
-    from vlm_edge.core.artifact import checkpoint_artifact
-    from vlm_edge.core.stage import StageInputs, StageWork
-    from vlm_edge.families.sources import resolve_model
-    from vlm_edge.stages.export import SPEC
+    """The exported graphs of a model that is made here."""
+    from vlm_edge.api import run_stage
+    from vlm_edge.zoo.create import create
 
-    if (Path(model) / "manifest.json").is_file():
-        return Path(model)
-    folder.mkdir()
-    work = StageWork(out=folder, scratch=folder.with_name("export"))
-    work.scratch.mkdir()
-    SPEC.run(SPEC.config(), StageInputs(checkpoint_artifact(resolve_model(model))), work)
-    return folder
+    name, size, _, _ = MODELS[model]
+    graphs = folder / "graphs"
+    if not graphs.is_dir():
+        note("export")
+        create(name, size, folder / "checkpoint")
+        run_stage("export", {}, str(folder / "checkpoint"), graphs)
+    return graphs
 
 
-def quantized_by_every_tool(graph: Path, folder: Path, feeds: Any) -> dict[str, Path | None]:
-    """A file by tool; None where the tool failed, with the reason on stderr."""
-    folder.mkdir()
-    makers: dict[str, Callable[[Path, Path, Any], None]] = {
-        "onnxruntime FP32": lambda source, target, _: target.write_bytes(source.read_bytes()) and None,
-        "vlm-edge int8": by_vlm_edge("int8"),
-        "vlm-edge int8-dynamic": by_vlm_edge("int8-dynamic"),
-        "quantize_static": by_quantize_static,
-        "quantize_dynamic": by_quantize_dynamic,
-        "NNCF": by_nncf,
+def recorded_query(graphs: Path, components: tuple[str, ...], file: Path) -> Path:
+    """Every run of the components while the FP32 pipeline answers one query: ``number/component/tensor`` -> array."""
+    from vlm_edge.processing.manifest import read_manifest
+    from vlm_edge.runtime.pipeline import build_pipeline, load_engines
+    from vlm_edge.stages.compile_check import random_image
+
+    manifest = read_manifest(graphs)
+    runs: list[tuple[str, dict[str, Any]]] = []
+
+    class Recorder:
+        def __init__(self, component: str, engine: Any) -> None:
+            self.component, self.engine = component, engine
+            self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
+
+        def infer(self, feed: Any) -> Any:
+            runs.append((self.component, dict(feed)))
+            return self.engine.infer(feed)
+
+    engines = {name: Recorder(name, engine) for name, engine in load_engines(graphs, manifest).items()}
+    image = random_image(np.random.default_rng(0), manifest.image.height, manifest.image.width)
+    pipeline = build_pipeline(manifest, engines, graphs)
+    pipeline.rehearse([image], [QUESTION], max_new_tokens=ANSWER_TOKENS)
+    kept = [run for run in runs if run[0] in components]
+    np.savez(
+        file,
+        **{f"{number}/{name}/{key}": value for number, (name, feed) in enumerate(kept) for key, value in feed.items()},
+    )
+    return file
+
+
+def engine_of(
+    engine: str, folder: Path, components: tuple[str, ...], threads: int, suffix: str = "", source: Path | None = None
+) -> dict[str, Any]:
+    """What a worker needs to load an engine: files and rows of the manifest of ``source`` or of the folder itself."""
+    from vlm_edge.processing.manifest import read_manifest
+
+    manifest = read_manifest(source or folder)
+    rows = {name: manifest.components[name] for name in components}
+    files = {name: folder / (f"{name}{suffix}" if suffix else row.file) for name, row in rows.items()}
+    return {
+        "engine": engine,
+        "files": {name: str(path) for name, path in files.items()},
+        "rows": {name: row.model_dump(mode="json") for name, row in rows.items()},
+        "options": dict(manifest.engine.options) if manifest.engine else {},
+        "threads": threads,
     }
-    files: dict[str, Path | None] = {}
-    for tool in TOOLS:
-        path = folder / f"{tool.replace(' ', '-')}.onnx"
-        try:
-            with quiet():
-                makers[tool](graph, path, feeds)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # what these tools end in
-            print(f"{tool} failed on {graph.name}: {error}", file=sys.stderr)
-        files[tool] = path if path.is_file() else None
-    return files
 
 
-def by_vlm_edge(scheme: str) -> Callable[[Path, Path, Any], None]:
-    def make(source: Path, target: Path, feeds: Any) -> None:
-        import onnx
+def by_vlm_edge(
+    graphs: Path, components: tuple[str, ...], data: Path, target: str, samples: int, out: Path
+) -> dict[str, Any]:
+    from vlm_edge.api import run_stage
+    from vlm_edge.processing.manifest import read_manifest
 
-        from vlm_edge.numerics.quant_forms import host_isa, quant_form
-        from vlm_edge.stages.quantize import quantize_graph
+    schemes = {"*": "none", **dict.fromkeys(components, "int8")}
+    if not (out / "engine").is_dir():
+        out.mkdir(exist_ok=True)
+        config = {"components": schemes, "samples": samples}
+        run_stage("quantize", config, graphs, out / "int8", data=data, target=target)
+        run_stage("compile", {}, out / "int8", out / "engine", target=target)
+    info = read_manifest(out / "engine").engine
+    assert info is not None
+    return engine_of(info.name, out / "engine", components, info.threads)
 
-        graph = quantize_graph(onnx.load(source), scheme, feeds, quant_form("onnxruntime", host_isa()))
-        target.write_bytes(graph.SerializeToString(deterministic=True))
 
-    return make
+def by_peer(
+    engine: str,
+    make: Callable[[Path, Path, Any], None],
+    graphs: Path,
+    components: tuple[str, ...],
+    capture: Any,
+    threads: int,
+    out: Path,
+) -> dict[str, Any]:
+    from vlm_edge.processing.manifest import read_manifest
+
+    suffix = ".xml" if engine == "openvino" else ".onnx"
+    out.mkdir(exist_ok=True)
+    for name in components:
+        target = out / f"{name}{suffix}"
+        if not target.exists():
+            make(graphs / read_manifest(graphs).components[name].file, target, capture.components[name].calibration)
+    found = engine_of(engine, out, components, threads, suffix, graphs)
+    if engine == "openvino":
+        import openvino
+
+        hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
+        found["options"] = {"INFERENCE_PRECISION_HINT": hint.to_string()}  # OpenVINO's own choice on this CPU
+    return found
 
 
 def by_quantize_static(source: Path, target: Path, feeds: Any) -> None:
@@ -169,70 +255,106 @@ def by_quantize_dynamic(source: Path, target: Path, _: Any) -> None:
 
 
 def by_nncf(source: Path, target: Path, feeds: Any) -> None:
-    """nncf.quantize for a transformer, with its defaults."""
+    """nncf.quantize for a transformer with its defaults, of the ONNX graph or of OpenVINO's model of it."""
     os.environ.setdefault("NNCF_CI", "1")
     import nncf
     import onnx
+    import openvino
 
     nncf.set_log_level(logging.ERROR)
-    model = nncf.quantize(
-        onnx.load(source), nncf.Dataset(feeds), subset_size=len(feeds), model_type=nncf.ModelType.TRANSFORMER
-    )
-    onnx.save(model, target)
+    to_openvino = target.suffix == ".xml"
+    model = openvino.Core().read_model(source) if to_openvino else onnx.load(source)
+    quantized = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), model_type=nncf.ModelType.TRANSFORMER)
+    if to_openvino:
+        openvino.save_model(quantized, target, compress_to_fp16=False)
+    else:
+        onnx.save(quantized, target)
+
+
+PEERS: dict[str, tuple[str, Callable[[Path, Path, Any], None]]] = {
+    "onnxruntime static": ("onnxruntime", by_quantize_static),
+    "onnxruntime dynamic": ("onnxruntime", by_quantize_dynamic),
+    "NNCF on onnxruntime": ("onnxruntime", by_nncf),
+    "NNCF on openvino": ("openvino", by_nncf),
+}
+"""Peers: the engine that runs them, and what makes a file of one component."""
 
 
 def row_of(
-    name: str, tool: str, path: Path | None, times: dict[str, list[list[float]]], captured: Any
+    name: str, engine: dict[str, Any] | None, times: dict[str, list[list[float]]], capture: Any
 ) -> dict[str, Any]:
     from vlm_edge.numerics.statistics import percentile, percentile_ratio_interval
 
-    if path is None or tool not in times:
-        return {"component": name, "tool": tool, "failed": True}
-    mine, baseline = times[tool], times[TOOLS[0]]
-    pooled, pooled_baseline = np.concatenate(mine), np.concatenate(baseline)
+    if engine is None or name not in times:
+        return {"name": name, "failed": True}
+    mine, baseline = times[name], times[BASELINE]
+    pooled = np.concatenate(mine)
     interval = percentile_ratio_interval(baseline, mine, 0.5, seed=0)
+    value = percentile(np.concatenate(baseline), 0.5) / percentile(pooled, 0.5)
     return {
-        "component": name,
-        "tool": tool,
-        "size_bytes": path.stat().st_size,
+        "name": name,
+        "speedup": {"low": interval.low, "value": value, "high": interval.high},
+        "cosine": worst_cosine(engine, capture),
         "p50_ms": percentile(pooled, 0.5),
-        "p90_ms": percentile(pooled, 0.9),
-        "speedup": percentile(pooled_baseline, 0.5) / percentile(pooled, 0.5),
-        "speedup_low": interval.low,
-        "speedup_high": interval.high,
+        "size_bytes": sum(size_bytes(Path(file)) for file in engine["files"].values()),
         "n": len(pooled),
-        "cosine": worst_cosine(path, captured),
     }
 
 
-def worst_cosine(path: Path, captured: Any) -> float:
-    """The smallest cosine of an output with the FP32 graph's, over all held-out inputs."""
+def size_bytes(file: Path) -> int:
+    """A graph and the weights beside it."""
+    beside = [file.with_suffix(".bin")] if file.suffix == ".xml" else [file.with_name(f"{file.name}.data")]
+    return sum(path.stat().st_size for path in (file, *beside) if path.is_file())
+
+
+def load(engine: dict[str, Any]) -> dict[str, Any]:
+    """The components' engines by name."""
+    from vlm_edge.engines import load_engine
+    from vlm_edge.processing.manifest import Component
+
+    rows = {name: Component.model_validate(row) for name, row in engine["rows"].items()}
+    return {
+        name: load_engine(
+            engine["engine"], Path(engine["files"][name]), row, row.threads or engine["threads"], engine["options"]
+        )
+        for name, row in rows.items()
+    }
+
+
+def worst_cosine(engine: dict[str, Any], capture: Any) -> float:
+    """The smallest cosine of an output of any component with the FP32 graph's, over its held-out inputs."""
     from vlm_edge.numerics.quantization import agreement
 
-    loaded = session(path, 1)
-    names = [output.name for output in loaded.get_outputs()]
-    runs = zip(captured.held_out, captured.references, strict=True)
-    totals = agreement((reference, dict(zip(names, loaded.run(names, feed), strict=True))) for feed, reference in runs)
-    return min(total.cosine for total in totals.values())
+    found = []
+    for name, loaded in load(engine).items():
+        captured = capture.components[name]
+        runs = zip(captured.held_out, captured.references, strict=True)
+        totals = agreement((reference, loaded.infer(feed)) for feed, reference in runs)
+        found += [total.cosine for total in totals.values()]
+    return min(found)
 
 
-def alternate(files: dict[str, Path], feed: Path, arguments: argparse.Namespace) -> dict[str, list[list[float]]]:
-    """Times in ms by tool, block by block; an engine that does not load is left out and named on stderr."""
+def alternate(
+    engines: dict[str, dict[str, Any]], query: Path, folder: Path, rounds: int
+) -> dict[str, list[list[float]]]:
+    """Times in ms by engine, block by block; one that does not load is left out and named on stderr."""
     with contextlib.ExitStack() as stack:
         workers: dict[str, subprocess.Popen[str]] = {}
-        for tool, path in files.items():
-            command = [sys.executable, __file__, "--worker", str(path), str(feed), str(arguments.threads)]
+        for name, engine in engines.items():
+            file = folder / f"{name.replace(' ', '-')}.json"
+            file.write_text(json.dumps(engine), encoding="utf-8")
+            command = [sys.executable, __file__, "--worker", str(file), str(query)]
             process = stack.enter_context(
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
             if ask(process, "warm up") is None:
-                print(f"{tool}: onnxruntime can't run it", file=sys.stderr)
+                note(f"{name}: its engine can't run it")
             else:
-                workers[tool] = process
-        times: dict[str, list[list[float]]] = {tool: [] for tool in workers}
-        for _ in range(arguments.rounds):
-            for tool, process in workers.items():
-                times[tool].append(ask(process, "block") or [])
+                workers[name] = process
+        times: dict[str, list[list[float]]] = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, process in workers.items():
+                times[name].append(ask(process, "block") or [])
         for process in workers.values():
             process.communicate()
     return times
@@ -250,35 +372,29 @@ def ask(process: subprocess.Popen[str], request: str) -> list[float] | None:
     return json.loads(line) if line else None
 
 
-def worker(graph: str, feed: str, threads: str) -> None:
-    """Answer every line on stdin with the times in ms of one block of runs."""
-    loaded = session(Path(graph), int(threads))
-    values = dict(np.load(feed))
+def worker(engine: Path, query: Path) -> None:
+    """Answer every line on stdin with the times in ms of one block of queries."""
+    engines = load(json.loads(engine.read_text(encoding="utf-8")))
+    feeds: dict[int, tuple[str, dict[str, Any]]] = {}
+    for key, value in np.load(query).items():
+        number, component, tensor = key.split("/", 2)
+        feeds.setdefault(int(number), (component, {}))[1][tensor] = value
+    runs = [(engines[component], feed) for _, (component, feed) in sorted(feeds.items())]
     for _ in sys.stdin:
         times: list[float] = []
         end = time.perf_counter() + BLOCK_SECONDS
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
-            loaded.run(None, values)
+            for loaded, feed in runs:
+                loaded.infer(feed)
             times.append(1e3 * (time.perf_counter() - start))
         print(json.dumps(times), flush=True)
-
-
-def session(path: Path, threads: int) -> Any:
-    """As vlm-edge's engine runs a graph: all of onnxruntime's optimizations, no spinning between runs."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def host(threads: int) -> dict[str, Any]:
     from vlm_edge.evaluation.host import host_record
 
-    packages = {name: version(name) for name in ("onnxruntime", "nncf", "onnx")}
+    packages = {name: version(name) for name in ("onnxruntime", "openvino", "nncf", "onnx")}
     return {**host_record(), "threads": threads, "python": platform.python_version(), "quantizers": packages}
 
 
@@ -295,15 +411,15 @@ def quiet() -> Iterator[None]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print(f"{'component':<15} {'tool':<22} {'MB':>7} {'p50 ms':>8} {'speed-up':>9}   95% interval   {'cosine':>9}   n")
+    print(f"{'engine':<24} {'MB':>7} {'p50 ms':>9} {'speed-up':>9}   95% interval   {'cosine':>9}   n")
     for row in rows:
-        start = f"{row['component']:<15} {row['tool']:<22}"
         if row.get("failed"):
-            print(f"{start} failed")
+            print(f"{row['name']:<24} failed")
             continue
+        speedup = row["speedup"]
         print(
-            f"{start} {row['size_bytes'] / 1e6:>7.2f} {row['p50_ms']:>8.3f} {row['speedup']:>8.2f}x   "
-            f"[{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]   {row['cosine']:>9.6f}   {row['n']}"
+            f"{row['name']:<24} {row['size_bytes'] / 1e6:>7.2f} {row['p50_ms']:>9.3f} {speedup['value']:>8.2f}x   "
+            f"[{speedup['low']:.2f}, {speedup['high']:.2f}]   {row['cosine']:>9.6f}   {row['n']}"
         )
 
 
