@@ -7,6 +7,7 @@ SiLU, a convolution that another reads directly, tokens made of pixels and back,
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,6 @@ mobilevit (float[images, 3, {SIZE}, {SIZE}] pixel_values) => (float[images, {CLA
   g3 = Sigmoid (c3)
   s3 = Mul (g3, c3)
   [enter] c4 = Conv (s3, enter_w)
-  columns = Constant <value_ints = [0, 64, -1]> ()
   pixels = Reshape (c4, columns)
   tokens = Transpose <perm = [0, 2, 1]> (pixels)
   n0 = LayerNormalization (tokens, one, zero)
@@ -37,7 +37,6 @@ mobilevit (float[images, 3, {SIZE}, {SIZE}] pixel_values) => (float[images, {CLA
   qb = Add (q, query_b)
   [key] k = MatMul (n0, key_w)
   [value] v = MatMul (n0, value_w)
-  by_head = Constant <value_ints = [0, -1, 4, 16]> ()
   q4 = Reshape (qb, by_head)
   k4 = Reshape (k, by_head)
   v4 = Reshape (v, by_head)
@@ -45,11 +44,10 @@ mobilevit (float[images, 3, {SIZE}, {SIZE}] pixel_values) => (float[images, {CLA
   kh = Transpose <perm = [0, 2, 3, 1]> (k4)
   vh = Transpose <perm = [0, 2, 1, 3]> (v4)
   scores = MatMul (qh, kh)
-  scaled = Mul (scores, quarter)
+  scaled = Mul (scores, root)
   weights = Softmax <axis = -1> (scaled)
   mixed = MatMul (weights, vh)
   together = Transpose <perm = [0, 2, 1, 3]> (mixed)
-  by_row = Constant <value_ints = [0, -1, 64]> ()
   context = Reshape (together, by_row)
   [out] o = MatMul (context, out_w)
   r0 = Add (tokens, o)
@@ -61,7 +59,6 @@ mobilevit (float[images, 3, {SIZE}, {SIZE}] pixel_values) => (float[images, {CLA
   [down] d = MatMul (su, down_w)
   r1 = Add (r0, d)
   turned = Transpose <perm = [0, 2, 1]> (r1)
-  square = Constant <value_ints = [0, 64, 4, 4]> ()
   map = Reshape (turned, square)
   [leave] c5 = Conv (map, leave_w, leave_b)
   both = Concat <axis = 1> (s3, c5)
@@ -97,10 +94,14 @@ INTEGER_CONVOLUTIONS = ("project", "local", "enter", "leave", "fuse")
 @cache
 def _bytes() -> bytes:
     generator = np.random.default_rng(0)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "one": np.ones(64, np.float32),
         "zero": np.zeros(64, np.float32),
-        "quarter": np.array(0.25, np.float32),
+        "columns": np.array([0, 64, -1]),
+        "by_head": np.array([0, 0, 2, 32]),
+        "by_row": np.array([0, 0, 64]),
+        "square": np.array([0, 64, 4, 4]),
+        "root": np.array(1 / np.sqrt(32), np.float32),
     }
     for name, shape in _SHAPES.items():
         added = int(np.prod(shape[1:])) if len(shape) == 4 or name == "classifier" else shape[0]
