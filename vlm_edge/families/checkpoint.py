@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import open_clip
@@ -122,11 +123,13 @@ def load_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> LoadedC
         refuse_code(folder, config)
     family = find_family(folder, config)
     state = read_weights(folder)
-    model = build_model(folder, family, config, trust_remote_code=trust_remote_code)
     surgery = read_surgery(folder)
-    with torch.random.fork_rng(devices=[]):
+    with no_init_weights(), torch.random.fork_rng(devices=[]):  # every weight is replaced: what is drawn costs memory
+        model = build_model(folder, family, config, trust_remote_code=trust_remote_code)
         apply_surgery(model, family, surgery, folder / SURGERY_NAME)
     settings: Any = model
+    if hasattr(settings, "tie_weights"):
+        settings.tie_weights()  # otherwise done where weights are drawn
     if (folder / SETTINGS_NAME).is_file():
         settings.generation_config = load_settings(folder, settings.config)
     load_weights(model, as_in_model(model, family.rename_weights(state)), folder)
