@@ -55,7 +55,7 @@ def placed(
     model: onnx.ModelProto, x: Array = X, *, bits: int = 7, signed: bool = False, left_out: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
     """With pairs, whose ranges are those of the float model's own run."""
-    graph = place_convolutions(model, weight_bits=bits, left_out=left_out)
+    graph = place_convolutions(model, weight_bits=bits, outputs=True, left_out=left_out)
     names = sorted({node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"} - {"x"})
     seen = {"x": x, **(dict(zip(names, run(model, x, names), strict=True)) if names else {})}
     ranges = {name: (min(0.0, float(value.min())), max(0.0, float(value.max()))) for name, value in seen.items()}
@@ -273,7 +273,7 @@ class TestWhatStaysFloat:
             w=weight(*shape),
             **({"b": weight(8)} if "Abs (b)" in line else {}),
         )
-        assert place_convolutions(model, weight_bits=8) == model
+        assert place_convolutions(model, weight_bits=8, outputs=True) == model
         assert lower_convolutions(model) == model
 
     def test_outputs_of_the_graph(self) -> None:
@@ -284,7 +284,7 @@ class TestWhatStaysFloat:
             }""",
             w=weight(8, 16, 3, 3),
         )
-        assert place_convolutions(model, weight_bits=8) == model
+        assert place_convolutions(model, weight_bits=8, outputs=True) == model
 
     def test_names_that_are_left_out(self) -> None:
         model = model_of(
@@ -320,4 +320,4 @@ class TestWhatStaysFloat:
         )
         linears = place_linears(model, weight_bits=8)
         assert counts(linears)["QuantizeLinear"] == 2
-        assert place_convolutions(linears, weight_bits=8) == linears
+        assert place_convolutions(linears, weight_bits=8, outputs=True) == linears

@@ -34,11 +34,11 @@ def find_convolutions(graph: Graph) -> list[onnx.NodeProto]:
 
 
 def place_convolutions(
-    model: onnx.ModelProto, *, weight_bits: int, left_out: frozenset[str] = frozenset()
+    model: onnx.ModelProto, *, weight_bits: int, outputs: bool, left_out: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
-    """Pairs before and after every convolution of :func:`find_convolutions`, and its weight as int8 by channel.
+    """A pair before every convolution of :func:`find_convolutions`, and its weight as int8 by channel.
 
-    QLinearConv has no float result, so its output is quantized too. One that reads or writes what is quantized already
+    With ``outputs`` there is a pair after it too: onnxruntime's QLinearConv has no float result. One that reads or writes what is quantized already
     is left alone. Ranges are set by :func:`vlm_edge.numerics.qdq_place.with_ranges`.
 
     Args:
@@ -55,7 +55,7 @@ def place_convolutions(
         for node in find_convolutions(graph)
         if node.name not in left_out and not others.intersection((node.input[0], node.output[0]))
     ]
-    written = {node.output[0] for node in convolutions}
+    written = {node.output[0] for node in convolutions} if outputs else set()
     placed: set[str] = set()
     for node in convolutions:
         weight = graph.constant(node.input[1])
@@ -66,7 +66,7 @@ def place_convolutions(
         if node.input[1] not in placed:
             before.append(weight_restore(node.input[1], weight, 0, weight_bits, constants))
         placed.update(node.input[:2])
-        after = tensor_pair(node.output[0], constants)
+        after = tensor_pair(node.output[0], constants) if outputs else []
         convolution = onnx.NodeProto()
         convolution.CopyFrom(node)
         convolution.input[:2] = [f"{node.input[0]}_dequantized", f"{node.input[1]}_dequantized"]

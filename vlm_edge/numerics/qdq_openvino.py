@@ -16,18 +16,25 @@ LARGEST_LOWEST = -1e4
 
 
 def float_concatenations(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which a Concat has float parts, unless a convolution reads it.
+    """A copy in which a Concat has float parts and a float result, unless a convolution reads it.
 
-    OpenVINO 2026.4 takes the second dimension for channels: with quantized parts it gives every token of
-    (batch, tokens, width) a zero point of its own, and then fails to compile the product ("MatMulTransformation
-    ... callback has thrown").
+    OpenVINO 2026.4 takes the second dimension for channels: where quantizers stand around a Concat of tokens it gives
+    every token of (batch, tokens, width) a zero point of its own, and then fails to compile the product
+    ("MatMulTransformation ... callback has thrown").
     """
     result = copied(model)
     graph = Graph(result)
     for node in graph.nodes:
-        readers = {reader.op_type for reader in graph.consumers[node.output[0]]}
-        if node.op_type != "Concat" or "Conv" in readers:
+        if node.op_type != "Concat":
             continue
+        quantizers = [each for each in graph.consumers[node.output[0]] if each.op_type == "QuantizeLinear"]
+        restores = [each for quantizer in quantizers for each in graph.consumers[quantizer.output[0]]]
+        readers = [reader for each in restores for reader in graph.consumers[each.output[0]]]
+        if "Conv" in {reader.op_type for reader in (*graph.consumers[node.output[0]], *readers)}:
+            continue
+        for reader in readers:
+            made = {each.output[0] for each in restores if each.op_type == "DequantizeLinear"}
+            reader.input[:] = [node.output[0] if name in made else name for name in reader.input]
         for position, name in enumerate(node.input):
             restore = graph.producers.get(name)
             if restore is None or restore.op_type != "DequantizeLinear":

@@ -57,9 +57,10 @@ def static_graph(
         statistics = calibration.statistics(model, tensors, frozenset(tensors))
         floating, changed = smooth(model, places, {name: each.largest for name, each in statistics.items()})
         kind = "smooth:"
-    if form.kernels:
-        placed = place_linears(floating, weight_bits=form.weight_bits, left_out=settings.left_out)
-        placed = place_convolutions(placed, weight_bits=form.weight_bits, left_out=settings.left_out)
+    if not form.symmetric:
+        bits, left_out = form.weight_bits, settings.left_out
+        placed = place_linears(floating, weight_bits=bits, left_out=left_out)
+        placed = place_convolutions(placed, weight_bits=bits, outputs=form.kernels, left_out=left_out)
     else:
         from vlm_edge.numerics.quant_nncf import place
 
