@@ -38,8 +38,9 @@ def place_convolutions(
 ) -> onnx.ModelProto:
     """A pair before every convolution of :func:`find_convolutions`, and its weight as int8 by channel.
 
-    With ``outputs`` there is a pair after it too: onnxruntime's QLinearConv has no float result. One that reads or writes what is quantized already
-    is left alone. Ranges are set by :func:`vlm_edge.numerics.qdq_place.with_ranges`.
+    With ``outputs`` there is a pair after it too: onnxruntime's QLinearConv has no float result. One that reads or
+    writes what is quantized already is left alone. Ranges are set by
+    :func:`vlm_edge.numerics.qdq_place.with_ranges`.
 
     Args:
         model: float32, every node named; linear layers may have their pairs already.
