@@ -182,10 +182,12 @@ class LanguageFamily(Family):
 def fused_attention(tower: Any) -> Iterator[None]:
     """While open, a vision tower attends in torch's own kernel: transformers gives it all tiles at once, whose scores
     spelled out can take more memory than the model. Towers that don't know the kernel are left as they are."""
-    config = tower.config
-    before = config._attn_implementation
-    config._attn_implementation = "sdpa" if getattr(tower, "_supports_sdpa", False) else before
+    if not getattr(tower, "_supports_sdpa", False):
+        yield
+        return
+    before = tower.config._attn_implementation
+    tower.config._attn_implementation = "sdpa"
     try:
         yield
     finally:
-        config._attn_implementation = before
+        tower.config._attn_implementation = before

@@ -84,20 +84,26 @@ def _by_torch(
     """All that needs the model, which is in memory no longer than this takes: the graphs, what each of them must give,
     and what all of them together must answer."""
     from vlm_edge.families.checkpoint import load_checkpoint
+    from vlm_edge.families.generate import fused_attention
+    from vlm_edge.stages.export_check import return_freed_memory
     from vlm_edge.stages.export_composed import torch_says
     from vlm_edge.stages.export_graph import export_component
     from vlm_edge.stages.export_references import save_references
 
     loaded = load_checkpoint(source, trust_remote_code=config.trust_remote_code)
     exports = loaded.family.components(loaded.model, loaded.family.image_processing(source))
+    tower = loaded.model.get_submodule(loaded.family.vision_tower_path)
     components: dict[str, Component] = {}
     with progress.bar("export", len(exports) + 1) as ticker:
         for name, export in exports.items():
             components[name] = export_component(name, export, folder, config.opset)
-            save_references(name, export, references)
+            with fused_attention(tower):
+                save_references(name, export, references)
+            return_freed_memory()
             ticker.advance(note=name)
         manifest = _manifest(loaded, components)
-        wanted = torch_says(loaded, manifest)
+        with fused_attention(tower):
+            wanted = torch_says(loaded, manifest)
         ticker.advance(note="composed")
     for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
         tensor.data = tensor.data.new_empty(0)  # whoever still holds the model, its weights are gone
