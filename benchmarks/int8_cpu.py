@@ -67,6 +67,8 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """One row for each engine."""
+    from onnx.onnx_cpp2py_export.checker import ValidationError
+
     from vlm_edge.core.stage import SilentProgress
     from vlm_edge.data import load_dataset
     from vlm_edge.processing.manifest import read_manifest
@@ -100,7 +102,14 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         try:
             with quiet():
                 engines[name] = maker(out)
-        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:  # what these tools end in
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            KeyError,
+            ValidationError,
+        ) as error:  # what these tools end in
             note(f"{name} failed: {str(error)[:300]}")
     note(f"timing {len(engines)} engines")
     times = alternate(engines, query, folder, arguments.rounds)
@@ -206,7 +215,8 @@ def by_peer(
     for name in components:
         target = out / f"{name}{suffix}"
         if not target.exists():
-            make(graphs / read_manifest(graphs).components[name].file, target, capture.components[name].calibration)
+            source = in_one_file(graphs / read_manifest(graphs).components[name].file, out)
+            make(source, target, capture.components[name].calibration)
     found = engine_of(engine, out, components, threads, suffix, graphs)
     if engine == "openvino":
         import openvino
@@ -214,6 +224,14 @@ def by_peer(
         hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT")
         found["options"] = {"INFERENCE_PRECISION_HINT": hint.to_string()}  # OpenVINO's own choice on this CPU
     return found
+
+
+def in_one_file(graph: Path, folder: Path) -> Path:
+    """The graph with its weights inside: onnxruntime's preprocessing loses track of those that lie beside it."""
+    import onnx
+
+    onnx.save(onnx.load(graph), folder / f"{graph.stem}.whole")
+    return folder / f"{graph.stem}.whole"
 
 
 def by_quantize_static(source: Path, target: Path, feeds: Any) -> None:
