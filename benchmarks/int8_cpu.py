@@ -100,7 +100,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         try:
             with quiet():
                 engines[name] = maker(out)
-        except Exception as error:  # noqa: BLE001 - whatever a peer ends in is its result
+        except Exception as error:  # whatever a peer ends in is its result
             note(f"{name} failed: {str(error)[:300]}")
     note(f"timing {len(engines)} engines")
     times = alternate(engines, query, folder, arguments.rounds)
