@@ -275,7 +275,9 @@ def test_tensorrt_gets_symmetric_signed_pairs(graphs: Artifact, task: TaskSpec, 
 
 def test_openvino_gets_standard_operators(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
     folder, facts = quantize(tmp_path, graphs, task, engine="openvino")
-    assert facts["components"]["vision_encoder"]["operators"]["fake_quantized"] == {"Conv": 1, "MatMul": 2}
+    counts = facts["components"]["vision_encoder"]["operators"]
+    assert counts["fake_quantized"] == {"MatMul": 2}
+    assert counts["floating"] == {"Conv": 1}  # 48 products are too few
     assert {node.domain for node in onnx.load(folder / "vision_encoder.onnx").graph.node} == {""}
     image = preprocess([read_image(next(Path(task.data).parent.glob("data/train/*.png")))], IMAGE)
     from vlm_edge.engines import load_engine

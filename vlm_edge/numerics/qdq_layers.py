@@ -6,7 +6,7 @@ debugger reports it by tensor (onnxruntime.quantization.qdq_loss_debug).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph
-from vlm_edge.numerics.qdq_lower import find_linears
+from vlm_edge.numerics.qdq_lower import blocks_of, find_linears
 from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS
 from vlm_edge.numerics.quantization import Agreement, Float, dequantize, quantize
 
@@ -25,11 +25,15 @@ _KERNELS = {"MatMulIntegerToFloat": (1, 3), "DynamicQuantizeMatMul": (1, 2)}
 
 @dataclass(frozen=True)
 class InputQuantizer:
-    """The float tensor that a layer's input was quantized from, with the quantizer's scale and zero point."""
+    """The float tensor that a layer's input was quantized from, with the quantizer's scale and zero point.
+
+    in_float_graph: the quantized graph has no such tensor, since the kernel before rounds what it writes.
+    """
 
     tensor: str
     scale: NDArray[np.float32]
     zero_point: NDArray[Any]
+    in_float_graph: bool = False
 
     def error(self, values: Float) -> tuple[Float, Float]:
         """``values``, and what is left of them after rounding."""
@@ -37,10 +41,20 @@ class InputQuantizer:
 
 
 @dataclass(frozen=True)
-class QuantizedLayer:
-    """One layer with a quantized weight; ``output`` is a tensor of the float graph, too.
+class OutputLevels:
+    """The tensor of integers that a layer writes in place of its float output, and what they stand for."""
 
-    ``weight`` and ``float_weight`` are of one shape, None where there is no float one to compare with.
+    tensor: str
+    scale: NDArray[np.float32]
+    zero_point: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer with a quantized weight; ``output`` is a tensor of the float graph.
+
+    ``weight`` and ``float_weight`` are of one shape, None where there is no float one to compare with. The quantized
+    graph has ``output``, too, unless there are ``levels``.
     """
 
     name: str
@@ -49,6 +63,16 @@ class QuantizedLayer:
     weight: Float | None
     float_weight: Float | None
     input: InputQuantizer | None
+    levels: OutputLevels | None = None
+
+    @property
+    def written(self) -> str:
+        """The tensor of the quantized graph to read for :meth:`result`."""
+        return self.output if self.levels is None else self.levels.tensor
+
+    def result(self, written: NDArray[Any]) -> Float:
+        """The layer's output in real numbers."""
+        return written if self.levels is None else dequantize(written, self.levels.scale, self.levels.zero_point)
 
     @property
     def weight_sqnr_db(self) -> float | None:
@@ -63,21 +87,22 @@ def quantized_layers(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> l
     """Every layer whose weight is quantized, in the graph's order.
 
     Args:
-        floating: the graph that ``quantized`` was made from; a layer is found there by its output's name, and one that
-            is not there is left out.
+        floating: the graph that ``quantized`` was made from; a layer is found there by its output's name (a
+            QLinearConv, whose output is another one, by its own name), and one that is not there is left out.
     """
     before, after = Graph(floating), Graph(quantized)
     originals = {name: (layer, weight) for name, layer, weight in _float_layers(before)}
+    convolutions = {node.name: node.output[0] for node in before.nodes if node.op_type == "Conv"}
     layers = []
     for node in after.nodes:
-        weight = _quantized_weight(after, node)
-        output = node.output[0]
+        weight, levels = _quantized_weight(after, node), _output_levels(after, node)
+        output = node.output[0] if levels is None else convolutions.get(node.name, "")
         if weight is None or output not in originals:
             continue
         name, original = originals[output]
         data = None if node.op_type in ("DynamicQuantizeMatMul", "GatherBlockQuantized") else node.input[0]
-        quantizer = _input_quantizer(after, data) if data is not None else None
-        layers.append(QuantizedLayer(name or node.name, node.op_type, output, weight, original, quantizer))
+        quantizer = _input_quantizer(after, data, convolutions) if data is not None else None
+        layers.append(QuantizedLayer(name or node.name, node.op_type, output, weight, original, quantizer, levels))
     return layers
 
 
@@ -125,8 +150,17 @@ def _quantized_weight(graph: Graph, node: onnx.NodeProto) -> Float | None:
     if node.op_type in _KERNELS:
         levels, scales = (graph.constant(node.input[position]) for position in _KERNELS[node.op_type])
         return None if levels is None or scales is None else scales * levels.astype(np.float32)
+    if node.op_type == "MatMulNBits":
+        blocks = blocks_of(graph, node)
+        return None if blocks is None else blocks.restored()
     if node.op_type == "GatherBlockQuantized":
         return _table_rows(graph, node)
+    if node.op_type == "QLinearConv":
+        levels, scales, zero_points = (graph.constant(name) for name in node.input[3:6])
+        if levels is None or scales is None or zero_points is None:
+            return None
+        channels = (-1, *[1] * (levels.ndim - 1))
+        return dequantize(levels, scales.reshape(channels), zero_points.reshape(channels))
     position = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}.get(node.op_type)
     if position is None:
         return None
@@ -168,11 +202,28 @@ def _table_rows(graph: Graph, node: onnx.NodeProto) -> Float | None:
     return columns * (levels.astype(np.float32) - 128)
 
 
-def _input_quantizer(graph: Graph, name: str) -> InputQuantizer | None:
-    """The QuantizeLinear that a layer's input comes from, through operators that only move elements."""
+def _output_levels(graph: Graph, node: onnx.NodeProto) -> OutputLevels | None:
+    """What a QLinearConv writes (ONNX: ``y_scale`` and ``y_zero_point`` are its inputs 6 and 7)."""
+    if node.op_type != "QLinearConv":
+        return None
+    scale, zero_point = (graph.constant(name) for name in node.input[6:8])
+    if scale is None or zero_point is None or scale.size != 1:
+        return None
+    return OutputLevels(node.output[0], scale.reshape(()), zero_point.reshape(()))
+
+
+def _input_quantizer(graph: Graph, name: str, convolutions: Mapping[str, str]) -> InputQuantizer | None:
+    """The quantizer that a layer's input comes from, through operators that only move elements.
+
+    Args:
+        convolutions: name of a convolution -> its output in the float graph.
+    """
     node = graph.producers.get(name)
     while node is not None and (node.op_type == "DequantizeLinear" or node.op_type in SHAPE_OPERATORS):
         node = graph.producers.get(node.input[0])
+    levels = None if node is None else _output_levels(graph, node)
+    if node is not None and levels is not None and node.name in convolutions:
+        return InputQuantizer(convolutions[node.name], levels.scale, levels.zero_point, in_float_graph=True)
     if node is None or node.op_type != "QuantizeLinear":
         return None
     scale = graph.constant(node.input[1])

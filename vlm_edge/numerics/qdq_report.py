@@ -33,7 +33,8 @@ class QuantizedOps:
 
     integer: operators that multiply integers, by type. floating: MatMul, Gemm and Conv in floating point, by type
     (attention's products among them). fake: those that read dequantized values, which an engine may run in integers.
-    stray_pairs: activation DequantizeLinear that no heavy operator reads. bytes_by_dtype: of the constants.
+    stray_pairs: activation DequantizeLinear that no heavy operator reads, but for those of what an integer kernel
+    wrote. bytes_by_dtype: of the constants.
     """
 
     integer: Counter[str] = field(default_factory=Counter)
@@ -72,7 +73,15 @@ def quantized_ops(model: onnx.ModelProto) -> QuantizedOps:
 def _is_stray(graph: Graph, node: onnx.NodeProto) -> bool:
     if node.op_type != "DequantizeLinear" or graph.constant(node.input[0]) is not None:
         return False
-    return not _reaches_heavy(graph, node.output[0])
+    return not _of_integer_kernel(graph, node.input[0]) and not _reaches_heavy(graph, node.output[0])
+
+
+def _of_integer_kernel(graph: Graph, name: str) -> bool:
+    """Whether levels come from a kernel that has no float output, directly or through what only moves elements."""
+    node = graph.producers.get(name)
+    while node is not None and node.op_type in SHAPE_OPERATORS:
+        node = graph.producers.get(node.input[0])
+    return node is not None and (node.op_type.startswith("QLinear") or node.op_type == "QGemm")
 
 
 def _reaches_heavy(graph: Graph, name: str) -> bool:

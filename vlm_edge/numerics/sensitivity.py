@@ -1,7 +1,8 @@
 """What each quantized layer alone costs at a graph's outputs, and what leaving some of them float gives.
 
-One session runs the float graph with a switch at every layer: its data is rounded where the switch is on, and its
-weight is fed, float or rounded. So any choice of layers is one run, and no graph is built for it.
+One session runs the float graph with a switch at every layer: its data is rounded where the switch is on (as is what
+an integer kernel rounds when it writes it), and its weight is fed, float or rounded. So any choice of layers is one
+run, and no graph is built for it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper
 from vlm_edge.numerics.calibration import Feed
 from vlm_edge.numerics.qdq_graph import Graph, edited
 from vlm_edge.numerics.qdq_layers import restored_constant
-from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, quantizer_above
+from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, Quantizer, quantizer_above
 from vlm_edge.numerics.quantization import Agreement, agreement
 
 
@@ -43,10 +44,17 @@ class Sensitivity:
 
 
 class SwitchedGraph:
-    """The float graph with a switch for every layer that ``quantized`` quantizes."""
+    """The float graph with a switch for every layer that ``quantized`` quantizes.
 
-    def __init__(self, floating: onnx.ModelProto, quantized: onnx.ModelProto, threads: int) -> None:
-        model, self.layers = _switched(floating, quantized)
+    Args:
+        outputs: whether a convolution becomes a kernel that rounds its output, too; else a pair behind it belongs to
+            what reads it.
+    """
+
+    def __init__(
+        self, floating: onnx.ModelProto, quantized: onnx.ModelProto, threads: int, *, outputs: bool = False
+    ) -> None:
+        model, self.layers = _switched(floating, quantized, outputs)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
@@ -119,7 +127,9 @@ def _switch(node: str) -> str:
     return f"{node}_is_quantized"
 
 
-def _switched(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Layer]]:
+def _switched(
+    floating: onnx.ModelProto, quantized: onnx.ModelProto, rounding: bool
+) -> tuple[onnx.ModelProto, list[Layer]]:
     before, after = Graph(floating), Graph(quantized)
     originals = {node.name: node for node in before.nodes}
     replacements: dict[int, list[onnx.NodeProto]] = {}
@@ -139,13 +149,16 @@ def _switched(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[on
             if value is not None and original.input[index] in before.initializers:
                 weight, rounded = original.input[index], value
             elif quantizer is not None and quantizer.scale.size == 1:
-                stem = f"{node.name}_{index}"
-                constants |= {f"{stem}_scale": quantizer.scale, f"{stem}_zero_point": quantizer.zero_point}
-                added += _switched_pair(original.input[index], stem, _switch(node.name))
-                moved.input[index] = f"{stem}_chosen"
+                moved.input[index] = f"{node.name}_{index}_chosen"
+                added += _switched_pair(original.input[index], moved.input[index], node.name, quantizer, constants)
         if not added and weight is None:
             continue
-        replacements[before.position(original)] = [*added, moved]
+        written: list[onnx.NodeProto] = []
+        quantizer = _output_quantizer(after, node) if rounding else None
+        if added and quantizer is not None:
+            moved.output[0] = f"{node.name}_exact"
+            written = _switched_pair(moved.output[0], original.output[0], node.name, quantizer, constants)
+        replacements[before.position(original)] = [*added, moved, *written]
         if added:
             constants[_switch(node.name)] = np.array(False)
         add = before.only_consumer(original.output[0], "Add")
@@ -160,12 +173,26 @@ def _switched(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> tuple[on
     return model, layers
 
 
-def _switched_pair(name: str, stem: str, switch: str) -> list[onnx.NodeProto]:
+def _output_quantizer(graph: Graph, node: onnx.NodeProto) -> Quantizer | None:
+    """Of a convolution that a pair alone reads: as QLinearConv it rounds what it writes."""
+    quantize = graph.only_consumer(node.output[0], "QuantizeLinear") if node.op_type == "Conv" else None
+    if quantize is None:
+        return None
+    restored = (each.output[0] for each in graph.consumers[quantize.output[0]] if each.op_type == "DequantizeLinear")
+    return next((quantizer_above(graph, name) for name in restored), None)
+
+
+def _switched_pair(
+    name: str, chosen: str, node: str, quantizer: Quantizer, constants: dict[str, NDArray[Any]]
+) -> list[onnx.NodeProto]:
+    """``chosen`` is ``name``, rounded where the node's switch is on."""
+    stem = f"{chosen}_switched"
     parameters = [f"{stem}_scale", f"{stem}_zero_point"]
+    constants |= dict(zip(parameters, (quantizer.scale, quantizer.zero_point), strict=True))
     return [
         helper.make_node("QuantizeLinear", [name, *parameters], [f"{stem}_levels"]),
         helper.make_node("DequantizeLinear", [f"{stem}_levels", *parameters], [f"{stem}_rounded"]),
-        helper.make_node("Where", [switch, f"{stem}_rounded", name], [f"{stem}_chosen"]),
+        helper.make_node("Where", [_switch(node), f"{stem}_rounded", name], [chosen]),
     ]
 
 

@@ -233,7 +233,8 @@ class ComponentQuantizer:
 
         assert chosen.static is not None
         assert chosen.settings is not None
-        switched = SwitchedGraph(chosen.static.floating, chosen.static.quantized, self.threads)
+        graphs = chosen.static.floating, chosen.static.quantized
+        switched = SwitchedGraph(*graphs, self.threads, outputs=self.form.kernels)
         feeds = spread(self.captured.held_out, RANKED_ON)
         with self.progress.bar(f"rank layers of {self.name}", None):
             ranked = rank_layers(switched, feeds)

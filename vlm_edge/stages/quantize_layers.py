@@ -30,7 +30,8 @@ def layer_errors(
 
     ``weight_sqnr_db`` and ``input_sqnr_db`` are what rounding the weight, and rounding the input, adds by itself;
     ``output`` names its tensor; ``output_sqnr_db`` compares that with the float graph's, with the error of all layers
-    before it.
+    before it. Where an integer kernel writes levels, its output is what they stand for, with their rounding; a layer
+    that reads them directly has the rounding of the float graph's values as its input's.
 
     Args:
         weights: whether the weights are those of the float graph but for rounding, which after smoothing they are not.
@@ -38,9 +39,8 @@ def layer_errors(
     if max(floating.ByteSize(), quantized.ByteSize()) > LARGEST_BYTES:
         return []
     layers = quantized_layers(floating, quantized)
-    inputs = {layer.input.tensor for layer in layers if layer.input is not None}
-    before = _session(floating, {layer.output for layer in layers}, threads)
-    after = _session(quantized, {layer.output for layer in layers} | inputs, threads)
+    before = _session(floating, _tensors(layers, in_float_graph=True), threads)
+    after = _session(quantized, _tensors(layers, in_float_graph=False), threads)
     outputs: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     rounded: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     for feed in islice(feeds, MOST_RUNS):
@@ -73,15 +73,27 @@ def _add(
     rounded: dict[str, Agreement],
 ) -> None:
     """Take in one run of both graphs, for some of the layers."""
-    names = [layer.output for layer in layers]
-    inputs = sorted({layer.input.tensor for layer in layers if layer.input is not None})
-    wanted = dict(zip(names, before.run(names, dict(feed)), strict=True))
-    found: dict[str, Array] = dict(zip([*names, *inputs], after.run([*names, *inputs], dict(feed)), strict=True))
+    wanted = _run(before, _tensors(layers, in_float_graph=True), feed)
+    found = _run(after, _tensors(layers, in_float_graph=False), feed)
     for layer in layers:
         if wanted[layer.output].size:
-            outputs[layer.output].add(wanted[layer.output], found[layer.output])
-        if layer.input is not None and found[layer.input.tensor].size:
-            rounded[layer.output].add(*layer.input.error(found[layer.input.tensor]))
+            outputs[layer.output].add(wanted[layer.output], layer.result(found[layer.written]))
+        if layer.input is not None:
+            values = (wanted if layer.input.in_float_graph else found)[layer.input.tensor]
+            if values.size:
+                rounded[layer.output].add(*layer.input.error(values))
+
+
+def _tensors(layers: Sequence[QuantizedLayer], *, in_float_graph: bool) -> set[str]:
+    """Names of the tensors to look at in one of the two graphs."""
+    outputs = {layer.output if in_float_graph else layer.written for layer in layers}
+    inputs = [layer.input for layer in layers if layer.input is not None]
+    return outputs | {each.tensor for each in inputs if each.in_float_graph == in_float_graph}
+
+
+def _run(session: ort.InferenceSession, tensors: set[str], feed: Feed) -> dict[str, Array]:
+    names = sorted(tensors)
+    return dict(zip(names, session.run(names, dict(feed)), strict=True))
 
 
 def _session(model: onnx.ModelProto, tensors: set[str], threads: int) -> ort.InferenceSession:
