@@ -1,7 +1,8 @@
 """Integer layers of an onnxruntime graph, and each in the other forms that this engine may run faster.
 
 ``static``: integer products of data whose scale is known. ``dynamic`` (linear layers): the scale is taken from the data
-of each run. ``float``: float products with the same int8 weight, which onnxruntime turns back when it loads the graph.
+of each run. ``blocks`` (linear layers): weight and data have a scale for each block of input channels. ``float``: float
+products with the same int8 weight, which onnxruntime turns back when it loads the graph.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
-from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, edited
+from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, edited
+from vlm_edge.numerics.qdq_lower import blocks_of
 from vlm_edge.numerics.quant_weights import cast_weight
 
-Form = Literal["static", "dynamic", "float"]
+Form = Literal["static", "dynamic", "blocks", "float"]
 
 _FORMS: dict[str, tuple[Form, ...]] = {
     "MatMulIntegerToFloat": ("static", "dynamic", "float"),
     "DynamicQuantizeMatMul": ("dynamic", "float"),
     "QLinearConv": ("static", "float"),
+    "MatMulNBits": ("blocks", "float"),
 }
 """Operators, and their forms: the first is the one that they are."""
 
@@ -45,11 +48,16 @@ class IntegerLayer:
 
 def integer_layers(model: onnx.ModelProto) -> list[IntegerLayer]:
     """Every layer that has other forms, in the graph's order: a convolution, or a linear layer whose data is quantized
-    just before it."""
+    just before it. Weights of 4 bits have none: their float form takes 8 bits on disk."""
     graph = Graph(model)
     found = []
     for node in graph.nodes:
         if node.op_type not in _FORMS:
+            continue
+        if node.op_type == "MatMulNBits":
+            if attribute(node, "bits", 4) == 8 and graph.constant(node.input[1]) is not None:
+                shape = attribute(node, "K"), attribute(node, "N")
+                found.append(IntegerLayer(node.name, node.op_type, shape, node.output[0]))
             continue
         levels = graph.constant(node.input[3 if node.op_type == "QLinearConv" else 1])
         if node.op_type == "MatMulIntegerToFloat":
@@ -79,6 +87,8 @@ def with_forms(model: onnx.ModelProto, forms: Mapping[str, Form]) -> onnx.ModelP
     for node in changed.values():
         if node.op_type == "QLinearConv":
             new = _float_convolution(graph, node, changed.keys(), constants)
+        elif node.op_type == "MatMulNBits":
+            new = _float_blocks(graph, node, constants)
         elif forms[node.name] == "float":
             new = _float_linear(graph, node, constants)
         else:
@@ -94,8 +104,10 @@ def with_forms(model: onnx.ModelProto, forms: Mapping[str, Form]) -> onnx.ModelP
 
 
 def in_float(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that computes in float from the same int8 weights, and whose activations have no Q/DQ pairs."""
-    result = with_forms(model, {layer.node: "float" for layer in integer_layers(model)})
+    """A copy that computes in float from the same integer weights, and whose activations have no Q/DQ pairs."""
+    names = {layer.node for layer in integer_layers(model)}
+    names |= {node.name for node in model.graph.node if node.op_type == "MatMulNBits"}
+    result = with_forms(model, dict.fromkeys(names, "float"))
     graph = Graph(result)
     origins: dict[str, str] = {}
     for node in graph.nodes:
@@ -109,13 +121,41 @@ def _float_linear(graph: Graph, node: onnx.NodeProto, constants: dict[str, NDArr
     dynamic = node.op_type == "DynamicQuantizeMatMul"
     data = node.input[0] if dynamic else _float_source(graph, node.input[0])
     weight, scales, bias = node.input[1], node.input[2 if dynamic else 3], _optional(node, 4 if dynamic else 6)
-    product = f"{node.output[0]}_product" if bias else node.output[0]
     stem = f"{node.name}_float_weight"
-    nodes = [*_weight(graph, stem, weight, scales, 1, constants)]
-    nodes.append(helper.make_node("MatMul", [data, stem], [product], name=node.name))
+    return [*_weight(graph, stem, weight, scales, 1, constants), *_product(node, data, stem, bias)]
+
+
+def _product(node: onnx.NodeProto, data: str, weight: str, bias: str) -> list[onnx.NodeProto]:
+    product = f"{node.output[0]}_product" if bias else node.output[0]
+    nodes = [helper.make_node("MatMul", [data, weight], [product], name=node.name)]
     if bias:
         nodes.append(helper.make_node("Add", [product, bias], [node.output[0]], name=f"{node.name}_bias"))
     return nodes
+
+
+def _float_blocks(graph: Graph, node: onnx.NodeProto, constants: dict[str, NDArray[Any]]) -> list[onnx.NodeProto]:
+    """MatMul by a weight that is made of uint8 levels (blocks, block_size, out), without the rows that pad them."""
+    blocks = blocks_of(graph, node)
+    assert blocks is not None
+    stem = f"{node.name}_float_weight"
+    names = {part: f"{stem}_{part}" for part in ("levels", "middles", "scales", "shape", "begin", "end")}
+    constants[names["levels"]] = np.ascontiguousarray(blocks.levels.transpose(1, 2, 0))
+    constants[names["middles"]] = blocks.zero_points.T[:, None].astype(np.float32)
+    constants[names["scales"]] = np.ascontiguousarray(blocks.scales.T[:, None])
+    constants[names["shape"]] = np.array([-1, len(blocks.levels)], np.int64)
+    constants[names["begin"]], constants[names["end"]] = np.array([0]), np.array([blocks.width])
+    steps = [
+        ("Cast", [names["levels"]], {"to": TensorProto.FLOAT}),
+        ("Sub", [f"{stem}_cast", names["middles"]], {}),
+        ("Mul", [f"{stem}_sub", names["scales"]], {}),
+        ("Reshape", [f"{stem}_mul", names["shape"]], {}),
+        ("Slice", [f"{stem}_reshape", names["begin"], names["end"], names["begin"]], {}),
+    ]
+    nodes = [
+        helper.make_node(kind, inputs, [f"{stem}_{kind.lower()}"], name=f"{stem}_{kind.lower()}", **settings)
+        for kind, inputs, settings in steps
+    ]
+    return [*nodes, *_product(node, node.input[0], f"{stem}_slice", _optional(node, 5))]
 
 
 def _dynamic_linear(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:

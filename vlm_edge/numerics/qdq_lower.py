@@ -1,4 +1,4 @@
-"""Linear layers of a Q/DQ graph as onnxruntime's integer kernels, and linear layers that quantize as they run."""
+"""Linear layers of a Q/DQ graph as onnxruntime's integer kernels, and float ones with weights in integers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, edited
+from vlm_edge.numerics.quant_blocks import Blocks, quantize_blocks, unpacked_blocks
 from vlm_edge.numerics.quantization import quantize_weight
+
+SMALLEST = 1024
+"""Weights with fewer elements stay as they are in :func:`block_linears`."""
+INTEGER_PRODUCTS = 4
+"""MatMulNBits' ``accuracy_level`` at which the data is rounded to int8, too, a block at a time: 45 dB, and on VNNI 1.2
+to 3 times as fast as products in float32 from 4 bits, up to 16 times from 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +102,60 @@ def dynamic_linears(model: onnx.ModelProto, *, weight_bits: int = 8) -> onnx.Mod
     return edited(model, replacements, constants)
 
 
+def block_linears(
+    model: onnx.ModelProto, *, bits: int, block_size: int, left_out: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
+    """Float linear layers as com.microsoft.MatMulNBits, with weights of 4 or 8 bits in blocks.
+
+    onnxruntime and OpenVINO read it. Weights below :data:`SMALLEST` elements are left alone, and those of the nodes
+    named in ``left_out``. Layers that share a weight, and read it in the same direction, share its blocks.
+    """
+    graph = Graph(model)
+    replacements: dict[int, list[onnx.NodeProto]] = {}
+    constants: dict[str, NDArray[Any]] = {}
+    for linear in find_linears(graph):
+        weight = graph.constant(linear.weight)
+        if weight is None or weight.dtype != np.float32 or weight.size < SMALLEST or linear.node.name in left_out:
+            continue
+        weight = weight.T if linear.transposed else weight
+        stem = f"{linear.weight}_blocks_of_{'rows' if linear.transposed else 'columns'}"
+        names = [f"{stem}_{part}" for part in ("levels", "scales", "zero_points")]
+        if names[0] not in constants:
+            blocks = quantize_blocks(weight, bits, block_size)
+            levels, zero_points = blocks.packed()
+            constants |= dict(zip(names, (levels, blocks.scales, zero_points), strict=True))
+        constants |= _bias(linear)
+        size = {"K": weight.shape[0], "N": weight.shape[1], "bits": bits, "block_size": block_size}
+        inputs = [linear.data, *names, ""]
+        _replace(graph, linear, "MatMulNBits", inputs, replacements, **size, accuracy_level=INTEGER_PRODUCTS)
+    return edited(model, replacements, constants)
+
+
+def blocks_of(graph: Graph, node: onnx.NodeProto) -> Blocks | None:
+    """The weight of a MatMulNBits, or None where it is computed."""
+    levels, scales = graph.constant(node.input[1]), graph.constant(node.input[2])
+    named = len(node.input) > 3 and bool(node.input[3])
+    zero_points = graph.constant(node.input[3]) if named else None
+    if levels is None or scales is None or (named and zero_points is None):
+        return None
+    sizes = {"bits": attribute(node, "bits", 4), "block_size": attribute(node, "block_size")}
+    return unpacked_blocks(levels, scales, zero_points, **sizes, width=attribute(node, "K"))
+
+
 def _replace(
-    graph: Graph, linear: Linear, op_type: str, inputs: list[str], replacements: dict[int, list[onnx.NodeProto]]
+    graph: Graph,
+    linear: Linear,
+    op_type: str,
+    inputs: list[str],
+    replacements: dict[int, list[onnx.NodeProto]],
+    **attributes: int,
 ) -> None:
     """The kernel in the place of the layer's last node (the Add, if any), and nothing in the place of its first."""
     inputs = inputs if linear.bias is None else [*inputs, _bias_name(linear)]
     while not inputs[-1]:
         inputs = inputs[:-1]
     replacements[graph.position(linear.node)] = []
-    kernel = helper.make_node(op_type, inputs, [linear.output], name=linear.last.name, domain=MICROSOFT)
+    kernel = helper.make_node(op_type, inputs, [linear.output], name=linear.last.name, domain=MICROSOFT, **attributes)
     replacements[graph.position(linear.last)] = [kernel]
 
 

@@ -137,7 +137,7 @@ class _Watched:
 
 SPEC = StageSpec(
     name="quantize",
-    version=3,
+    version=4,
     level=Level.GRAPH,
     config=QuantizeConfig,
     output=ArtifactKind.GRAPHS,

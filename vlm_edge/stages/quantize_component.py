@@ -38,6 +38,10 @@ RANKED_ON = 4
 LARGEST_RANKED_BYTES = 400 * 10**6
 """Layers of larger graphs are ranked only where the ranking decides something."""
 
+BLOCK_OF_4_BITS, BLOCK_OF_8_BITS = 32, 128
+"""Input channels that share a scale. 4 bits: 64 are 1.1 times as fast, but 0.9 dB noisier, and 128 are half as fast on
+OpenVINO. 8 bits have accuracy to spare, and 128 are 1.2 times as fast as 32."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -71,7 +75,7 @@ class Attempt:
 def quantize_graph(
     model: onnx.ModelProto, scheme: str, feeds: Feeds, form: QuantForm, *, settings: StaticSettings | None = None
 ) -> onnx.ModelProto:
-    """One float graph in one scheme (``int8``, ``int8-smooth``, ``int8-dynamic``, ``int8-weights``) and form.
+    """One float graph in one scheme (those of a recipe but ``none``, and ``int8-smooth``) and form.
 
     Raises:
         VlmEdgeError: there is no input to calibrate on, or NNCF can't quantize it.
@@ -95,7 +99,7 @@ def lowered(
     from vlm_edge.numerics.activation_fusion import fuse_silu
     from vlm_edge.numerics.qdq_convolutions import lower_convolutions
     from vlm_edge.numerics.qdq_graph import without_notes
-    from vlm_edge.numerics.qdq_lower import dynamic_linears, lower_linears
+    from vlm_edge.numerics.qdq_lower import block_linears, dynamic_linears, lower_linears
     from vlm_edge.numerics.qdq_openvino import chosen_masks, float_concatenations
     from vlm_edge.numerics.qdq_retarget import retarget_activations, symmetric_activations
     from vlm_edge.numerics.quant_weights import compress_tables, compress_weights
@@ -109,11 +113,20 @@ def lowered(
             graph = chosen_masks(float_concatenations(graph))
     elif scheme == "int8-dynamic":
         graph = dynamic_linears(graph, weight_bits=form.weight_bits)
+    elif scheme == "int4-weights":
+        graph = block_linears(graph, bits=4, block_size=BLOCK_OF_4_BITS, left_out=left_out)
+    elif scheme == "int8-weights" and form.kernels and form.weight_bits == 8 and _takes_steps(graph):
+        graph = block_linears(graph, bits=8, block_size=BLOCK_OF_8_BITS, left_out=left_out)
     graph = compress_weights(graph, decompression=form.decompression, left_out=left_out)
     graph = compress_tables(graph, decompression=None if form.kernels else form.decompression)
     if form.kernels:
         graph = fuse_silu(graph)
     return without_notes(tensorrt_form(graph) if form.symmetric else graph)
+
+
+def _takes_steps(graph: onnx.ModelProto) -> bool:
+    """Whether it is a decoder with a cache, which runs on one row at a time."""
+    return any(value.name.startswith("past_key_values") for value in graph.graph.input)
 
 
 class ComponentQuantizer:

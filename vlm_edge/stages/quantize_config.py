@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field
 
@@ -15,15 +15,22 @@ from vlm_edge.names import near
 if TYPE_CHECKING:
     from vlm_edge.processing.manifest import PipelineManifest
 
-Scheme = Literal["int8", "int8-dynamic", "int8-weights", "none"]
+Scheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "none"]
 EVERY = "*"
+_ENGINES: dict[Scheme, tuple[str, ...]] = {
+    "int8-dynamic": ("onnxruntime",),
+    "int4-weights": ("onnxruntime", "openvino"),
+}
+"""Engines of the schemes that not every engine has."""
 
 
 class QuantizeConfig(StageConfig):
     """``quantize: {components: {"*": int8}}``.
 
     ``int8``: calibrated, integer arithmetic. ``int8-dynamic``: integer arithmetic with ranges taken as it runs
-    (onnxruntime). ``int8-weights``: int8 on disk, float arithmetic. ``none``: the component stays float.
+    (onnxruntime). ``int8-weights``: int8 on disk, float arithmetic; on onnxruntime a decoder's linear layers multiply
+    blocks of int8. ``int4-weights``: linear layers in blocks of 4 bits, other weights int8 (onnxruntime, openvino).
+    ``none``: the component stays float.
     """
 
     components: dict[str, Scheme] = Field(default={EVERY: "int8"}, description="scheme by component; '*': all others")
@@ -62,10 +69,12 @@ def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: 
             raise VlmEdgeError(
                 f"quantize.components: no scheme for {name!r}", f"add {name!r}, or '{EVERY}' for all others"
             )
-        if scheme == "int8-dynamic" and engine != "onnxruntime":
+        if engine not in _ENGINES.get(scheme, (engine,)):
+            allowed = [other for other in get_args(Scheme) if engine in _ENGINES.get(other, (engine,))]
             raise VlmEdgeError(
-                f"quantize.components.{name}: int8-dynamic is onnxruntime's; the target's engine is {engine}",
-                "use int8 or int8-weights",
+                f"quantize.components.{name}: {scheme} is for {' and '.join(_ENGINES[scheme])}; "
+                f"the target's engine is {engine}",
+                f"schemes for {engine}: {', '.join(allowed)}",
             )
         schemes[name] = scheme
     return schemes
