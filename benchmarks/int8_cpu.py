@@ -255,6 +255,7 @@ def by_quantize_static(source: Path, target: Path, feeds: Any) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        extra_options={"CalibMaxIntermediateOutputs": 2},  # else every activation of every sample stays in memory
     )
 
 
