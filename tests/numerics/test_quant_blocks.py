@@ -17,7 +17,7 @@ from onnx import numpy_helper, parser
 from vlm_edge.numerics.integer_forms import in_float, integer_layers, with_forms
 from vlm_edge.numerics.qdq_layers import quantized_layers
 from vlm_edge.numerics.qdq_lower import block_linears
-from vlm_edge.numerics.quant_blocks import quantize_blocks, unpacked_blocks
+from vlm_edge.numerics.quant_blocks import fitting_block, quantize_blocks, unpacked_blocks
 from vlm_edge.numerics.quant_forms import QuantForm, quant_form
 from vlm_edge.stages.quantize_component import quantize_graph
 
@@ -110,6 +110,14 @@ def test_clipping_and_zero_points_lower_the_error() -> None:
     assert sqnr_db(weight, quantize_blocks(weight, 8, 128).restored()) > 40
 
 
+@pytest.mark.parametrize(
+    ("width", "size"), [(20, 32), (32, 32), (100, 128), (48, 64), (576, 64), (1536, 128), (70, 32)]
+)
+def test_blocks_are_as_large_as_pads_least(width: int, size: int) -> None:
+    assert fitting_block(width, 128) == size
+    assert fitting_block(width, 32) == 32
+
+
 def test_a_weight_of_many_rows_is_worked_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random(40, 50)
     whole = quantize_blocks(weight, 4, 32)
@@ -138,7 +146,7 @@ def test_kernels_multiply_by_the_weight_that_the_bytes_stand_for(
     bias = random(rows, seed=2)
     parts = {"w": random(*shape)} | ({"b": bias} if biased else {})
     floating = model_of(f"layer (float[n, {width}] x) => (float[n, {rows}] y) {{ {body} }}", **parts)
-    model = block_linears(floating, bits=bits, block_size=32)
+    model = block_linears(floating, bits=bits, largest_block=32)
     assert operators(model) == {"MatMulNBits": 1}
     (node,) = model.graph.node
     weight = read_blocks(model, node)
@@ -160,7 +168,7 @@ def test_openvino_reads_the_same_blocks() -> None:
     floating = model_of(
         f"layer (float[n, 100] x) => (float[n, 24] y) {{ {body} }}", w=random(*shape), b=random(24, seed=2)
     )
-    model = block_linears(floating, bits=4, block_size=32)
+    model = block_linears(floating, bits=4, largest_block=32)
     x = random(3, 100, seed=1)
     wanted = x @ read_blocks(model, model.graph.node[0]) + random(24, seed=2)
     core = openvino.Core()
@@ -193,13 +201,13 @@ def test_a_tied_table_is_read_in_int8_and_multiplied_in_4_bits_stored_once() -> 
 def test_small_weights_and_those_left_out_stay_float() -> None:
     text = "two (float[n, 48] x) => (float[n, 4] z) { y = MatMul (x, w)\n z = MatMul (y, v) }"
     floating = model_of(text, w=random(48, 48), v=random(48, 4))
-    assert operators(block_linears(floating, bits=4, block_size=32)) == {"MatMulNBits": 1, "MatMul": 1}
-    assert operators(block_linears(floating, bits=4, block_size=32, left_out=frozenset({"y"}))) == {"MatMul": 2}
+    assert operators(block_linears(floating, bits=4, largest_block=32)) == {"MatMulNBits": 1, "MatMul": 1}
+    assert operators(block_linears(floating, bits=4, largest_block=32, left_out=frozenset({"y"}))) == {"MatMul": 2}
 
 
 def test_int8_blocks_have_a_float_form_and_4_bits_have_none() -> None:
     floating = model_of("one (float[n, 100] x) => (float[n, 48] y) { y = MatMul (x, w) }", w=random(100, 48))
-    model = block_linears(floating, bits=8, block_size=128)
+    model = block_linears(floating, bits=8, largest_block=128)
     (layer,) = integer_layers(model)
     assert (layer.op_type, layer.weight, layer.forms) == ("MatMulNBits", (100, 48), ("blocks", "float"))
     in_products = with_forms(model, {layer.node: "float"})
@@ -207,7 +215,7 @@ def test_int8_blocks_have_a_float_form_and_4_bits_have_none() -> None:
     assert max(value.nbytes for value in constants(in_products).values() if value.dtype == np.float32) == 4 * 48
     x = random(2, 100, seed=1)
     np.testing.assert_allclose(run(in_products, x=x), x @ read_blocks(model, model.graph.node[0]), rtol=1e-4, atol=1e-4)
-    assert integer_layers(block_linears(floating, bits=4, block_size=32)) == []
+    assert integer_layers(block_linears(floating, bits=4, largest_block=32)) == []
 
 
 STEP = """step (float[n, 48] x, float[n, past, 48] past_key_values) => (float[n, 48] y, float[n, past, 48] present) {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, edited
-from vlm_edge.numerics.quant_blocks import Blocks, quantize_blocks, unpacked_blocks
+from vlm_edge.numerics.quant_blocks import Blocks, fitting_block, quantize_blocks, unpacked_blocks
 from vlm_edge.numerics.quantization import quantize_weight
 
 SMALLEST = 1024
@@ -103,12 +103,13 @@ def dynamic_linears(model: onnx.ModelProto, *, weight_bits: int = 8) -> onnx.Mod
 
 
 def block_linears(
-    model: onnx.ModelProto, *, bits: int, block_size: int, left_out: frozenset[str] = frozenset()
+    model: onnx.ModelProto, *, bits: int, largest_block: int, left_out: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
     """Float linear layers as com.microsoft.MatMulNBits, with weights of 4 or 8 bits in blocks.
 
-    onnxruntime and OpenVINO read it. Weights below :data:`SMALLEST` elements are left alone, and those of the nodes
-    named in ``left_out``. Layers that share a weight, and read it in the same direction, share its blocks.
+    A block has ``largest_block`` input channels, or half or a quarter as many (at least 32) where that leaves fewer
+    to pad. onnxruntime and OpenVINO read it. Weights below :data:`SMALLEST` elements are left alone, and those of the
+    nodes named in ``left_out``. Layers that share a weight, and read it in the same direction, share its blocks.
     """
     graph = Graph(model)
     replacements: dict[int, list[onnx.NodeProto]] = {}
@@ -120,6 +121,7 @@ def block_linears(
         weight = weight.T if linear.transposed else weight
         stem = f"{linear.weight}_blocks_of_{'rows' if linear.transposed else 'columns'}"
         names = [f"{stem}_{part}" for part in ("levels", "scales", "zero_points")]
+        block_size = fitting_block(weight.shape[0], largest_block)
         if names[0] not in constants:
             blocks = quantize_blocks(weight, bits, block_size)
             levels, zero_points = blocks.packed()

@@ -73,6 +73,12 @@ def quantize_blocks(weight: Float, bits: int, block_size: int) -> Blocks:
     return Blocks(levels, scales, zero_points, bits, width)
 
 
+def fitting_block(width: int, largest: int) -> int:
+    """The largest power of two from 32 to ``largest`` that pads ``width`` input channels least."""
+    sizes = [largest >> shift for shift in range(largest.bit_length()) if largest >> shift >= 32]
+    return min(sizes, key=lambda size: -(-width // size) * size)
+
+
 def unpacked_blocks(
     levels: Levels, scales: Float, zero_points: Levels | None, *, bits: int, block_size: int, width: int
 ) -> Blocks:
