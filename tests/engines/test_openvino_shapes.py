@@ -13,7 +13,7 @@ from small_mobilevit import pictures, small_mobilevit
 from tiny_graphs import component
 
 from vlm_edge.engines import engine_available, load_engine
-from vlm_edge.engines.openvino import OpenVinoEngine, compile_properties, lone_dynamic_dimension, write_ir
+from vlm_edge.engines.openvino import OpenVinoEngine, compile_properties, varies_by_batch, write_ir
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component
 
@@ -25,7 +25,7 @@ def saved(model: onnx.ModelProto, folder: Path) -> tuple[Path, Component]:
     return folder / "net.onnx", component(model, "net.onnx")
 
 
-def tiny(inputs: str, body: str, outputs: str = "float[b, 4] y") -> onnx.ModelProto:
+def tiny(inputs: str, body: str, outputs: str = "float[batch, 4] y") -> onnx.ModelProto:
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> net ({inputs}) => ({outputs}) {{ {body} }}')
     if any("w" in node.input for node in model.graph.node):
         model.graph.initializer.append(numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(3, 4), "w"))
@@ -57,7 +57,7 @@ class TestShapes:
         assert (static(engine, True), static(engine, False)) == (True, False)
 
     def test_the_second_model_is_compiled_when_another_batch_comes(self, tmp_path: Path) -> None:
-        engine = load_engine("openvino", *saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path))
+        engine = load_engine("openvino", *saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path))
         assert isinstance(engine, OpenVinoEngine)
         engine.infer({"x": np.ones((1, 3), np.float32)})
         assert set(engine._requests) == {True}
@@ -67,9 +67,9 @@ class TestShapes:
     def test_outputs_keep_their_names_in_both(self, tmp_path: Path) -> None:
         """The manifest's order is not the file's, and a result of one model stays when the other runs."""
         model = tiny(
-            "float[b, 3] x",
+            "float[batch, 3] x",
             "y = MatMul (x, w)\n z = Neg (x)\n a = Exp (x)",
-            "float[b, 4] y, float[b, 3] z, float[b, 3] a",
+            "float[batch, 4] y, float[batch, 3] z, float[batch, 3] a",
         )
         path, row = saved(model, tmp_path)
         row = row.model_copy(update={"outputs": dict(reversed(row.outputs.items()))})
@@ -83,9 +83,9 @@ class TestShapes:
             np.testing.assert_allclose(found["y"], given @ np.arange(12).reshape(3, 4), atol=1e-4)
 
     def test_two_names_of_dimensions_are_never_fixed(self, tmp_path: Path) -> None:
-        model = tiny("float[b, 3] x, float[t, 3] u", "r = ReduceSum (u)\n p = MatMul (x, w)\n y = Add (p, r)")
+        model = tiny("float[batch, 3] x, float[t, 3] u", "r = ReduceSum (u)\n p = MatMul (x, w)\n y = Add (p, r)")
         path, row = saved(model, tmp_path)
-        assert not lone_dynamic_dimension(row)
+        assert not varies_by_batch(row)
         engine = load_engine("openvino", path, row)
         for batch, others in ((1, 1), (1, 2), (2, 1)):
             feed = {"x": np.ones((batch, 3), np.float32), "u": np.ones((others, 3), np.float32)}
@@ -93,8 +93,8 @@ class TestShapes:
             np.testing.assert_allclose(engine.infer(feed)["y"], wanted, atol=1e-4)
         assert not static(engine, False)
 
-    def test_a_dimension_that_is_no_batch_and_can_not_be_1(self, tmp_path: Path) -> None:
-        """Rows are folded in groups of four: one row is no input of this graph, and no reason not to load it."""
+    def test_a_dimension_that_is_no_batch_is_never_fixed(self, tmp_path: Path) -> None:
+        """Rows are folded in groups of four: one row is no input of this graph, and nothing is compiled for it."""
         model = tiny(
             "float[rows, 3] x",
             """shape = Constant <value_ints = [-1, 12]> ()
@@ -103,16 +103,37 @@ class TestShapes:
             "float[groups, 12] y",
         )
         path, row = saved(model, tmp_path)
-        assert lone_dynamic_dimension(row)
+        assert not varies_by_batch(row)
         engine = load_engine("openvino", path, row)
         x = np.arange(24, dtype=np.float32).reshape(8, 3)
         np.testing.assert_array_equal(engine.infer({"x": x})["y"], x.reshape(2, 12))
+        assert isinstance(engine, OpenVinoEngine)
+        assert set(engine._requests) == {False}
+
+    @pytest.mark.parametrize(("name", "batch"), [("batch", True), ("images", True), ("groups", False)])
+    def test_one_model_is_compiled_when_the_engine_is_loaded(self, tmp_path: Path, name: str, batch: bool) -> None:
+        """Whichever is the usual one; a run of size 1 needs no other."""
+        path, row = saved(tiny(f"float[{name}, 3] x", "y = MatMul (x, w)"), tmp_path)
+        assert varies_by_batch(row) == batch
+        engine = load_engine("openvino", path, row)
+        assert isinstance(engine, OpenVinoEngine)
+        assert set(engine._requests) == {batch}
+        x = np.array([[1, 2, 3]], np.float32)
+        np.testing.assert_allclose(engine.infer({"x": x})["y"], x @ np.arange(12).reshape(3, 4))
+        assert set(engine._requests) == {batch}
+
+    @pytest.mark.parametrize("name", ["batch", "groups"])
+    def test_an_unreadable_file_is_told_when_it_is_loaded(self, tmp_path: Path, name: str) -> None:
+        path, row = saved(tiny(f"float[{name}, 3] x", "y = MatMul (x, w)"), tmp_path)
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(VlmEdgeError, match=r"net\.onnx: OpenVINO .* can't compile it"):
+            load_engine("openvino", path, row)
 
 
 class TestOptions:
     @needs_openvino
     def test_a_component_s_options_replace_the_engine_s(self, tmp_path: Path) -> None:
-        path, row = saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path)
+        path, row = saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path)
         own = row.model_copy(update={"options": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}})
         given: dict[str, str | int] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
         for each, size in ((row, 0), (own, 64)):
@@ -122,7 +143,7 @@ class TestOptions:
             assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == size
 
     def test_onnxruntime_s_as_well(self, tmp_path: Path) -> None:
-        path, row = saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path)
+        path, row = saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path)
         with pytest.raises(VlmEdgeError, match="graph_optimization"):
             load_engine("onnxruntime", path, row, options={"graph_optimization": "most"})
         own = row.model_copy(update={"options": {"graph_optimization": "basic"}})
@@ -131,7 +152,7 @@ class TestOptions:
         np.testing.assert_allclose(engine.infer({"x": x})["y"], x @ np.arange(12).reshape(3, 4))
 
     def test_a_manifest_without_options_is_read(self, tmp_path: Path) -> None:
-        _, row = saved(tiny("float[b, 3] x", "y = MatMul (x, w)"), tmp_path)
+        _, row = saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path)
         older = row.model_dump(exclude={"options", "threads"})
         assert Component.model_validate(older) == row
         assert Component.model_validate_json(row.model_dump_json()).options == {}
