@@ -73,6 +73,7 @@ def test_nothing_unused_doubled_or_told_stays() -> None:
     assert len(small.graph.node) == 5
     assert len(small.graph.initializer) == 2
     assert len(slim(model(same=False)).graph.initializer) == 3
+    assert len(slim(model(), smallest_shared=1 << 20).graph.initializer) == 3
     assert sorted(entry.domain for entry in small.opset_import) == ["", "com.microsoft"]
     assert not small.graph.value_info
 

@@ -12,14 +12,16 @@ from vlm_edge.numerics.qdq_graph import without_notes, without_unused
 _DIGITS = string.digits + string.ascii_letters
 
 
-def slim(model: onnx.ModelProto) -> onnx.ModelProto:
+def slim(model: onnx.ModelProto, *, smallest_shared: int = 0) -> onnx.ModelProto:
     """A copy without notes and unused parts, equal constants stored once, and inner names a few letters long.
+
+    Constants of fewer bytes than ``smallest_shared`` are left as they are.
 
     Inputs and outputs keep their names. torch's exporter writes where in the source every node came from, which may be
     a third of a small model's file.
     """
     result = without_unused(without_notes(model))
-    _share_constants(result)
+    _share_constants(result, smallest_shared)
     if not result.functions and not any(item.HasField("g") for node in result.graph.node for item in node.attribute):
         _shorten_names(result)
     used = {node.domain for node in result.graph.node} | {function.domain for function in result.functions}
@@ -29,12 +31,14 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _share_constants(model: onnx.ModelProto) -> None:
+def _share_constants(model: onnx.ModelProto, smallest: int) -> None:
     """Initializers of the same type, shape and bytes become one; graph outputs keep their own."""
     outputs = {value.name for value in model.graph.output}
     first: dict[bytes, str] = {}
     renamed: dict[str, str] = {}
     for tensor in model.graph.initializer:
+        if tensor.ByteSize() < smallest:
+            continue
         name, tensor.name = tensor.name, ""
         key = hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest()
         tensor.name = name

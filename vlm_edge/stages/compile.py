@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 _INTEGER_TENSORS = frozenset({2, 3, 21, 22})
 """TensorProto.DataType of uint8, int8, uint4 and int4."""
 
+OPENVINO_SMALLEST_SHARED = 65536
+"""With fixed shapes OpenVINO 2026.4 computes in float where two layers read one scale or zero point: ViT-B/32 took 2.5
+times as long. Tables and weights of this many bytes may be shared."""
+
 
 class CompileConfig(StageConfig):
     """``compile: {}``.
@@ -135,6 +139,7 @@ def _compile_component(
         work.scratch,
         full=full and not to_ir,
         tune_seconds=config.tune_seconds,
+        smallest_shared=OPENVINO_SMALLEST_SHARED if target.engine == "openvino" else 0,
     )
     if not to_ir:
         return row, facts

@@ -47,11 +47,13 @@ def compile_component(
     *,
     full: bool,
     tune_seconds: float,
+    smallest_shared: int = 0,
 ) -> tuple[Component, dict[str, Any]]:
     """Write one component for onnxruntime; its row in the manifest, and facts.
 
     Without ``full`` the graph's operators stay as they are. With it attention is fused, the number of threads fits the
     work, and integer layers take the form that is fastest here, which is searched for as long as ``tune_seconds``.
+    ``smallest_shared`` as in :func:`vlm_edge.numerics.slim_graph.slim`.
     """
     model = onnx.load(source)
     facts: dict[str, Any] = {}
@@ -68,7 +70,7 @@ def compile_component(
             if forms:
                 model = with_forms(model, forms)
                 _refer_to(onnx.load(source), forms, row, reference, scratch)
-    model = slim(model)
+    model = slim(model, smallest_shared=smallest_shared)
     save_graph(model, target)
     facts["nodes"] = len(model.graph.node)
     return row, facts
