@@ -21,6 +21,7 @@ from vlm_edge.evaluation.explain import Asked, equal_weights, explain
 from vlm_edge.evaluation.explain_feeds import USUAL_TOKENS, generated_feed, pipeline_feeds, read_feed
 from vlm_edge.evaluation.explain_host import lacks, machine_of, measure_speed
 from vlm_edge.evaluation.explain_session import WARM_UPS, LoadedGraph, median_node_ms
+from vlm_edge.numerics.qdq_lower import dynamic_linears
 from vlm_edge.processing.manifest import EngineInfo, read_manifest, write_manifest
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -140,6 +141,18 @@ def test_a_folder_is_explained_by_component(tmp_path):
     assert past[2] > 0
     alone = look(tmp_path, runs=0, components=("decoder",))
     assert list(alone["components"]) == ["decoder"]
+
+
+@pytest.mark.parametrize(("scheme", "found"), [("int8", set()), ("int8-dynamic", {"dynamic-quantization"})])
+def test_a_layer_s_form_is_no_fault_where_it_was_chosen(tmp_path, scheme, found):
+    """The scheme int8 is calibrated: a layer that quantizes by run was measured to be faster so."""
+    write_dual_encoder(tmp_path)
+    manifest = read_manifest(tmp_path)
+    planted.write(dynamic_linears(planted.float_chain(), weight_bits=8), tmp_path / "vision_encoder.onnx")
+    write_manifest(tmp_path, manifest.model_copy(update={"precision": {"vision_encoder": scheme}}))
+    part = look(tmp_path, runs=0, components=("vision_encoder",))["components"]["vision_encoder"]
+    assert part["integer"] == {"DynamicQuantizeMatMul": 3}
+    assert {finding["cause"] for finding in part["findings"]} == found
 
 
 def test_a_decoder_is_fed_a_step_with_a_past(tmp_path):

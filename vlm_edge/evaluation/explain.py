@@ -41,7 +41,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Part:
-    """One file to look at: a component's, or a graph on its own (its options are the engine's defaults)."""
+    """One file to look at: a component's, or a graph on its own (its options are the engine's defaults).
+
+    scheme: how the component was quantized, as the manifest tells.
+    """
 
     name: str
     file: Path
@@ -49,6 +52,7 @@ class Part:
     options: Mapping[str, str | int | float | bool]
     feed: Feed | None
     fed: str = "noise"
+    scheme: str = ""
 
 
 def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
@@ -108,6 +112,7 @@ def explain_part(part: Part, asked: Asked, machine: Machine, isa: frozenset[str]
         speed=speed,
         read=partial(_read, source, part.file.parent),
         equal_weights=equal_weights(source.model, part.file.parent),
+        chosen=part.scheme in ("int8", "int8-smooth"),
     )
     findings = explain_graph(view, timing.shares() if timing else None)
     report: dict[str, Any] = {"file": part.file.name, "threads": part.threads}
@@ -151,8 +156,11 @@ def _parts(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[
     options = manifest.engine.options if manifest.engine else {}
     limit = manifest.engine.threads if manifest.engine else asked.threads
     return [
-        Part(name, path / row.file, min(asked.threads, row.threads or limit), options, *_fed(feeds, name, asked))
+        Part(
+            name, path / row.file, min(asked.threads, row.threads or limit), options, *_fed(feeds, name, asked), scheme
+        )
         for name, row in manifest.components.items()
+        for scheme in (manifest.precision.get(name, ""),)
         if not asked.components or name in asked.components
     ]
 

@@ -73,8 +73,7 @@ def _why_float(view: Int8View, node: onnx.NodeProto) -> str:
         return "weights dequantized at every run, data in float"
     if not any(view.is_constant(name) for name in node.input[:2]):
         return "product of two activations, not quantized"
-    why = decompressed(view.source, node.input[1])
-    return why or "not quantized"
+    return decompressed(view, node) or "not quantized"
 
 
 def _by_kind(view: Int8View, timing: Timing | None) -> list[dict[str, Any]]:

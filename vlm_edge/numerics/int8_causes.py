@@ -75,13 +75,23 @@ CAUSES: tuple[Cause, ...] = (
         "without new calibration; in other tools activation_type=QUInt8",
     ),
     Cause(
+        "levels-rounded-again",
+        "levels restored and rounded to what they were",
+        detect.rounded_again,
+        "onnxruntime moves Q/DQ past Reshape, Transpose and the like when it loads a graph, and leaves pairs there "
+        "that change nothing",
+        "`vlm-edge compile` races such graphs against float and keeps what is faster; in other tools put "
+        "DequantizeLinear behind what only moves elements, right before what computes in float",
+    ),
+    Cause(
         "qdq-around-float-op",
         "Q/DQ around a float-only operator",
         detect.float_only_operators,
         "normalization, GELU and the like have no integer kernel: values are quantized and dequantized for nothing; "
         "Sigmoid (SiLU) and Softmax have one that is slower than the float operator",
-        "quantize only what multiplies: `vlm-edge quantize` leaves Q/DQ only in front of linear layers; in other tools "
-        "op_types_to_quantize=['MatMul', 'Gemm'] and OpTypesToExcludeOutputQuantization=['MatMul', 'Gemm']",
+        "quantize only what multiplies: `vlm-edge quantize` leaves Q/DQ only in front of linear layers and around "
+        "dense convolutions; in other tools op_types_to_quantize=['MatMul', 'Gemm'] and "
+        "OpTypesToExcludeOutputQuantization=['MatMul', 'Gemm']",
     ),
     Cause(
         "partly-quantized",
@@ -107,7 +117,7 @@ CAUSES: tuple[Cause, ...] = (
         "convolutions that lose in INT8",
         kernels.integer_convolutions,
         "ConvInteger has no fast kernel, and QLinearConv no gain where few products are added up (the first layer)",
-        "leave them in float: `vlm-edge quantize` does on onnxruntime; in other tools nodes_to_exclude, and no Conv in "
+        "leave them in float: `vlm-edge quantize` does; in other tools nodes_to_exclude, and no Conv in "
         "quantize_dynamic",
     ),
     Cause(
@@ -115,7 +125,8 @@ CAUSES: tuple[Cause, ...] = (
         "transposes around QLinearConv",
         kernels.layout_transposes,
         "QLinearConv runs channels last, everything else channels first",
-        "convolutions that follow each other all in INT8, or all in float: `vlm-edge quantize` keeps them in float",
+        "convolutions that follow each other all in INT8, or all in float: `vlm-edge compile` races both, transposes "
+        "and all, and keeps what is faster",
     ),
     Cause(
         "smoothing-not-folded",
@@ -136,7 +147,8 @@ CAUSES: tuple[Cause, ...] = (
         "ranges of the data recomputed at every run",
         kernels.dynamic_ranges,
         "dynamic quantization looks through the data for its range before it multiplies",
-        "calibrate: `quantize: {components: {NAME: int8}}` with the task's data",
+        "calibrate: `quantize: {components: {NAME: int8}}` with the task's data; `vlm-edge compile` then takes them "
+        "only where they are faster",
     ),
     Cause(
         "unfused-qdq",
@@ -144,7 +156,7 @@ CAUSES: tuple[Cause, ...] = (
         detect.unfused_pairs,
         "values are quantized and dequantized around operators that run in float",
         "take the pairs out, or leave their operators out of quantization: `vlm-edge quantize` keeps only those in "
-        "front of linear layers",
+        "front of linear layers and around dense convolutions",
     ),
     Cause(
         "float-weights",

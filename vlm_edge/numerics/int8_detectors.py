@@ -55,7 +55,7 @@ def gemm_fusion(view: Int8View) -> Iterator[Hit]:
     """Gemm that onnxruntime made of MatMul and Add before it looked for Q/DQ, which stay around it."""
     for node in view.graph.nodes:
         made = node.op_type in _GEMMS and FUSED_GEMM in node.name
-        if made and view.data_dequantizer(node.input[0]) is not None:
+        if made and view.data_dequantizer(node.input[0]) is not None and not _reads_kernel_output(view, node):
             yield from _stuck_product(view, node, "a float Gemm, made of MatMul and Add")
 
 
@@ -80,6 +80,17 @@ def signed_activations(view: Int8View) -> Iterator[Hit]:
             yield Hit(node, 0.0, "s8 Q/DQ, turned to u8 when the session loaded: that costs nothing")
 
 
+def rounded_again(view: Int8View) -> Iterator[Hit]:
+    """QuantizeLinear of dequantized values to the very levels that they were, and what restored them for it alone."""
+    for node in view.graph.nodes:
+        restored = view.data_dequantizer(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        if restored is None or not _same_parameters(view, node, restored):
+            continue
+        yield Hit(node, 1.0, "rounded to the levels that were there")
+        if all(reader.op_type == "QuantizeLinear" for reader in view.readers(restored.output[0])):
+            yield Hit(restored, 1.0, "restored to be rounded again")
+
+
 def float_only_operators(view: Int8View) -> Iterator[Hit]:
     """Q/DQ around what runs in floating point anyway, and integer forms that lose against the float one."""
     for node in view.graph.nodes:
@@ -87,7 +98,7 @@ def float_only_operators(view: Int8View) -> Iterator[Hit]:
             for name in node.input:
                 if view.weight_dequantizer(name) is not None and not _is_dequantized(view, name):
                     continue  # rows of a table: the table is what is dequantized for too much
-                yield from _leftovers(view, name, f"Q/DQ around {node.op_type}, which runs in float")
+                yield from _leftovers(view, name, f"Q/DQ around {_shown(node)}, which runs in float")
                 yield from _stray_quantizer(view, name)
         elif node.op_type == "Mul" and any(_is_sigmoid(view, name) for name in node.input):
             for name in node.input:
@@ -111,9 +122,9 @@ def partly_quantized(view: Int8View) -> Iterator[Hit]:
         if not known or not any(view.data_dequantizer(name) for name in node.input if name):
             continue
         missing = _missing_quantizer(view, node)
-        if missing and node.op_type in PRODUCTS:
+        if missing and node.op_type in PRODUCTS and not _reads_kernel_output(view, node):
             yield from _stuck_product(view, node, f"{node.op_type}: {missing}")
-        elif missing:
+        elif missing and node.op_type not in PRODUCTS:
             for name in node.input:
                 yield from _leftovers(view, name, f"{node.op_type}: {missing}")
 
@@ -130,7 +141,7 @@ def weights_dequantized(view: Int8View) -> Iterator[Hit]:
 def unfused_pairs(view: Int8View) -> Iterator[Hit]:
     """Q/DQ that no other cause explains: quantized to be dequantized again."""
     for node in view.graph.nodes:
-        if node.op_type != "DequantizeLinear" or view.of_weight(node):
+        if node.op_type != "DequantizeLinear" or view.of_weight(node) or view.restores_convolution(node):
             continue
         readers = list(view.readers(node.output[0]))
         if readers:
@@ -139,6 +150,27 @@ def unfused_pairs(view: Int8View) -> Iterator[Hit]:
 
 def _is_pair(node: onnx.NodeProto) -> bool:
     return node.op_type in ("QuantizeLinear", "DequantizeLinear")
+
+
+def _shown(node: onnx.NodeProto) -> str:
+    """The operator, by the name that it is known by: x * Sigmoid(alpha * x) with alpha 1 is SiLU."""
+    silu = node.op_type == "QuickGelu" and attribute(node, "alpha", 1.702) == 1
+    return "SiLU (QuickGelu)" if silu else str(node.op_type)
+
+
+def _same_parameters(view: Int8View, quantize: onnx.NodeProto, restore: onnx.NodeProto) -> bool:
+    """Whether both have the same constant scale and zero point."""
+    pairs = list(zip(quantize.input[1:], restore.input[1:], strict=False))
+    values = [(view.small(first), view.small(second)) for first, second in pairs]
+    same = all(first is not None and second is not None and np.array_equal(first, second) for first, second in values)
+    return same and len(quantize.input) == len(restore.input)
+
+
+def _reads_kernel_output(view: Int8View, node: onnx.NodeProto) -> bool:
+    """Whether a product's data was quantized only because the QLinearConv before it has no float output."""
+    found = [view.data_dequantizer(name) for name in node.input[:2]]
+    restored = all(each is None or view.restores_convolution(each) for each in found)
+    return restored and any(view.dequantizer(name) is None for name in node.input[:2])
 
 
 def _is_dequantized(view: Int8View, name: str) -> bool:

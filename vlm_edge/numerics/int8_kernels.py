@@ -8,10 +8,13 @@ import numpy as np
 import onnx
 
 from vlm_edge.numerics.int8_view import Hit, Int8View
-from vlm_edge.numerics.qdq_graph import Graph, attribute
+from vlm_edge.numerics.qdq_graph import attribute
 
 SMALLEST_WEIGHT = 1024
 """Elements of a weight below which float32 costs nothing worth a line."""
+
+BLOCKED = "_nchwc"
+"""The end of the name of an operator in onnxruntime's blocked layout (core/optimizer/nchwc_transformer.cc)."""
 
 FEW_PRODUCTS = 64
 """Products that a convolution's output adds up, below which QLinearConv was twice as slow as Conv (3 x 3 over 3
@@ -51,7 +54,7 @@ def dynamic_ranges(view: Int8View) -> Iterator[Hit]:
     for node in view.graph.nodes:
         if node.op_type == "DynamicQuantizeLinear":
             yield Hit(node, 1.0, "finds the range and quantizes")
-        elif node.op_type == "DynamicQuantizeMatMul":
+        elif node.op_type == "DynamicQuantizeMatMul" and not view.chosen:
             yield Hit(node, 0.1, "finds the range inside the kernel")
 
 
@@ -98,10 +101,13 @@ def float_weights(view: Int8View) -> Iterator[Hit]:
     """Linear layers that multiply float weights."""
     gain = 1 - 1 / view.speed.float_over_u8s8
     for node in view.graph.nodes:
-        if node.op_type not in ("MatMul", "FusedMatMul", "Gemm") or view.data_dequantizer(node.input[0]) is not None:
+        if node.op_type not in ("MatMul", "FusedMatMul", "Gemm"):
+            continue
+        data, stored = view.data_dequantizer(node.input[0]), decompressed(view, node)
+        if (data is not None and not view.restores_convolution(data)) or (stored and view.chosen):
             continue
         if any(view.is_constant(name) and view.constant_size(name) >= SMALLEST_WEIGHT for name in node.input[:2]):
-            yield Hit(node, gain, decompressed(view.source, node.input[1]) or "float weight, float data")
+            yield Hit(node, gain, stored or "float weight, float data")
 
 
 def stored_twice(view: Int8View) -> Iterator[Hit]:
@@ -113,12 +119,17 @@ def stored_twice(view: Int8View) -> Iterator[Hit]:
                 yield Hit(readers[0], 0.0, f"{name}: {size:,} bytes again")
 
 
-def decompressed(source: Graph, name: str) -> str:
-    """Why a weight is float in the session: it was int8 in the file and multiplied back when it was loaded, or ""."""
-    node = source.producers.get(name)
+def decompressed(view: Int8View, product: onnx.NodeProto) -> str:
+    """Why a weight is float in the session: it was int8 in the file and multiplied back when it was loaded, or "".
+
+    onnxruntime names a convolution that it gives a blocked layout after its output, and its weight anew.
+    """
+    source = view.source
+    original = source.producers.get(product.name.removesuffix(BLOCKED)) if product.name.endswith(BLOCKED) else None
+    node = source.producers.get((product if original is None else original).input[1])
     while node is not None and node.op_type in ("Mul", "Cast", "Transpose", "Reshape"):
         if node.op_type == "Cast" and node.input[0] in source.initializers:
-            return "weight stored in int8, computed in float (int8-weights)"
+            return "weight stored in int8, computed in float"
         node = source.producers.get(node.input[0])
     return ""
 

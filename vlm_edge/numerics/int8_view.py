@@ -73,6 +73,8 @@ class Int8View:
         speed: of the integer kernels on the host.
         read: the value of an initializer of ``source``, None where there is none of that name.
         equal_weights: names of initializers of ``source`` with the same type, shape and bytes, and those bytes.
+        chosen: each layer's form was chosen for it (``int8`` of `vlm-edge quantize`, searched by `vlm-edge compile`):
+            what isn't in the usual integer form was faster in another one, or too noisy.
     """
 
     source: Graph
@@ -82,6 +84,7 @@ class Int8View:
     speed: Int8Speed
     read: Callable[[str], NDArray[Any] | None]
     equal_weights: tuple[tuple[tuple[str, ...], int], ...] = ()
+    chosen: bool = False
 
     @property
     def has_vnni(self) -> bool:
@@ -140,14 +143,29 @@ class Int8View:
         found = self.dequantizer(name)
         return found if found is not None and self.of_weight(found) else None
 
+    def restores_convolution(self, node: onnx.NodeProto) -> bool:
+        """Whether a DequantizeLinear gives what a QLinearConv wrote, which has no float output, to a float operator."""
+        if node.op_type != "DequantizeLinear":
+            return False
+        above = self.graph.producers.get(node.input[0])
+        while above is not None and (above.op_type in MOVES or above.op_type in _QUANTIZERS):
+            above = self.graph.producers.get(above.input[0])
+        if above is None or above.op_type != "QLinearConv":
+            return False
+        readers = list(self.readers(node.output[0]))
+        return not readers or any(reader.op_type != "QuantizeLinear" for reader in readers)
+
     def leftover_chain(self, name: str) -> Iterator[onnx.NodeProto]:
-        """Q/DQ above ``name`` that an integer kernel would not need: up to the quantizer of the float values."""
+        """Q/DQ above ``name`` that an integer kernel would not need: up to the quantizer of the float values.
+
+        What restores a QLinearConv's output is not among them.
+        """
         node = self.graph.producers.get(name)
         while node is not None and (node.op_type in SHAPE_OPERATORS or node.op_type in _QUANTIZERS):
             above = self.graph.producers.get(node.input[0])
             if node.op_type == "QuantizeLinear" and self.dequantizer(node.input[0]) is None:
                 return
-            if node.op_type in _QUANTIZERS:
+            if node.op_type in _QUANTIZERS and not self.restores_convolution(node):
                 yield node
             node = above
 
