@@ -18,18 +18,18 @@ IDS = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 NEW_TOKENS = 32
 
 
-def smolvlm_256m(folder: Path) -> None:
-    """HuggingFaceTB/SmolVLM-256M-Instruct."""
+def smolvlm_256m(folder: Path, *, tower_layers: int = 12, text_layers: int = 30) -> None:
+    """HuggingFaceTB/SmolVLM-256M-Instruct, or fewer layers of it."""
     import transformers
 
     places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     special = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", *places)
     tower = {
-        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_size": 768, "num_hidden_layers": tower_layers, "num_attention_heads": 12, "intermediate_size": 3072,
         "image_size": 512, "patch_size": 16,
     }  # fmt: skip
     text = {
-        "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "model_type": "llama", "hidden_size": 576, "num_hidden_layers": text_layers, "num_attention_heads": 9,
         "num_key_value_heads": 3, "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49280,
         "max_position_embeddings": 8192, "rope_theta": 100000,
     }  # fmt: skip
