@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import math
 
-from vlm_edge.core.budget import Bound, Budgets, Verdict, bounds_of, judge, overall
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.power import normal_power
+
+from vlm_edge.core.budget import Bound, Budgets, Verdict, bounds_of, judge, overall, samples_to_decide
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.numerics.power import samples_to_decide
 
 
 def measured(low: float, high: float, metric: str = "m") -> Measurement:
@@ -88,10 +90,38 @@ def test_an_undecided_verdict_says_how_many_samples_would_decide() -> None:
     measurement = Measurement(metric="m", low=0.0, value=0.5, high=1.5, n=1000, unit="")
     judgement = judge(bound, [measurement])
     assert judgement.verdict is Verdict.UNDECIDED
-    assert judgement.needed_n == samples_to_decide(0.0, 0.5, 1.5, 1000, 1.0, confidence=0.95, sure=0.9)
+    assert judgement.needed_n == samples_to_decide(measurement, 1.0)
     assert f"{judgement.needed_n:,} samples" in (judgement.reason or "")
     on_the_bound = measurement.model_copy(update={"value": 1.0})
     assert judge(bound, [on_the_bound]).needed_n is None
+
+
+def interval_of(low: float, value: float, high: float, n: int) -> Measurement:
+    return Measurement(metric="m", low=low, value=value, high=high, n=n, unit="")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.2, 5), st.floats(0.02, 0.5))
+def test_so_many_samples_decide_in_nine_sets_of_ten(spread: float, distance: float) -> None:
+    """Against statsmodels: the chance that the end of a two-sided 95% interval clears the limit."""
+
+    def power(n: int) -> float:
+        return float(normal_power(distance / spread, n, 0.025, alternative="larger", sigma=1.0))
+
+    half = 1.959963984540054 * spread / math.sqrt(50)
+    interval = interval_of(1 - half, 1.0, 1 + half, 50)
+    needed = samples_to_decide(interval, 1 - distance)
+    assert needed is not None
+    assert needed == samples_to_decide(interval, 1 + distance)
+    assert power(needed) >= 0.9 - 1e-9
+    if needed > 1:
+        assert power(needed - 1) < 0.9
+
+
+def test_no_number_of_samples_decides_a_value_on_its_limit() -> None:
+    assert samples_to_decide(interval_of(0.8, 0.9, 1.0, 100), 0.9) is None
+    assert samples_to_decide(interval_of(0.8, 0.9, 1.0, 100), 0.9 + 1e-7) is None
+    assert samples_to_decide(interval_of(0.9, 0.9, 0.9, 100), 0.8) is None
 
 
 @pytest.mark.parametrize(("noise", "verdict"), [(0.02, Verdict.PASS), (0.12, Verdict.UNDECIDED)])

@@ -13,7 +13,6 @@ from vlm_edge.numerics.power import (
     samples_for_drop,
     samples_for_ratio,
     samples_for_share,
-    samples_to_decide,
     samples_to_tell,
     smallest_drop,
 )
@@ -67,23 +66,6 @@ def test_no_set_can_show_that_nothing_at_all_was_lost(needed):
 def power_of_z_test(distance, spread, n):
     """The chance that the lower end of a two-sided 95% interval clears a bound, from statsmodels."""
     return normal_power(distance / spread, n, 0.025, alternative="larger", sigma=1.0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.floats(0.2, 5), st.floats(0.02, 0.5), st.floats(0.6, 0.99))
-def test_samples_to_decide_gives_the_asked_power(spread, distance, sure):
-    n, half = 50, 1.959963984540054 * spread / math.sqrt(50)
-    needed = samples_to_decide(1 - half, 1.0, 1 + half, n, 1 - distance, sure=sure)
-    assert needed == samples_to_decide(1 - half, 1.0, 1 + half, n, 1 + distance, sure=sure)
-    assert power_of_z_test(distance, spread, needed) >= sure - 1e-9
-    if needed > 1:
-        assert power_of_z_test(distance, spread, needed - 1) < sure
-
-
-def test_no_number_of_samples_decides_a_value_on_its_bound():
-    assert samples_to_decide(0.8, 0.9, 1.0, 100, 0.9) is None
-    assert samples_to_decide(0.8, 0.9, 1.0, 100, 0.9 + 1e-7) is None
-    assert samples_to_decide(0.9, 0.9, 0.9, 100, 0.8) is None
 
 
 @settings(max_examples=40, deadline=None)

@@ -15,9 +15,6 @@ from statistics import NormalDist
 
 from vlm_edge.numerics.statistics import CONFIDENCE, normal_quantile
 
-SURE = 0.9
-_WORTHLESS = 1e9
-
 
 def smallest_drop(n: int, confidence: float = CONFIDENCE) -> float:
     """The smallest bound on a paired drop of scores in 0..1 that a candidate can keep on n samples, in 0..1.
@@ -53,24 +50,6 @@ def samples_for_share(at_least: float, confidence: float = CONFIDENCE) -> int | 
     With fewer, even all right is UNDECIDED: Wilson's lower end is then n / (n + z^2). 35 for 0.9.
     """
     return samples_for_drop(1 - at_least, confidence)
-
-
-def samples_to_decide(
-    low: float, value: float, high: float, n: int, bound: float, confidence: float = CONFIDENCE, sure: float = SURE
-) -> int | None:
-    """How many samples would decide an interval that holds ``bound``, if ``value`` is the truth.
-
-    The width goes with 1 / sqrt(n). At the n where the interval of a further set just ends at the bound on average,
-    one set in two still holds it; so the width must shrink until its own scatter leaves the bound out in ``sure`` of
-    all sets: half-width <= distance * z / (z + z_sure). None if the value is on the bound, or the answer is above 1e9.
-    """
-    distance = abs(bound - value)
-    half = high - value if bound > value else value - low
-    if not half > 0 or distance <= 1e-12 * max(1.0, abs(bound)):
-        return None
-    z = normal_quantile(confidence)
-    needed = n * (half / distance * (z + NormalDist().inv_cdf(sure)) / z) ** 2
-    return math.ceil(needed) if needed <= _WORTHLESS else None
 
 
 def samples_to_tell(
