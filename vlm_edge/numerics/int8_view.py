@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph, attribute
+from vlm_edge.numerics.qdq_lower import INTEGER_PRODUCTS
 from vlm_edge.numerics.qdq_report import INTEGER_OPERATORS
 
 Kind = Literal[
@@ -30,7 +31,7 @@ INTEGER_ELEMENTWISE = frozenset({"Add", "Mul", "LeakyRelu", "Concat", "AveragePo
 """Operators besides products for which onnxruntime has a QLinear kernel that pays (Sigmoid's and Softmax's don't)."""
 
 WEIGHT_ONLY = frozenset({"MatMulNBits", "GatherBlockQuantized"})
-"""Operators that read integer weights and compute in float."""
+"""Operators that read integer weights and compute in float, but for MatMulNBits at an accuracy level of 4."""
 
 MOVES = SHAPE_OPERATORS | {"Concat", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "GatherND"}
 _CONVERSIONS = frozenset({"Cast", "ReorderInput", "ReorderOutput"})
@@ -191,7 +192,7 @@ class Int8View:
 
     def kind(self, node: onnx.NodeProto) -> Kind:
         """What a node of ``graph`` does, for the sums of the report."""
-        if node.op_type in WEIGHT_ONLY:
+        if node.op_type in WEIGHT_ONLY and attribute(node, "accuracy_level", 0) != INTEGER_PRODUCTS:
             return "int8 weights"
         if node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
             return "integer"
