@@ -18,7 +18,7 @@ from vlm_edge.numerics.quant_forms import host_isa, quant_form, resolve_isa
         ("onnxruntime", "x86-vnni", False, False, 8),
         ("onnxruntime", "x86", False, False, 7),
         ("onnxruntime", "arm", True, False, 8),
-        ("openvino", "x86-vnni", True, False, 8),
+        ("openvino", "x86-vnni", False, False, 8),
         ("tensorrt", "cuda", True, True, 8),
     ],
 )

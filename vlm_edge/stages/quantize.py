@@ -137,7 +137,7 @@ class _Watched:
 
 SPEC = StageSpec(
     name="quantize",
-    version=4,
+    version=5,
     level=Level.GRAPH,
     config=QuantizeConfig,
     output=ArtifactKind.GRAPHS,
