@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.numerics.integer_forms import in_float, integer_layers, with_forms
 from vlm_edge.numerics.qdq_layers import quantized_layers
 from vlm_edge.numerics.qdq_lower import block_linears
+from vlm_edge.numerics.qdq_report import quantized_ops
 from vlm_edge.numerics.quant_blocks import fitting_block, quantize_blocks, unpacked_blocks
 from vlm_edge.numerics.quant_forms import QuantForm, quant_form
+from vlm_edge.numerics.quant_weights import compress_blocks
+from vlm_edge.numerics.tensorrt_rules import violations
 from vlm_edge.stages.quantize_component import quantize_graph
 
 Array = NDArray[Any]
@@ -239,3 +243,41 @@ def test_int8_weights_of_a_decoder_are_blocks_where_they_were_measured(
 ) -> None:
     model = quantize_graph(model_of(text, w=random(48, 48)), "int8-weights", [], form)
     assert operators(model) == {"Identity": 1, **kernel}
+
+
+FOUR = """four (float[n, 128] x) => (float[n, 24] y, float[n, 16] z) {
+  p = MatMul (x, w)
+  y = Add (p, b)
+  z = Gemm <transB = 1> (x, v)
+}"""
+
+
+def test_tensorrt_gets_int4_constants_in_blocks_that_keep_its_rules() -> None:
+    w, v, b = random(128, 24, seed=1), random(16, 128, seed=2), random(24, seed=3)
+    floating = model_of(FOUR, w=w, v=v, b=b)
+    model = quantize_graph(floating, "int4-weights", [], quant_form("tensorrt", "cuda"))
+    assert violations(model) == []
+    assert quantized_ops(model).bytes_by_dtype["int4"] == (w.size + v.size) // 2
+    found = constants(model)
+    restored = {
+        name: (found[f"{name}_levels"].astype(float) * found[f"{name}_scales"].repeat(64, axis=axis))
+        for name, axis in (("w", 0), ("v", 1))
+    }
+    assert min(sqnr_db(w, restored["w"]), sqnr_db(v, restored["v"])) > 18
+    x = random(3, 128, seed=5)
+    np.testing.assert_allclose(run(model, x=x), x @ restored["w"] + b, rtol=1e-4, atol=1e-4)
+    layers = {layer.output: layer for layer in quantized_layers(floating, model)}
+    np.testing.assert_allclose(layers["z"].weight, restored["v"].T, rtol=1e-6)
+
+
+def test_tensorrt_leaves_widths_that_no_block_fits_float() -> None:
+    floating = model_of("one (float[n, 100] x) => (float[n, 48] y) { y = MatMul (x, w) }", w=random(100, 48))
+    model = quantize_graph(floating, "int4-weights", [], quant_form("tensorrt", "cuda"))
+    assert operators(model) == {"MatMul": 1}
+
+
+def test_an_old_operator_set_has_no_4_bit_constants() -> None:
+    floating = model_of("one (float[n, 128] x) => (float[n, 48] y) { y = MatMul (x, w) }", w=random(128, 48))
+    floating.opset_import[0].version = 17
+    with pytest.raises(VlmEdgeError, match="need operator set 21; this graph is of 17"):
+        compress_blocks(floating, block_size=64)

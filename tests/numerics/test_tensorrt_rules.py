@@ -156,6 +156,40 @@ def four_bit_activation(model: onnx.ModelProto) -> None:
         reading(model, name, 2, "i4")
 
 
+def four_bits(
+    model: onnx.ModelProto, size: int, axis: int, scales: tuple[int, ...], kind: int = TensorProto.INT4
+) -> None:
+    """A second product of the flat input and a weight of 128 x 8 in blocks; the first one's violations are none."""
+    model.opset_import[0].version = 21
+    model.graph.initializer.append(helper.make_tensor("blocks", kind, [128, 8], [1] * 1024))
+    constant(model, "block_scale", np.full(scales, 0.1, np.float32))
+    constant(model, "flat_shape", np.array([-1, 128]))
+    settings = {"axis": axis} | ({"block_size": size} if size else {})
+    before(
+        model,
+        "x_q",
+        helper.make_node("DequantizeLinear", ["blocks", "block_scale"], ["blocks_d"], name="blocks_d", **settings),
+        helper.make_node("Reshape", ["x", "flat_shape"], ["flat"], name="flat"),
+        helper.make_node("MatMul", ["flat", "blocks_d"], ["wide"], name="wide"),
+    )
+
+
+def small_blocks(model: onnx.ModelProto) -> None:
+    four_bits(model, 32, 0, (4, 8))
+
+
+def no_blocks(model: onnx.ModelProto) -> None:
+    four_bits(model, 0, 1, (8,))
+
+
+def broken_blocks(model: onnx.ModelProto) -> None:
+    four_bits(model, 64, 1, (128, 1))
+
+
+def eight_bit_blocks(model: onnx.ModelProto) -> None:
+    four_bits(model, 64, 0, (2, 8), TensorProto.INT8)
+
+
 def asymmetric(model: onnx.ModelProto) -> None:
     constant(model, "three", np.int8(3))
     for name in ("relu_q", "relu_d"):
@@ -296,6 +330,10 @@ PLANTED: list[tuple[str, str, Callable[[onnx.ModelProto], None]]] = [
     ("operator", "attended", attention_with_past),
     ("plugin", "fancy", plugin),
     ("levels", "cast", cast_weight),
+    ("block", "blocks_d", small_blocks),
+    ("block", "blocks_d", no_blocks),
+    ("block", "blocks_d", broken_blocks),
+    ("block", "blocks_d", eight_bit_blocks),
     ("type", "x_q", unsigned),
     ("type", "x_q", unsigned_by_default),
     ("type", "x_q", four_bit_activation),
@@ -348,6 +386,15 @@ def test_every_planted_fault_is_found_where_it_is(
 
 def test_every_rule_has_a_fault_planted() -> None:
     assert {rule for rule, _, _ in PLANTED} == set(RULES)
+
+
+@pytest.mark.parametrize(("size", "axis", "scales"), [(64, 0, (2, 8)), (128, -2, (1, 8))])
+def test_weights_of_4_bits_in_blocks_are_allowed_beside_float_data(
+    size: int, axis: int, scales: tuple[int, int]
+) -> None:
+    model = network()
+    four_bits(model, size, axis, scales)
+    assert violations(model) == []
 
 
 def test_axes_may_count_from_the_back() -> None:

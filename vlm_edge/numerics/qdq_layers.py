@@ -180,6 +180,11 @@ def restored_constant(graph: Graph, name: str) -> Float | None:
         if levels is None or scales is None:
             return None
         axis = next((item.i for item in node.attribute if item.name == "axis"), 1) % max(levels.ndim, 1)
+        block = next((item.i for item in node.attribute if item.name == "block_size"), 0)
+        if block:
+            places = np.arange(levels.shape[axis]) // block
+            zeros = np.zeros_like(scales) if zero_point is None else zero_point.astype(np.float32)
+            return dequantize(levels, scales.take(places, axis), zeros.take(places, axis))
         shape = [-1 if scales.size > 1 and index == axis else 1 for index in range(levels.ndim)]
         zeros = np.zeros_like(scales, levels.dtype) if zero_point is None else zero_point
         return dequantize(levels, scales.reshape(shape), zeros.reshape(shape))

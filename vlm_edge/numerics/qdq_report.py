@@ -25,6 +25,8 @@ INTEGER_OPERATORS = frozenset(
     }
 )
 """Operators that multiply integers."""
+_FOUR_BITS = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4)
+"""Types of which two share a byte."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def quantized_ops(model: onnx.ModelProto) -> QuantizedOps:
             (counts.fake if quantized else counts.floating)[node.op_type] += 1
     for tensor in graph.initializers.values():
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        counts.bytes_by_dtype[np.dtype(dtype).name] += int(np.prod(tensor.dims)) * dtype.itemsize
+        size = int(np.prod(tensor.dims)) * dtype.itemsize
+        counts.bytes_by_dtype[np.dtype(dtype).name] += -(-size // 2) if tensor.data_type in _FOUR_BITS else size
     return counts
 
 

@@ -73,6 +73,30 @@ def quantize_blocks(weight: Float, bits: int, block_size: int) -> Blocks:
     return Blocks(levels, scales, zero_points, bits, width)
 
 
+def quantize_symmetric_blocks(weight: Float, block_size: int) -> tuple[NDArray[np.int8], Float]:
+    """4 bits around 0, as TensorRT takes them: the scale out of :data:`RATIOS` that has the least squared error.
+
+    Args:
+        weight: (in, out), finite; ``in`` is a multiple of ``block_size``.
+
+    Returns:
+        levels (in, out), -8 .. 7, and scales (in / block_size, out), float32 and positive.
+    """
+    values = weight.reshape(-1, block_size, weight.shape[1])
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    levels, scales = np.empty(values.shape, np.int8), np.empty(largest.shape, np.float32)
+    least = np.full(largest.shape, np.inf, np.float32)
+    for ratio in RATIOS:
+        scale = largest * np.float32(ratio / 7)
+        scale = np.where(scale >= np.finfo(np.float32).tiny, scale, 1).astype(np.float32)
+        found = np.clip(np.rint(values / scale), -8, 7)
+        error = np.square(values - found * scale).sum(axis=1, keepdims=True)
+        better = error < least
+        least, scales = np.where(better, error, least), np.where(better, scale, scales)
+        levels = np.where(better, found, levels).astype(np.int8)
+    return levels.reshape(weight.shape), scales[:, 0]
+
+
 def fitting_block(width: int, largest: int) -> int:
     """The largest power of two from 32 to ``largest`` that pads ``width`` input channels least."""
     sizes = [largest >> shift for shift in range(largest.bit_length()) if largest >> shift >= 32]

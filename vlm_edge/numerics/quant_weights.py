@@ -1,4 +1,4 @@
-"""INT8 weights for what runs in floating point: a quarter of the size on disk, decompressed when a session is made."""
+"""INT8 and INT4 weights for what runs in floating point: small on disk, decompressed when a session is made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, edited
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, copied, edited
+from vlm_edge.numerics.qdq_lower import find_linears
+from vlm_edge.numerics.quant_blocks import quantize_symmetric_blocks
 from vlm_edge.numerics.quantization import quantize_rows, quantize_weight
 
 SMALLEST = 1024
@@ -44,6 +47,55 @@ def compress_weights(
         constants[f"{name}_levels"] = levels
         prelude += _decompressed(name, scales, axis % weight.ndim, weight.ndim, decompression, constants)
     return _with_prelude(model, prelude, constants, done)
+
+
+def compress_blocks(
+    model: onnx.ModelProto, *, block_size: int, left_out: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
+    """Float32 weights of linear layers as int4 constants, and DequantizeLinear with a scale for each block of inputs.
+
+    TensorRT's form (operator set 21). Weights whose inputs are no multiple of ``block_size`` are left alone, those
+    below :data:`SMALLEST` elements, and those of the nodes named in ``left_out``.
+
+    Raises:
+        VlmEdgeError: the graph is of an operator set that can't be read as number 21.
+    """
+    graph = Graph(model)
+    int4 = helper.tensor_dtype_to_np_dtype(TensorProto.INT4)
+    prelude: list[onnx.NodeProto] = []
+    constants: dict[str, NDArray[Any]] = {}
+    done: set[str] = set()
+    for linear in find_linears(graph):
+        name, axis = linear.weight, int(linear.transposed)
+        weight = graph.constant(name) if name in graph.initializers and name not in done else None
+        if weight is None or weight.size < SMALLEST or weight.dtype != np.float32 or linear.node.name in left_out:
+            continue
+        if weight.shape[axis] % block_size:
+            continue
+        done.add(name)
+        levels, scales = quantize_symmetric_blocks(weight.T if axis else weight, block_size)
+        constants[f"{name}_levels"] = np.ascontiguousarray(levels.T if axis else levels).astype(int4)
+        constants[f"{name}_scales"] = np.ascontiguousarray(scales.T if axis else scales)
+        inputs = [f"{name}_levels", f"{name}_scales"]
+        settings = {"axis": axis, "block_size": block_size}
+        prelude.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_restore", **settings))
+    return _with_prelude(_of_operator_set_21(model), prelude, constants, done) if done else model
+
+
+def _of_operator_set_21(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The first with 4-bit types. It differs from number 20 in the types that operators take, and GroupNormalization
+    (onnx, docs/Changelog.md)."""
+    result = copied(model)
+    (default,) = (entry for entry in result.opset_import if entry.domain in ("", "ai.onnx"))
+    if default.version == 20 and all(node.op_type != "GroupNormalization" for node in result.graph.node):
+        default.version = 21
+    if default.version < 21:
+        raise VlmEdgeError(
+            f"quantize: 4-bit constants need operator set 21; this graph is of {default.version}, and can't be raised",
+            "export with `opset: 20` or a later one",
+        )
+    result.ir_version = max(result.ir_version, 10)
+    return result
 
 
 def compress_tables(model: onnx.ModelProto, *, decompression: Decompression | None) -> onnx.ModelProto:

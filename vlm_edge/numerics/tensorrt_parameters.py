@@ -45,6 +45,8 @@ NARROW = frozenset(
 """Types that only a DequantizeLinear reads."""
 QUANTIZED = frozenset({TensorProto.INT8, TensorProto.FLOAT8E4M3FN, TensorProto.INT4, TensorProto.FLOAT4E2M1})
 WEIGHT_ONLY = frozenset({TensorProto.INT4})
+BLOCKS = (64, 128)
+"""Elements of an INT4 weight that may share a scale."""
 _NO_CAST = frozenset({"Cast", "CastLike", "Resize", "Pad", "Where", "Loop", "If", "Scan", "Constant"}) | QUANTIZERS
 """Operators whose floating-point inputs may differ in type."""
 
@@ -84,6 +86,7 @@ def quantizer_faults(graph: Graph, types: Mapping[str, int]) -> Iterator[Fault]:
             yield from _type_faults(graph, node)
             yield from _zero_point_faults(graph, node)
             yield from _scale_faults(graph, node, types)
+            yield from _block_faults(graph, node)
 
 
 def type_faults(graph: Graph, types: Mapping[str, int]) -> Iterator[Fault]:
@@ -171,6 +174,27 @@ def _scale_faults(graph: Graph, node: onnx.NodeProto, types: Mapping[str, int]) 
     if kind not in FLOATS or (node.op_type == "QuantizeLinear" and data in FLOATS and data != kind):
         shown = [TensorProto.DataType.Name(each) for each in (kind, data)]
         yield Fault("scale-type", _name(node), name, f"the scale is {shown[0]}, the data {shown[1]}")
+
+
+def _block_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
+    """INT4 weights in blocks of 64 or 128 along one of the last two dimensions, and nothing else in blocks."""
+    size, four_bits = attribute(node, "block_size", 0), quantized_type(graph, node) in WEIGHT_ONLY
+    values, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
+    if values is None or scale is None or not (size or four_bits):
+        return
+    axis = attribute(node, "axis", 1) % max(1, values.ndim)
+    blocks = [extent // size if size and place == axis else extent for place, extent in enumerate(values.shape)]
+    problem = ""
+    if not four_bits:
+        problem = "scales by block, which are for INT4 weights"
+    elif size not in BLOCKS:
+        problem = f"blocks of {size}; allowed: {' and '.join(map(str, BLOCKS))}" if size else "INT4 without blocks"
+    elif axis < values.ndim - 2:
+        problem = f"blocks along axis {axis} of {values.ndim}; allowed: the last two"
+    elif values.shape[axis] % size or list(scale.shape) != blocks:
+        problem = f"scales {list(scale.shape)} for {list(values.shape)} in blocks of {size} along axis {axis}"
+    if problem:
+        yield Fault("block", _name(node), node.input[0], problem)
 
 
 def _unknown(node: onnx.NodeProto) -> str:

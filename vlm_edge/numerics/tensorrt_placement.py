@@ -18,7 +18,7 @@ from vlm_edge.numerics.tensorrt_form import (
     skip_branch,
     weight_axis,
 )
-from vlm_edge.numerics.tensorrt_parameters import Fault, is_weight
+from vlm_edge.numerics.tensorrt_parameters import WEIGHT_ONLY, Fault, is_weight, quantized_type
 
 _ACTIVATIONS = (
     "BatchNormalization Celu Clip Elu Erf Gelu HardSigmoid HardSwish LeakyRelu Mish PRelu Relu Selu Sigmoid Softplus "
@@ -91,10 +91,16 @@ def _granularity_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
 
 
 def _factor_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:
-    found = [quantizer_above(graph, name) is not None for name in node.input[:2]]
+    found = [quantizer_above(graph, name) is not None and not _is_weight_only(graph, name) for name in node.input[:2]]
     if len(set(found)) == 2:
         name = node.input[found.index(False)]
         yield Fault("inputs", _name(node), name, f"{node.op_type}: {name} is not quantized, the other factor is")
+
+
+def _is_weight_only(graph: Graph, name: str) -> bool:
+    """Whether ``name`` is a weight of 4 bits, whose layer computes in floating point ("Weight-Only Quantization")."""
+    node = graph.producers.get(name)
+    return node is not None and node.op_type == "DequantizeLinear" and quantized_type(graph, node) in WEIGHT_ONLY
 
 
 def _axis_faults(graph: Graph, node: onnx.NodeProto) -> Iterator[Fault]:

@@ -56,6 +56,7 @@ RULES: dict[str, Rule] = {
     "scale-type": Rule("Quantize operator: scale and data are of one type (T1)", "cast the scale, or the data"),
     "granularity": Rule("Quantization Granularities: activations by tensor, weights by channel", _QUANTIZE_AGAIN),
     "axis": Rule(f"{_ONNX}: the K axis; IDequantizeLayer", "quantize the weight by its output channels"),
+    "block": Rule("Quantization Schemes: INT4 needs scales by block, of 64 or 128", _QUANTIZE_AGAIN),
     "pair": Rule("Explicit Quantization: TensorRT Processing of Q/DQ Networks", "put DequantizeLinear after it"),
     "inputs": Rule(f"{_PLACEMENT}: quantize all inputs of weighted operations", "quantize both factors, or none"),
     "attention": Rule("Fused Attention", "quantize both of the attention's products, or none"),

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 Scheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "none"]
 EVERY = "*"
-_ENGINES: dict[Scheme, tuple[str, ...]] = {
-    "int8-dynamic": ("onnxruntime",),
-    "int4-weights": ("onnxruntime", "openvino"),
-}
+_ENGINES: dict[Scheme, tuple[str, ...]] = {"int8-dynamic": ("onnxruntime",)}
 """Engines of the schemes that not every engine has."""
 
 
@@ -29,7 +26,7 @@ class QuantizeConfig(StageConfig):
 
     ``int8``: calibrated, integer arithmetic. ``int8-dynamic``: integer arithmetic with ranges taken as it runs
     (onnxruntime). ``int8-weights``: int8 on disk, float arithmetic; on onnxruntime a decoder's linear layers multiply
-    blocks of int8. ``int4-weights``: linear layers in blocks of 4 bits, other weights int8 (onnxruntime, openvino).
+    blocks of int8. ``int4-weights``: linear layers in blocks of 4 bits, other weights int8 (tensorrt: float).
     ``none``: the component stays float.
     """
 
