@@ -173,13 +173,13 @@ class TestChecks:
         write_vqa(tmp_path / "graphs")
         original = compile_onnxruntime.slim
 
-        def wrong(model: onnx.ModelProto) -> onnx.ModelProto:
+        def wrong(model: onnx.ModelProto, *, smallest_shared: int) -> onnx.ModelProto:
             for tensor in model.graph.initializer:
                 if tensor.name == "value_weight":
                     tensor.CopyFrom(
                         numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
                     )
-            return original(model)
+            return original(model, smallest_shared=smallest_shared)
 
         monkeypatch.setattr(compile_onnxruntime, "slim", wrong)
         with pytest.raises(VlmEdgeError, match=r"text_encoder: onnxruntime strays .*cross_key_values\.0\.value"):
