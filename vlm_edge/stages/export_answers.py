@@ -11,7 +11,7 @@ import numpy as np
 from vlm_edge.engines.base import Array
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Generation
-from vlm_edge.stages.export_check import REPORT_HINT
+from vlm_edge.stages.export_check import REPORT_HINT, trim_heap
 
 MAX_TOKENS = 32
 """Most tokens that are generated for the comparison."""
@@ -28,7 +28,8 @@ class Answer:
 
     @staticmethod
     def of(reference: Any) -> Answer:
-        """``generate``'s result for one row, asked for as :data:`GREEDY` says."""
+        """``generate``'s result for one row, asked for as :data:`GREEDY` says; what it took is given back."""
+        trim_heap()
         logits = np.concatenate([step.numpy() for step in reference.logits])
         return Answer(reference.sequences[0, -len(logits) :].tolist(), logits)
 

@@ -42,8 +42,13 @@ def load_graph(path: Path, component: Component) -> Engine:
 
 
 def return_freed_memory() -> None:
-    """Give the system back what was freed: glibc keeps it, hundreds of MB after a session (malloc_trim(3))."""
+    """Give the system back what was freed, garbage in cycles included: hundreds of MB after a session or a model."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Give the system back what glibc keeps of freed blocks (malloc_trim(3)): a run's largest tensors, many times."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such function
     if trim is not None:
         trim(0)
@@ -119,4 +124,5 @@ def check_component(name: str, references: Iterable[Reference], graph: Engine, t
                     REPORT_HINT,
                 )
             worst = max(worst, difference, key=lambda item: item.relative)
+        trim_heap()
     return {"max_abs_error": worst.absolute, "max_relative_error": worst.relative}

@@ -47,7 +47,7 @@ class Reference:
 
 
 def torch_references(name: str, component: ComponentExport) -> Iterator[Reference]:
-    """The component in torch at three sets of sizes, one after the other: see :func:`size_sets`.
+    """The component in torch at several sizes, one set after the other: see :func:`size_sets`.
 
     Raises:
         VlmEdgeError: the model's own output is not finite.
@@ -82,7 +82,11 @@ def saved_references(name: str, folder: Path) -> Iterator[Reference]:
 
 
 def size_sets(component: ComponentExport) -> Iterator[dict[str, int]]:
-    """Sizes of every dynamic dimension: the example's, one more of each, the least of each (1, or 0 if that is one)."""
+    """Sizes of every dynamic dimension: the example's, one more of each, the least of each (1, or 0 if that is one).
+
+    Where one dimension alone varies, the first and the last differ in all that can: one more would be the largest run,
+    and take most memory, for nothing new.
+    """
     sizes = {
         dimension: component.example[name].shape[axis]
         for name, axes in component.dynamic.items()
@@ -90,7 +94,8 @@ def size_sets(component: ComponentExport) -> Iterator[dict[str, int]]:
         if SUM not in dimension
     }
     yield sizes
-    yield {dimension: size + 1 for dimension, size in sizes.items()}
+    if len(sizes) > 1:
+        yield {dimension: size + 1 for dimension, size in sizes.items()}
     yield {dimension: 0 if dimension in component.may_be_empty else 1 for dimension in sizes}
 
 
