@@ -42,6 +42,7 @@ from vlm_edge.evaluation.change import Side, change_between, check_bundle, engin
 from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.evaluation.resolution import budget_faults
+from vlm_edge.evaluation.stage_metric import DrawnMetric
 from vlm_edge.families.sources import resolve_model
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import read_manifest
@@ -65,6 +66,7 @@ def toolbox() -> Toolbox:
         host_fingerprint=host_fingerprint,
         host_record=host_record,
         source_revision=source_revision,
+        metric=DrawnMetric(),
     )
 
 
@@ -174,7 +176,8 @@ def run_stage(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        work = StageWork(Path(temporary) / "out", Path(temporary) / "state", seed, progress or SilentProgress())
+        out_now, state, bars = Path(temporary) / "out", Path(temporary) / "state", progress or SilentProgress()
+        work = StageWork(out_now, state, seed, bars, metric=DrawnMetric() if "metric" in spec.reads else None)
         work.out.mkdir()
         work.scratch.mkdir()
         spec.run(settings, inputs, work)

@@ -89,6 +89,8 @@ class Runner:
             identity["target"] = self.recipe.target.model_dump(
                 mode="json", exclude={"name", "description", "price_per_hour"}
             )
+        if "metric" in spec.reads and self.toolbox.metric is not None:
+            identity["metric"] = self.toolbox.metric.version
         if spec.host_bound:
             identity["host"] = self.host
         return identity
@@ -106,7 +108,8 @@ class Runner:
                 if found is None:
                     facts: dict[str, Any] = {}
                     cache = self.store.cache / step.stage
-                    work = StageWork(out, state, self.recipe.seed, self.progress, facts, cache)
+                    metric = self.toolbox.metric if "metric" in spec.reads else None
+                    work = StageWork(out, state, self.recipe.seed, self.progress, facts, cache, metric)
                     inputs = StageInputs(
                         source,
                         self.teacher if "teacher" in spec.reads else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind
+from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.target import Target
 
 
@@ -62,6 +63,47 @@ class SilentProgress:
         yield self._Ticker()
 
 
+class MetricSamples(Protocol):
+    """Samples of a task that a stage may measure its own result on: no budget is judged on them."""
+
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    def outcomes(self, pipeline: Any, progress: Progress) -> Any:
+        """What a pipeline of the runtime makes of each."""
+
+    def drop(self, baseline: Any, candidate: Any, seed: int) -> Measurement:
+        """What the second outcomes lost of the task's primary metric against the first: ``accuracy_drop_pt``."""
+
+
+class TaskMetric(Protocol):
+    """Gives a stage the task's metric; ``version`` is raised whenever the same pipelines would get other values."""
+
+    @property
+    def version(self) -> str: ...
+
+    def samples(
+        self, task: TaskSpec, *, max_drop_pt: float | None, images: int | None, without: Collection[Path]
+    ) -> MetricSamples:
+        """A draw of the task's samples, as many as can show ``max_drop_pt``.
+
+        Args:
+            task: whose test split is left alone.
+            max_drop_pt: the bound that drops are held against, if any.
+            images: how many to draw; default: enough for the bound.
+            without: images that are not to be drawn.
+
+        Raises:
+            VlmEdgeError: there are too few to show the bound.
+        """
+
+
 @dataclass(frozen=True)
 class StageInputs:
     """What a stage reads. A stage sees only what its spec names: the rest is None."""
@@ -91,6 +133,8 @@ class StageWork:
     cache: Path | None = None
     """A folder of the stage's own for what several of its runs can use; files in it are named by what decides their
     content, and may be gone at any time. None outside a store."""
+    metric: TaskMetric | None = None
+    """The task's metric, for stages that read it."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +142,9 @@ class StageSpec:
     """One row of the table of stages.
 
     ``version`` is raised whenever the same inputs would give another output. ``packages`` are the distributions whose
-    versions change the output. ``reads`` names the optional inputs (``teacher``, ``task``, ``target``) that the stage
-    uses; what it does not read is no part of its key. ``host_bound`` marks an output that belongs to this host.
+    versions change the output. ``reads`` names the optional inputs (``teacher``, ``task``, ``target``) and the
+    ``metric`` that the stage uses; what it does not read is no part of its key. ``host_bound`` marks an output that
+    belongs to this host.
     """
 
     name: str

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
-from vlm_edge.core.stage import Progress, StageSpec, TaskSpec
+from vlm_edge.core.stage import Progress, StageSpec, TaskMetric, TaskSpec
 from vlm_edge.core.target import Target
 
 
@@ -60,3 +60,4 @@ class Toolbox:
     host_fingerprint: Callable[[], str]
     host_record: Callable[[], dict[str, Any]]
     source_revision: Callable[[Path], str | None]
+    metric: TaskMetric | None = None

@@ -15,6 +15,7 @@ from vlm_edge.evaluation.outcomes import Outcomes, Skipped
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.evaluation.tasks.base import Rows
 from vlm_edge.runtime import load_pipeline
+from vlm_edge.runtime.pipeline import Pipeline
 
 __all__ = ["EVALUATOR_VERSION", "Outcomes", "compare", "describe", "evaluate"]
 
@@ -45,19 +46,29 @@ def evaluate(
             f"{task.data}: the data set is of kind {dataset.kind}, the recipe's task of kind {task.kind}",
             f"write `task: {{kind: {dataset.kind}, ...}}`, or name other data",
         )
-    evaluation = TASKS[dataset.kind]
     pipeline = load_pipeline(engine_folder, threads=threads)
+    rows = run_task(pipeline, dataset, progress or SilentProgress(), place=str(engine_folder))
+    return outcomes_of(dataset, rows, digest_folder(engine_folder))
+
+
+def run_task(pipeline: Pipeline, dataset: Dataset, progress: Progress, *, place: str) -> Rows:
+    """Every sample of a data set through a pipeline; ``place`` names it in errors.
+
+    Raises:
+        VlmEdgeError: such a pipeline can't do the task, or more than 1% of the images cannot be read.
+    """
+    evaluation = TASKS[dataset.kind]
     if not isinstance(pipeline, evaluation.pipelines):
         able = sorted(kind for kind, other in TASKS.items() if isinstance(pipeline, other.pipelines))
         raise VlmEdgeError(
-            f"{engine_folder}: a {pipeline.manifest.pipeline} pipeline cannot do a task of kind {dataset.kind}",
+            f"{place}: a {pipeline.manifest.pipeline} pipeline cannot do a task of kind {dataset.kind}",
             f"it can do: {', '.join(able)}",
         )
-    rows = evaluation.run(pipeline, dataset, progress or SilentProgress())
-    return _outcomes(dataset, rows, digest_folder(engine_folder))
+    return evaluation.run(pipeline, dataset, progress)
 
 
-def _outcomes(dataset: Dataset, rows: Rows, engine: str) -> Outcomes:
+def outcomes_of(dataset: Dataset, rows: Rows, engine: str) -> Outcomes:
+    """What is kept of a data set's rows; ``engine`` is the digest of what made them."""
     folder = Path(os.path.commonpath([sample.image.parent for sample in dataset.samples]))
     names = {sample.image: sample.image.relative_to(folder).as_posix() for sample in dataset.samples}
     bad = rows.unreadable

@@ -24,7 +24,7 @@ def budget_faults(dataset: Dataset, budgets: Budgets) -> list[tuple[str, str]]:
         return []
     task = TASKS[dataset.kind]
     images = len({sample.image for sample in dataset.samples})
-    faults = _bound_faults("accuracy", accuracy, images, shares="accuracy" not in task.units)
+    faults = bound_faults("accuracy", accuracy, images, shares="accuracy" not in task.units)
     slices = {name for sample in dataset.samples for name in sample.slices}
     slices |= set(DIRECTIONS) if dataset.kind == "retrieval" else set()
     for name, bounds in accuracy.slices.items():
@@ -34,18 +34,18 @@ def budget_faults(dataset: Dataset, budgets: Budgets) -> list[tuple[str, str]]:
             continue
         held = {sample.image for sample in dataset.samples if name in sample.slices}
         count = len(held) if held else images
-        faults += _bound_faults(place, bounds, count, shares="accuracy" not in task.units)
+        faults += bound_faults(place, bounds, count, shares="accuracy" not in task.units)
     known = {*task.metrics, *(summary.metric for summary in task.summaries)}
     for name, bounds in accuracy.metrics.items():
         place, metric = f"accuracy.metrics.{name}", name.partition("[")[0]
         if metric not in known:
             faults.append((place, f"the task {dataset.kind} has no such metric; {near(metric, known)}"))
         else:
-            faults += _bound_faults(place, bounds, images, shares=metric not in task.units)
+            faults += bound_faults(place, bounds, images, shares=metric not in task.units)
     return faults
 
 
-def _bound_faults(place: str, bounds: AccuracyBounds, images: int, *, shares: bool) -> list[tuple[str, str]]:
+def bound_faults(place: str, bounds: AccuracyBounds, images: int, *, shares: bool) -> list[tuple[str, str]]:
     """Faults of the bounds on one metric, of which ``images`` independent samples are there."""
     if not shares:
         return []

@@ -6,6 +6,7 @@ debugger reports it by tensor (onnxruntime.quantization.qdq_loss_debug).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from vlm_edge.numerics.qdq_graph import SHAPE_OPERATORS, Graph
 from vlm_edge.numerics.qdq_lower import blocks_of, find_linears
 from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS
 from vlm_edge.numerics.quantization import Agreement, Float, dequantize, quantize
+
+SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 _KERNELS = {"MatMulIntegerToFloat": (1, 3), "DynamicQuantizeMatMul": (1, 2)}
 """Operator -> positions of the levels and of their scales among its inputs."""
@@ -95,7 +98,7 @@ def quantized_layers(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> l
     convolutions = {node.name: node.output[0] for node in before.nodes if node.op_type == "Conv"}
     layers = []
     for node in after.nodes:
-        weight, levels = _quantized_weight(after, node), _output_levels(after, node)
+        weight, levels = quantized_weight(after, node), _output_levels(after, node)
         output = node.output[0] if levels is None else convolutions.get(node.name, "")
         if weight is None or output not in originals:
             continue
@@ -107,14 +110,30 @@ def quantized_layers(floating: onnx.ModelProto, quantized: onnx.ModelProto) -> l
 
 
 def layer_names(model: onnx.ModelProto) -> dict[str, str]:
-    """Node name of every heavy operator -> the module whose weight or bias it reads, or its own name if none tells."""
+    """Node name of every heavy operator -> the module whose weight or bias it reads, or that it was exported from; its
+    own name if nothing tells. A product of two activations has its own name behind the module's."""
     graph = Graph(model)
     names = {}
     for node in graph.nodes:
         if node.op_type in HEAVY_OPERATORS:
             add = graph.only_consumer(node.output[0], "Add")
-            names[node.name] = _layer_name(graph, (*node.input[1:], *(add.input if add else ()))) or node.name
+            scope = module_scope(node)
+            if scope and graph.constant(node.input[1]) is None:
+                scope = f"{scope}/{node.name}"
+            found = _layer_name(graph, (*node.input[1:], *(add.input if add else ())))
+            names[node.name] = found or scope or node.name
     return names
+
+
+def module_scope(node: onnx.NodeProto) -> str:
+    """The path of the torch module that a node was exported from; empty where the exporter left no note.
+
+    torch.onnx writes ``['', 'model.layers.0', 'model.layers.0.up_proj', 'linear_3']`` into the node's metadata: the
+    modules from the outermost on, then the operator (torch.onnx._internal.exporter._core, ``_set_node_metadata``).
+    """
+    text = next((item.value for item in node.metadata_props if item.key == SCOPES_KEY), "")
+    scopes = re.findall(r"'([^']*)'", text)
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 def _float_layers(graph: Graph) -> Iterator[tuple[str, str, Float]]:
@@ -123,6 +142,7 @@ def _float_layers(graph: Graph) -> Iterator[tuple[str, str, Float]]:
         weight = graph.constant(linear.weight)
         if weight is not None:
             name = _layer_name(graph, (linear.weight, *linear.node.input[2:], *linear.last.input))
+            name = name or module_scope(linear.node)
             oriented = weight.T if linear.transposed else weight
             yield linear.node.output[0], name, oriented
             yield linear.output, name, oriented
@@ -145,7 +165,7 @@ def _layer_name(graph: Graph, tensors: Iterable[str]) -> str:
     return ""
 
 
-def _quantized_weight(graph: Graph, node: onnx.NodeProto) -> Float | None:
+def quantized_weight(graph: Graph, node: onnx.NodeProto) -> Float | None:
     """A layer's weight as its quantized constant stands for it: (in, out) for a linear layer; None if it has none."""
     if node.op_type in _KERNELS:
         levels, scales = (graph.constant(node.input[position]) for position in _KERNELS[node.op_type])

@@ -82,17 +82,20 @@ def lower_linears(model: onnx.ModelProto) -> onnx.ModelProto:
     return edited(model, replacements, constants)
 
 
-def dynamic_linears(model: onnx.ModelProto, *, weight_bits: int = 8) -> onnx.ModelProto:
+def dynamic_linears(
+    model: onnx.ModelProto, *, weight_bits: int = 8, left_out: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
     """Float linear layers as com.microsoft.DynamicQuantizeMatMul: s8 weights, and u8 data over its range in this run.
 
-    Needs no calibration; the range is taken over all rows of a run, so a row's result depends on the others'.
+    Needs no calibration; the range is taken over all rows of a run, so a row's result depends on the others'. The nodes
+    named in ``left_out`` stay as they are.
     """
     graph = Graph(model)
     replacements: dict[int, list[onnx.NodeProto]] = {}
     constants: dict[str, NDArray[Any]] = {}
     for linear in find_linears(graph):
         weight = graph.constant(linear.weight)
-        if weight is None:
+        if weight is None or linear.node.name in left_out:
             continue
         levels, scales = quantize_weight(weight.T if linear.transposed else weight, axis=1, bits=weight_bits)
         stem = linear.weight

@@ -19,9 +19,14 @@ from onnx import TensorProto, helper
 
 from vlm_edge.numerics.calibration import Feed
 from vlm_edge.numerics.qdq_graph import Graph, edited
-from vlm_edge.numerics.qdq_layers import restored_constant
-from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, Quantizer, quantizer_above
+from vlm_edge.numerics.qdq_layers import quantized_weight, restored_constant
+from vlm_edge.numerics.qdq_lower import Linear, find_linears
+from vlm_edge.numerics.qdq_retarget import HEAVY_OPERATORS, Quantizer, copied_node, quantizer_above
 from vlm_edge.numerics.quantization import Agreement, agreement
+
+_KERNELS = ("DynamicQuantizeMatMul", "MatMulNBits")
+"""Linear layers in forms that no Q/DQ pairs stand for. Of MatMulNBits the weight's rounding is what counts: that of
+its data adds 45 dB."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Sensitivity:
 
 class SwitchedGraph:
     """The float graph with a switch for every layer that ``quantized`` quantizes.
+
+    ``quantized`` has Q/DQ pairs, or linear layers as onnxruntime's dynamic or weight-only kernels.
 
     Args:
         outputs: whether a convolution becomes a kernel that rounds its output, too; else a pair behind it belongs to
@@ -132,26 +139,21 @@ def _switched(
 ) -> tuple[onnx.ModelProto, list[Layer]]:
     before, after = Graph(floating), Graph(quantized)
     originals = {node.name: node for node in before.nodes}
+    linears = {linear.output: linear for linear in find_linears(before)}
     replacements: dict[int, list[onnx.NodeProto]] = {}
     constants: dict[str, NDArray[Any]] = {}
     layers = []
     for node in after.nodes:
-        original = originals.get(node.name)
-        if node.op_type not in HEAVY_OPERATORS or original is None:
+        linear = linears.get(node.output[0]) if node.op_type in _KERNELS else None
+        original = originals.get(node.name) if linear is None else linear.node
+        if original is None or (linear is None and node.op_type not in HEAVY_OPERATORS):
             continue
-        moved = onnx.NodeProto()
-        moved.CopyFrom(original)
-        added: list[onnx.NodeProto] = []
-        weight, rounded = None, None
-        for index, name in enumerate(node.input[:2]):
-            value = restored_constant(after, name)
-            quantizer = quantizer_above(after, name)
-            if value is not None and original.input[index] in before.initializers:
-                weight, rounded = original.input[index], value
-            elif quantizer is not None and quantizer.scale.size == 1:
-                moved.input[index] = f"{node.name}_{index}_chosen"
-                added += _switched_pair(original.input[index], moved.input[index], node.name, quantizer, constants)
-        if not added and weight is None:
+        moved = copied_node(original)
+        if linear is not None:
+            added, weight, rounded = _in_kernel(after, node, linear, moved)
+        else:
+            added, weight, rounded = _in_pairs(before, after, node, moved, constants)
+        if not added and rounded is None:
             continue
         written: list[onnx.NodeProto] = []
         quantizer = _output_quantizer(after, node) if rounding else None
@@ -160,10 +162,10 @@ def _switched(
             written = _switched_pair(moved.output[0], original.output[0], node.name, quantizer, constants)
         replacements[before.position(original)] = [*added, moved, *written]
         if added:
-            constants[_switch(node.name)] = np.array(False)
+            constants[_switch(original.name)] = np.array(False)
         add = before.only_consumer(original.output[0], "Add")
         outputs = (original.output[0],) if add is None else (original.output[0], add.output[0])
-        layers.append(Layer(node.name, original.op_type, outputs, weight, rounded))
+        layers.append(Layer(original.name, original.op_type, outputs, weight, rounded))
     model = edited(floating, replacements, constants)
     for layer in layers:
         if _switch(layer.node) in constants:
@@ -171,6 +173,37 @@ def _switched(
         if layer.weight is not None and layer.rounded_weight is not None:
             _make_input(model, layer.weight, TensorProto.FLOAT, layer.rounded_weight.shape)
     return model, layers
+
+
+_Rounding = tuple[list[onnx.NodeProto], str | None, NDArray[np.float32] | None]
+"""Nodes that round a layer's data where its switch is on; its weight's name, and that weight rounded."""
+
+
+def _in_pairs(
+    before: Graph, after: Graph, node: onnx.NodeProto, moved: onnx.NodeProto, constants: dict[str, NDArray[Any]]
+) -> _Rounding:
+    """Of a layer that reads Q/DQ pairs; ``moved`` is its float original, which gets other inputs."""
+    added: list[onnx.NodeProto] = []
+    weight, rounded = None, None
+    for index, name in enumerate(node.input[:2]):
+        original, value, quantizer = moved.input[index], restored_constant(after, name), quantizer_above(after, name)
+        if value is not None and original in before.initializers:
+            weight, rounded = original, value
+        elif quantizer is not None and quantizer.scale.size == 1:
+            moved.input[index] = f"{node.name}_{index}_chosen"
+            added += _switched_pair(original, moved.input[index], node.name, quantizer, constants)
+    return added, weight, rounded
+
+
+def _in_kernel(after: Graph, node: onnx.NodeProto, linear: Linear, moved: onnx.NodeProto) -> _Rounding:
+    """Of one of :data:`_KERNELS`."""
+    weight = quantized_weight(after, node)
+    rounded = np.ascontiguousarray(weight.T) if weight is not None and linear.transposed else weight
+    added: list[onnx.NodeProto] = []
+    if node.op_type == "DynamicQuantizeMatMul":
+        moved.input[0] = f"{moved.name}_0_chosen"
+        added = _switched_in_each_run(linear.data, moved.input[0], moved.name)
+    return added, linear.weight, rounded
 
 
 def _output_quantizer(graph: Graph, node: onnx.NodeProto) -> Quantizer | None:
@@ -192,6 +225,18 @@ def _switched_pair(
     return [
         helper.make_node("QuantizeLinear", [name, *parameters], [f"{stem}_levels"]),
         helper.make_node("DequantizeLinear", [f"{stem}_levels", *parameters], [f"{stem}_rounded"]),
+        helper.make_node("Where", [_switch(node), f"{stem}_rounded", name], [chosen]),
+    ]
+
+
+def _switched_in_each_run(name: str, chosen: str, node: str) -> list[onnx.NodeProto]:
+    """``chosen`` is ``name``, rounded over its own range in this run where the node's switch is on (ONNX:
+    DynamicQuantizeLinear, which DynamicQuantizeMatMul holds)."""
+    stem = f"{chosen}_switched"
+    levels = [f"{stem}_{part}" for part in ("levels", "scale", "zero_point")]
+    return [
+        helper.make_node("DynamicQuantizeLinear", [name], levels),
+        helper.make_node("DequantizeLinear", levels, [f"{stem}_rounded"]),
         helper.make_node("Where", [_switch(node), f"{stem}_rounded", name], [chosen]),
     ]
 

@@ -10,6 +10,7 @@ import yaml
 
 from vlm_edge.core.record import RunRecord, StageRun, VariantRecord
 from vlm_edge.report.html_parts import Head, facts, folded, name_cell, note, number, table
+from vlm_edge.report.html_sensitivity import sensitivity_part
 from vlm_edge.report.ladder import deciding_variant
 from vlm_edge.report.numbers import format_of, interval_text, is_exact, measured_text, value_text
 from vlm_edge.report.svg import Scale, axis_row, escaped, scale_over, tag, whisker_row
@@ -69,6 +70,7 @@ def layers_section(record: RunRecord) -> str | None:
     rows = layer_rows(run)
     text = "Signal to quantization noise in dB on held-out calibration samples: 20 dB is an error of 10%, 40 dB of 1%."
     body = tag("h3", escaped(variant.name)) + _components(run) + note(text)
+    body += sensitivity_part(run)
     if not rows:
         return body + note("This run's quantize stage kept no error by layer.")
     worst = sorted(rows, key=lambda row: row.worst_db)[:WORST_LAYERS]

@@ -49,6 +49,20 @@ class LayerRow:
         return self.output_db if self.output_db is not None else min(own, default=float("inf"))
 
 
+@dataclass(frozen=True)
+class SensitivityRow:
+    """One layer quantized alone: noise in dB, and the drop of the task's metric in points (low, value, high) where it
+    was measured. ``why`` tells what a layer that is float in the result was left so for."""
+
+    component: str
+    name: str
+    operator: str
+    sqnr_db: float
+    drop: tuple[float, float, float] | None
+    is_float: bool
+    why: str
+
+
 def metrics_of(variant: VariantRecord) -> dict[str, Measurement]:
     """Measurements by metric."""
     return {found.metric: found for found in variant.measurements}
@@ -126,6 +140,19 @@ def layer_rows(run: StageRun) -> list[LayerRow]:
         for component, fact in run.facts["components"].items()
         for layer in (fact.get("layers", []) if isinstance(fact, dict) else [])
     ]
+
+
+def sensitivity_rows(run: StageRun) -> list[SensitivityRow]:
+    """Every layer that was ranked, in the components' order."""
+    rows = []
+    for component, fact in run.facts["components"].items():
+        for layer in fact.get("sensitivity", []) if isinstance(fact, dict) else []:
+            name, drop = str(layer.get("name", "")), layer.get("drop_pt")
+            interval = None if drop is None else (float(drop["low"]), float(drop["value"]), float(drop["high"]))
+            why = str(fact.get("float_because", {}).get(name, ""))
+            operator, is_float = str(layer.get("operator", "")), bool(layer.get("float"))
+            rows.append(SensitivityRow(component, name, operator, layer["sqnr_db"], interval, is_float, why))
+    return rows
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Lines:

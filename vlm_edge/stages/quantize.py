@@ -3,7 +3,9 @@
 The float pipeline runs on the task's own calibration samples, and ranges, smoothing and corrections come from what its
 tensors hold; none of that depends on the target, and a store keeps it for the next one. The graph is then written in
 the target's form. Each component is checked on held-out samples against its float graph; one that strays gets a more
-careful variant, then the fewest layers in floating point, then a safer scheme.
+careful variant, then the fewest layers in floating point, then a safer scheme. With a bound on the task's metric the
+whole pipeline is measured as well, on samples that are neither calibrated on nor tested on, and more layers go back to
+floating point until the bound is met.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Level, Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import key_of
-from vlm_edge.stages.quantize_component import ComponentQuantizer, quantize_graph
+from vlm_edge.stages.quantize_attempt import quantize_graph
+from vlm_edge.stages.quantize_component import ComponentQuantizer
 from vlm_edge.stages.quantize_config import QuantizeConfig, Scheme, resolve_kept, resolve_schemes
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     from vlm_edge.numerics.quant_forms import quant_form, resolve_isa
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
     from vlm_edge.stages.quantize_capture import capture_inputs
+    from vlm_edge.stages.quantize_task import TaskJudge, fall_back, metric_samples, rank_by_task
 
     assert inputs.task is not None
     assert inputs.target is not None
@@ -48,6 +52,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     isa = resolve_isa(target.isa, target.engine)
     form = quant_form(target.engine, isa)
     dataset = load_dataset(inputs.task.data, "calibration", limit=config.samples)
+    drawn = metric_samples(config, inputs.task, dataset, work)
     scratch = work.scratch / "calibration"
     capture = capture_inputs(source, manifest, dataset, scratch, target.threads, work.progress)
     work.facts.update(isa=isa, calibration_samples=capture.samples, held_out_samples=capture.held_out)
@@ -55,6 +60,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
         work.facts["skipped_images"] = capture.skipped
     copy_side_files(source, work.out, manifest)
     facts: dict[str, Any] = {}
+    quantizers: dict[str, ComponentQuantizer] = {}
     for name, component in manifest.components.items():
         captured = capture.components[name]
         feeds = _Watched(captured.calibration, f"calibrate {name}", work.progress)
@@ -74,7 +80,19 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
             progress=work.progress,
         )
         with work.progress.bar(f"quantize {name}", None):
-            facts[name] = quantizer.run(schemes[name])
+            quantizer.choose(schemes[name])
+        if drawn is None:
+            facts[name] = quantizer.facts()
+        else:  # all of them stay in memory: any may have to change
+            quantizers[name] = quantizer
+    if drawn is not None:
+        judge = TaskJudge(drawn, source, work.out, manifest, target.threads, work.seed, work.progress)
+        if config.sensitivity == "task":
+            rank_by_task(quantizers, judge)
+        work.facts["metric_samples"] = judge.as_facts()
+        if config.max_drop_pt is not None:
+            work.facts["task_drop"] = fall_back(quantizers, judge, config.max_drop_pt)
+        facts = {name: quantizer.facts() for name, quantizer in quantizers.items()}
     work.facts["components"] = facts
     precision = {name: fact["scheme"] for name, fact in facts.items()}
     write_manifest(work.out, manifest.model_copy(update={"precision": precision}))
@@ -137,13 +155,13 @@ class _Watched:
 
 SPEC = StageSpec(
     name="quantize",
-    version=5,
+    version=6,
     level=Level.GRAPH,
     config=QuantizeConfig,
     output=ArtifactKind.GRAPHS,
     run=run,
     packages=("nncf", "onnx", "onnxruntime", "numpy"),
-    reads=frozenset({"task", "target"}),
+    reads=frozenset({"task", "target", "metric"}),
     host_bound=True,
     summary="INT8 weights and integer linear layers, calibrated on the task's own samples",
 )

@@ -44,8 +44,23 @@ class QuantizeConfig(StageConfig):
     keep_float: tuple[str, ...] = Field(
         default=(), description="layers that stay float: patterns of names as the report lists them, or COMPONENT/NAME"
     )
-    sensitivity: Literal["output", "none"] = Field(
-        default="output", description="rank layers by the noise that each alone adds to the outputs, or don't"
+    max_drop_pt: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="bound on what the task's metric loses against float, to the far end of its 95% interval: "
+        "the fewest layers stay float until it is met",
+    )
+    metric_images: int | None = Field(
+        default=None,
+        ge=2,
+        description="images that max_drop_pt and sensitivity: task are measured on, of the train split (else "
+        "calibration) and not calibrated on; null: enough to show half of max_drop_pt, or 256",
+    )
+    sensitivity: Literal["output", "task", "none"] = Field(
+        default="output",
+        description="rank layers by what each alone adds: output: noise; task: also what the task's metric loses, "
+        "which takes an evaluation a layer",
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import onnx
 import onnxruntime as ort
 
+from vlm_edge.core.measurement import Measurement
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
 from vlm_edge.numerics.qdq_graph import copied
 from vlm_edge.numerics.qdq_layers import QuantizedLayer, quantized_layers
 from vlm_edge.numerics.quantization import Agreement
+from vlm_edge.numerics.sensitivity import Sensitivity
+from vlm_edge.stages.quantize_attempt import Attempt
 
 MOST_RUNS = 8
 """Held-out inputs that are looked at: an error by layer needs no more, and it costs a run of each graph."""
@@ -21,6 +24,50 @@ AT_ONCE = 16
 """Layers whose tensors are held in memory at the same time."""
 LARGEST_BYTES = 2**31 - 2**20
 """A larger graph does not fit into one protobuf message, so it can't be given more outputs."""
+
+
+def layer_rows(
+    floating: onnx.ModelProto,
+    attempt: Attempt,
+    feeds: Iterable[Feed],
+    threads: int,
+    ranked: Sequence[Sensitivity],
+    drops: Mapping[str, Measurement],
+) -> list[dict[str, Any]]:
+    """:func:`layer_errors` of an attempt, with what each layer alone costs at the outputs, and of the task's metric."""
+    rows = layer_errors(floating, attempt.graph, feeds, threads, weights=attempt.scheme != "int8-smooth")
+    sensitivities = {output: each for each in ranked for output in each.layer.outputs}
+    for row in rows:
+        each = sensitivities.get(row.pop("output"))
+        row["sensitivity_db"] = None if each is None else round(each.sqnr_db, 2)
+        if each is not None and each.layer.node in drops:
+            row["sensitivity_drop_pt"] = round(drops[each.layer.node].value, 4)
+    return rows
+
+
+def sensitivity_rows(
+    ranked: Sequence[Sensitivity], names: Mapping[str, str], left_out: Collection[str], drops: Mapping[str, Measurement]
+) -> list[dict[str, Any]]:
+    """One JSON row for every layer that was ranked: by its loss of the task's metric where it was measured, and noise.
+
+    Args:
+        names: node name -> the layer's name.
+        left_out: names of the nodes that are float in the end.
+        drops: node name -> what the task's metric loses when this layer alone is quantized.
+    """
+    rows = []
+    for each in ranked:
+        node, drop = each.layer.node, drops.get(each.layer.node)
+        row: dict[str, Any] = {"name": names[node], "operator": each.layer.operator, "sqnr_db": round(each.sqnr_db, 2)}
+        if drop is not None:
+            row["drop_pt"] = interval_of(drop)
+        rows.append(row | {"float": node in left_out})
+    return sorted(rows, key=lambda row: (-row["drop_pt"]["value"] if "drop_pt" in row else 0.0, row["sqnr_db"]))
+
+
+def interval_of(found: Measurement) -> dict[str, float]:
+    """A measurement's numbers as JSON."""
+    return {"low": round(found.low, 4), "value": round(found.value, 4), "high": round(found.high, 4)}
 
 
 def layer_errors(

@@ -1,0 +1,84 @@
+"""Layers are named by the module they were exported from, where weights don't tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper, parser
+
+from vlm_edge.numerics.qdq_layers import layer_names, module_scope, quantized_layers
+from vlm_edge.numerics.quant_forms import quant_form
+from vlm_edge.numerics.quant_prepare import fold_transposed_constants, with_node_names
+from vlm_edge.stages.quantize_component import lowered
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # torch's, on its own exporter
+
+
+class Attention(torch.nn.Module):
+    """As in a language model's decoder: projections without biases, and products of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.o_proj = (torch.nn.Linear(32, 32, bias=False) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = self.q_proj(x)
+        return self.o_proj(torch.softmax(q @ x.transpose(1, 2), -1) @ x)
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Attention() for _ in range(2))
+        self.lm_head = torch.nn.Linear(32, 48, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.lm_head(x)
+
+
+@pytest.fixture(scope="module")
+def exported() -> onnx.ModelProto:
+    """As torch.onnx leaves it, with its notes."""
+    torch.manual_seed(0)
+    program = torch.onnx.export(
+        Decoder().eval(), (torch.randn(1, 5, 32),), dynamo=True, opset_version=20, verbose=False
+    )
+    assert program is not None
+    return with_node_names(fold_transposed_constants(program.model_proto))
+
+
+def test_modules_are_read_from_the_exporter_s_notes(exported: onnx.ModelProto) -> None:
+    names = layer_names(exported)
+    kinds = {node.name: node for node in exported.graph.node}
+    constants = {tensor.name for tensor in exported.graph.initializer}
+    linears = sorted(name for node, name in names.items() if kinds[node].input[1] in constants)
+    modules = [f"layers.{index}.{part}" for index in range(2) for part in ("o_proj", "q_proj")]
+    assert linears == sorted([*modules, "lm_head"])
+    products = {name for node, name in names.items() if kinds[node].input[1] not in constants}
+    assert len(products) == 4
+    assert {name.partition("/")[0] for name in products} == {"layers.0", "layers.1"}
+
+
+def test_quantized_layers_have_the_same_names(exported: onnx.ModelProto) -> None:
+    quantized = lowered(exported, "int8-dynamic", quant_form("onnxruntime", "x86-vnni"))
+    assert not any(node.metadata_props for node in quantized.graph.node)
+    found = [layer.name for layer in quantized_layers(exported, quantized)]
+    assert found == ["layers.0.q_proj", "layers.0.o_proj", "layers.1.q_proj", "layers.1.o_proj", "lm_head"]
+
+
+def test_without_notes_a_node_has_its_own_name() -> None:
+    model: onnx.ModelProto = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]> g (float[2, 4] x) => (float[2, 4] y) { y = MatMul (x, val_3) }'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "val_3"))
+    (node,) = model.graph.node
+    node.name = "node_MatMul_12"
+    assert layer_names(model) == {"node_MatMul_12": "node_MatMul_12"}
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['linear_3']")
+    assert module_scope(node) == ""
+    node.metadata_props[0].value = "['', 'model', 'model.head', 'linear_3']"
+    assert layer_names(model) == {"node_MatMul_12": "model.head"}

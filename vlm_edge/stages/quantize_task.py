@@ -1,0 +1,186 @@
+"""The task's metric as judge of a quantized pipeline: what each layer costs of it, and which ones stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.stage import MetricSamples, Progress, StageWork, TaskSpec
+from vlm_edge.data.dataset import Dataset
+from vlm_edge.engines import load_engine
+from vlm_edge.engines.base import Array, Engine, Feed
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics.quant_fallback import fewest
+from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
+from vlm_edge.runtime.pipeline import build_pipeline
+from vlm_edge.stages.quantize_config import QuantizeConfig
+from vlm_edge.stages.quantize_layers import interval_of
+
+if TYPE_CHECKING:
+    from vlm_edge.numerics.sensitivity import SwitchedGraph
+    from vlm_edge.stages.quantize_component import ComponentQuantizer
+
+MOST_EXPLAINED = 16
+"""Layers that were left float for the task's metric and are measured once more: with it alone back in INT8."""
+
+Place = tuple[str, str]
+"""Component and node name."""
+
+
+def metric_samples(
+    config: QuantizeConfig, task: TaskSpec, calibration: Dataset, work: StageWork
+) -> MetricSamples | None:
+    """The samples that the task's metric is measured on, or None where the config asks for none of it.
+
+    Raises:
+        VlmEdgeError: there are too few for ``max_drop_pt``, or nothing here can measure the metric.
+    """
+    if config.max_drop_pt is None and config.sensitivity != "task":
+        return None
+    if work.metric is None:
+        raise VlmEdgeError(
+            "quantize: nothing measures the task's metric, which max_drop_pt and sensitivity: task need",
+            "call the stage through vlm_edge.api, or hand it a metric in its StageWork",
+        )
+    without = {sample.image for sample in calibration.samples}
+    return work.metric.samples(task, max_drop_pt=config.max_drop_pt, images=config.metric_images, without=without)
+
+
+class TaskJudge:
+    """Measures pipelines of quantized components against the float one; the float outcomes are taken once."""
+
+    def __init__(
+        self,
+        drawn: MetricSamples,
+        source: Path,
+        out: Path,
+        manifest: PipelineManifest,
+        threads: int,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.manifest = manifest
+        self._drawn = drawn
+        self._source = source
+        self._out = out
+        self._threads = threads
+        self._seed = seed
+        self._progress = progress
+        self.floating = {name: self._engine(source, component) for name, component in manifest.components.items()}
+        self._baseline = self._outcomes(self.floating)
+
+    def as_facts(self) -> dict[str, Any]:
+        return {"split": self._drawn.split, "images": self._drawn.images, "samples": self._drawn.samples}
+
+    def drop(self, engines: Mapping[str, Engine]) -> Measurement:
+        """What a pipeline of these engines loses against the float one."""
+        return self._drawn.drop(self._baseline, self._outcomes(engines), self._seed)
+
+    def drop_now(self) -> Measurement:
+        """What the pipeline loses whose graphs lie in the stage's result at this moment."""
+        return self.drop({name: self._engine(self._out, each) for name, each in self.manifest.components.items()})
+
+    def _engine(self, folder: Path, component: Component) -> Engine:
+        options = {"graph_optimization": "basic"}
+        return load_engine("onnxruntime", folder / component.file, component, self._threads, options)
+
+    def _outcomes(self, engines: Mapping[str, Engine]) -> Any:
+        return self._drawn.outcomes(build_pipeline(self.manifest, engines, self._source), self._progress)
+
+
+class SwitchedEngine:
+    """A float component in which the layers of ``quantized`` are rounded."""
+
+    name = "onnxruntime"
+
+    def __init__(self, component: Component, graph: SwitchedGraph, quantized: frozenset[str]) -> None:
+        self._component = component
+        self._graph = graph
+        self._quantized = quantized
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        return self._component.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        return self._component.outputs
+
+    def infer(self, feed: Feed) -> dict[str, Array]:
+        return self._graph.run(feed, self._quantized)
+
+
+def rank_by_task(quantizers: Mapping[str, ComponentQuantizer], judge: TaskJudge) -> None:
+    """Measure what each layer alone, in INT8 among float ones, costs of the task's metric: an evaluation a layer."""
+    for name, quantizer in quantizers.items():
+        layers = quantizer.candidates()
+        if not layers:
+            continue
+        graph = quantizer.switched()
+        for each in layers:
+            alone = SwitchedEngine(quantizer.component, graph, frozenset({each.layer.node}))
+            quantizer.drops[each.layer.node] = judge.drop({**judge.floating, name: alone})
+
+
+def fall_back(quantizers: Mapping[str, ComponentQuantizer], judge: TaskJudge, bound: float) -> dict[str, Any]:
+    """Leave the fewest layers float with which the drop's interval ends within ``bound`` points; returns the facts.
+
+    Raises:
+        VlmEdgeError: it doesn't with all layers float.
+    """
+    tried: dict[frozenset[Place], Measurement] = {}
+
+    def drop(left_float: frozenset[Place]) -> Measurement:
+        if left_float not in tried:
+            for name, quantizer in quantizers.items():
+                quantizer.leave_float(frozenset(node for component, node in left_float if component == name))
+            tried[left_float] = judge.drop_now()
+        return tried[left_float]
+
+    before = drop(frozenset())
+    ranked = _ranked(quantizers) if before.high > bound else {}
+    found = fewest(list(ranked), lambda left_float: drop(left_float).high <= bound)
+    if found is None:
+        raise _unmet(drop(frozenset(ranked)), len(ranked), judge, bound)
+    without = {place: drop(frozenset(found) - {place}) for place in found[:MOST_EXPLAINED]}
+    for name, quantizer in quantizers.items():
+        quantizer.leave_float(frozenset(node for component, node in found if component == name))
+    return {
+        "metric": before.metric,
+        "max_drop_pt": bound,
+        "before": interval_of(before),
+        "after": interval_of(drop(frozenset(found))),
+        "left_float": [
+            ranked[place] | {"without_it": interval_of(without[place]) if place in without else None} for place in found
+        ],
+        "tried": [{"left_float": len(places), **interval_of(each)} for places, each in tried.items()],
+    }
+
+
+def _ranked(quantizers: Mapping[str, ComponentQuantizer]) -> dict[Place, dict[str, Any]]:
+    """Every quantized layer of every component, the one to leave float first in front, with its facts."""
+    from vlm_edge.numerics.qdq_layers import layer_names
+
+    rows: dict[Place, dict[str, Any]] = {}
+    for component, quantizer in quantizers.items():
+        layers = quantizer.candidates()
+        names = layer_names(quantizer.floating) if layers else {}
+        for each in layers:
+            node, alone = each.layer.node, quantizer.drops.get(each.layer.node)
+            row: dict[str, Any] = {"component": component, "name": names[node], "sqnr_db": round(each.sqnr_db, 2)}
+            rows[component, node] = row if alone is None else row | {"drop_pt": interval_of(alone)}
+    order = sorted(rows, key=lambda place: (-rows[place].get("drop_pt", {}).get("value", 0.0), rows[place]["sqnr_db"]))
+    return {place: rows[place] for place in order}
+
+
+def _unmet(drop: Measurement, layers: int, judge: TaskJudge, bound: float) -> VlmEdgeError:
+    facts = judge.as_facts()
+    return VlmEdgeError(
+        f"quantize.max_drop_pt: with all {layers} layers float the task's metric still drops by {drop.value:.2f} "
+        f"points [{drop.low:.2f}, {drop.high:.2f}] on {facts['images']:,} images of the {facts['split']} split; "
+        f"at most {bound:g} is allowed",
+        "leave a whole component in floating point (components: {NAME: none}), which keeps its tables float too; "
+        "raise metric_images where the interval is wide; or allow a larger drop",
+    )
