@@ -49,7 +49,7 @@ def test_embeddings_and_probabilities_are_transformers(subject: Exported, refere
         least_cosine(pipeline.embed_images(photos()), reference.image_embeds),
         least_cosine(pipeline.embed_texts(TEXTS), reference.text_embeds),
     )
-    families_page("SigLIP 2 at fixed resolution too; NaFlex is refused", cosine=cosine)
+    families_page("SigLIP 2 at fixed resolution too", cosine=cosine)
     shares = pipeline.classify(photos(), TEXTS)
     np.testing.assert_allclose(shares, reference.logits_per_image.sigmoid(), atol=1e-5)
     assert facts["composed"]["max_relative_error"] < 1e-5

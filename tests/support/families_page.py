@@ -51,6 +51,7 @@ def row(
     tokens: Sequence[Sequence[int]] = (),
     cosine: float | None = None,
     score_error: float | None = None,
+    answer_error: float | None = None,
 ) -> Row:
     """One model's row; every bar is asserted.
 
@@ -61,6 +62,7 @@ def row(
         tokens: answers that were found identical to ``generate``'s, with a cache and without.
         cosine: the least cosine between its embeddings and transformers'.
         score_error: the largest difference of its scores of pairs.
+        answer_error: the largest difference of its scores of answers, the best of which were found the same.
     """
     errors = component_errors(subject)
     assert max(errors.values()) < COMPONENT_BAR, errors
@@ -74,6 +76,9 @@ def row(
     if score_error is not None:
         assert score_error < SCORE_BAR
         said.append(f"scores of pairs {bound(score_error)}")
+    if answer_error is not None:
+        assert answer_error < SCORE_BAR
+        said.append(f"answers identical, their scores {bound(answer_error)}")
     assert said
     return Row(
         model=name,

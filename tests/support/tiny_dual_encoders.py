@@ -7,6 +7,7 @@ from typing import Any
 
 import transformers
 from family_checkpoints import PAD, POSITIONS, SEP, TOWER, VOCABULARY, change_json, write_checkpoint
+from tokenizers import normalizers, processors
 
 TEXTS = ["a photo of a red circle", "blue", "is there a green triangle in this picture"]
 VISION = TOWER | {"image_size": 32, "patch_size": 8}
@@ -37,6 +38,27 @@ def siglip_of(folder: Path) -> Path:
     )
     write_checkpoint(folder, transformers.SiglipModel(config), processor("SiglipImageProcessor", resample=3))
     change_json(folder / "tokenizer_config.json", model_input_names=["input_ids"])
+    return folder
+
+
+def naflex_of(folder: Path) -> Path:
+    """Positions for 4 x 4 patches of 8 pixels, images of at most 18; as published, its tokenizer.json leaves capitals
+    to transformers' class, which pads left and gives a mask."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += ["\u2581", *"abcdefghijklmnopqrstuvwxyz", "re", "red", "\u2581p"]
+    merges = [("r", "e"), ("re", "d"), ("\u2581", "p")]
+    special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    config = transformers.Siglip2Config(
+        text_config=TOWER | special | {"vocab_size": len(tokens), "max_position_embeddings": 16, "projection_size": 32},
+        vision_config=TOWER | {"patch_size": 8, "num_patches": 16},
+    )
+    settings = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 18}
+    write_checkpoint(folder, transformers.Siglip2Model(config), settings)
+    tokenizer = transformers.Siglip2Tokenizer({token: index for index, token in enumerate(tokens)}, merges)
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Replace(" ", "\u2581")
+    backend.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -24,6 +24,7 @@ import tiny_mllama
 import tiny_paligemma
 import tiny_qwen2_vl
 import tiny_towers
+import tiny_vilt
 import transformers
 
 
@@ -80,9 +81,11 @@ TINY = {
     "ViT-GPT2": _encoder_decoder("gpt2"),
     "CLIP": Tiny("clip", tiny_dual_encoders.clip_of, transformers.CLIPModel),
     "SigLIP": Tiny("siglip", tiny_dual_encoders.siglip_of, transformers.SiglipModel),
+    "SigLIP 2 NaFlex": Tiny("siglip2-naflex", tiny_dual_encoders.naflex_of, transformers.Siglip2Model),
     "ViT beside BERT": Tiny(
         "vision-text-dual-encoder", tiny_dual_encoders.vision_text_of, transformers.VisionTextDualEncoderModel
     ),
+    "ViLT, questions": Tiny("vilt", tiny_vilt.checkpoint_of, tiny_vilt.MODEL),
     "BridgeTower": Tiny("bridgetower", tiny_bridgetower.checkpoint_of, tiny_bridgetower.MODEL),
     "DINOv2": _tower("dinov2", "dinov2"),
     "DINOv2, classes": _tower("dinov2", "dinov2 classes"),

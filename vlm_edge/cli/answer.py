@@ -53,6 +53,7 @@ def _result(
     folder: Path, image: Path, question: str | None, labels: Sequence[str], threads: int | None
 ) -> dict[str, Any]:
     from vlm_edge.runtime import (
+        AnswerHeadPipeline,
         CaptioningPipeline,
         EmbeddingPipeline,
         GeneratePipeline,
@@ -62,9 +63,12 @@ def _result(
     )
 
     pipeline = load_pipeline(folder, threads=threads)
-    if isinstance(pipeline, VqaPipeline | GeneratePipeline):
+    if isinstance(pipeline, VqaPipeline | GeneratePipeline | AnswerHeadPipeline):
         if question is None:
             raise VlmEdgeError(f"{folder}: this model answers questions, and there is none", "give one after the image")
+        if isinstance(pipeline, AnswerHeadPipeline):
+            shares = pipeline.scores(pipeline.encode_images([image]), [question])[0]
+            return {"question": question} | _ranked(image, pipeline.manifest.labels or (), shares)
         return {"image": str(image), "question": question, "answer": pipeline.answer(image, question)}
     if isinstance(pipeline, CaptioningPipeline):
         return {"image": str(image), "answer": pipeline.caption(image, question or "")}

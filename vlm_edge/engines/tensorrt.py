@@ -19,7 +19,8 @@ from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.cuda_memory import Stream, device_count, load_cudart
 from vlm_edge.engines.feed import FeedChecker, Signature
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
+from vlm_edge.processing.manifest import Component, PatchRows, PipelineManifest, TensorSpec
+from vlm_edge.processing.patch_rows import most_patches
 
 Range = tuple[int, int, int]
 """min, opt and max of one dynamic dimension in an optimization profile."""
@@ -53,7 +54,7 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
     """A range for every dynamic dimension of a pipeline's inputs, tuned for one sample at a time.
 
     Text is as long as the tokenizer lets it be; the decoder takes one new token, after at most as many as it may make;
-    every other dimension counts samples.
+    a list of patches is as long as the image processing lets it be; every other dimension counts samples.
     """
     names = {dim for row in manifest.components.values() for spec in row.inputs.values() for dim in spec.shape}
     fixed = manifest.text.pad_to if manifest.text else 1
@@ -65,6 +66,9 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
         "new": (1, 1, 1),
         "past": (0, min(1, past), past),
     }
+    if isinstance(manifest.image.tiles, PatchRows):
+        most = most_patches(manifest.image, manifest.image.tiles)
+        known["patches"] = (1, most, most)
     return {name: known.get(name, (1, 1, max_batch)) for name in names if isinstance(name, str)}
 
 

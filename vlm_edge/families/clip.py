@@ -102,30 +102,36 @@ class Clip(Family):
         return float(clip.logit_scale.detach().exp())
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        clip: Any = model
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = clip.config.text_config.vocab_size
-        input_ids = torch.randint(0, vocabulary, (BATCH, TOKENS), generator=generator)
-        attention_mask = torch.ones_like(input_ids)
-        attention_mask[-1, -2:] = 0
-        tokens = {0: "texts", 1: "tokens"}
-        text_encoder = self.text_encoder_class(clip).eval()
-        with torch.no_grad():
-            dim = text_encoder(input_ids, attention_mask)[0].shape[1]
+        text_encoder = self.text_component(model)
+        (dim,) = (shape[1] for shape in text_encoder.output_shapes.values())
+        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
         return {
             "vision_encoder": ComponentExport(
-                module=self.vision_encoder_class(clip).eval(),
-                example={"pixel_values": torch.randn((BATCH, 3, image.height, image.width), generator=generator)},
+                module=self.vision_encoder_class(model).eval(),
+                example={"pixel_values": pixels},
                 dynamic={"pixel_values": {0: "images"}},
                 output_shapes={"image_embeds": ("images", dim)},
             ),
-            "text_encoder": ComponentExport(
-                module=text_encoder,
-                example={"input_ids": input_ids, "attention_mask": attention_mask},
-                dynamic={"input_ids": tokens, "attention_mask": tokens},
-                output_shapes={"text_embeds": ("texts", dim)},
-            ),
+            "text_encoder": text_encoder,
         }
+
+    def text_component(self, model: nn.Module) -> ComponentExport:
+        """text_encoder's graph; in the example one text is padded."""
+        clip: Any = model
+        vocabulary = clip.config.text_config.vocab_size
+        input_ids = torch.randint(0, vocabulary, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
+        attention_mask = torch.ones_like(input_ids)
+        attention_mask[-1, -2:] = 0
+        tokens = {0: "texts", 1: "tokens"}
+        module = self.text_encoder_class(clip).eval()
+        with torch.no_grad():
+            (embeds,) = module(input_ids, attention_mask)
+        return ComponentExport(
+            module=module,
+            example={"input_ids": input_ids, "attention_mask": attention_mask},
+            dynamic={"input_ids": tokens, "attention_mask": tokens},
+            output_shapes={"text_embeds": ("texts", embeds.shape[1])},
+        )
 
     def reference(
         self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any

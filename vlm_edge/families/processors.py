@@ -136,10 +136,13 @@ def _check_images(checkpoint: Path, processor: Any, spec: ImageProcessing) -> No
         raise _not_said(checkpoint, processor)
 
 
-def read_text_processing(checkpoint: Path, max_positions: int, *, fixed_length: bool = False) -> TextProcessing:
+def read_text_processing(
+    checkpoint: Path, max_positions: int, *, fixed_length: bool = False, lowercase: bool = False
+) -> TextProcessing:
     """The tokenizer of ``checkpoint``; texts end at ``max_positions`` or the tokenizer's own limit.
 
     ``fixed_length``: every text is padded to that limit, and padding is masked only if the tokenizer gives a mask.
+    ``lowercase``: transformers lower-cases texts, whatever tokenizer.json says.
 
     Raises:
         VlmEdgeError: tokenizer.json is missing or unreadable, or there is no padding token.
@@ -166,6 +169,7 @@ def read_text_processing(checkpoint: Path, max_positions: int, *, fixed_length: 
         max_length=max_length,
         pad_to=max_length if fixed_length else None,
         padding_side=tokenizer.padding_side if fixed_length else "right",
+        lowercase=lowercase,
         mask_padding=not fixed_length or "attention_mask" in tokenizer.model_input_names,
     )
     _check_texts(checkpoint, tokenizer, spec)

@@ -61,6 +61,8 @@ class Siglip(Clip):
     image_processor_class: Any = SiglipImageProcessorPil
     vision_encoder_class: type[nn.Module] = VisionEncoder
     text_encoder_class: type[nn.Module] = TextEncoder
+    lowercase = False
+    """Whether transformers' tokenizer class lower-cases texts by itself."""
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         """tokenizer.json's; where SigLIP 1's SentencePiece file lies beside it, held to that.
@@ -73,7 +75,12 @@ class Siglip(Clip):
         if source.is_file() and not (checkpoint / TOKENIZER_NAME).is_file():
             raise VlmEdgeError(f"{checkpoint}: {MODEL_NAME} but no {TOKENIZER_NAME}, which the device reads", hint)
         config = self.config_class.from_dict(read_config(checkpoint))
-        spec = read_text_processing(checkpoint, config.text_config.max_position_embeddings, fixed_length=True)
+        spec = read_text_processing(
+            checkpoint,
+            config.text_config.max_position_embeddings,
+            fixed_length=True,
+            lowercase=self.lowercase,
+        )
         if source.is_file():
             tokenizer = siglip_tokenizer(source)
             tokenizer.enable_truncation(spec.max_length)

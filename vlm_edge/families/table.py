@@ -25,6 +25,8 @@ from vlm_edge.families.mobilevit import MobileVit, MobileVitV2
 from vlm_edge.families.paligemma import PaliGemma
 from vlm_edge.families.qwen2_vl import Qwen2Vl, Qwen25Vl
 from vlm_edge.families.siglip import Siglip
+from vlm_edge.families.siglip2_naflex import Siglip2NaFlex
+from vlm_edge.families.vilt import Vilt
 from vlm_edge.families.vision_encoder_decoder import VisionEncoderDecoder
 from vlm_edge.families.vision_text_dual_encoder import VisionTextDualEncoder
 from vlm_edge.names import near
@@ -48,6 +50,8 @@ FAMILIES: dict[str, Family] = _by_name(
         BlipCaptioning(),
         Clip(),
         Siglip(),
+        Siglip2NaFlex(),
+        Vilt(),
         Llava(),
         LlavaNext(),
         Idefics3(),

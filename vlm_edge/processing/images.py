@@ -98,12 +98,12 @@ def _normalize_table(
 
 def _resized(image: Pixels, spec: ImageProcessing) -> Pixels:
     """Resize with PIL's filter ``spec.resample``, then crop the centre (padding with zeros what is too small)."""
-    image = resized(image, _resize_target(image.shape[0], image.shape[1], spec), spec.resample)
+    image = resized(image, resize_target(image.shape[0], image.shape[1], spec), spec.resample)
     return _center_cropped(image, spec.height, spec.width) if image.shape[:2] != (spec.height, spec.width) else image
 
 
-def _resize_target(height: int, width: int, spec: ImageProcessing) -> tuple[int, int]:
-    """Height and width before the crop."""
+def resize_target(height: int, width: int, spec: ImageProcessing) -> tuple[int, int]:
+    """Height and width before the crop, of an image of this height and width."""
     if spec.shortest_edge is None:
         return spec.resize_to or (spec.height, spec.width)
     if spec.multiple_of is None:

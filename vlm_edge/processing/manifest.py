@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlm_edge.errors import VlmEdgeError
 
 MANIFEST_NAME = "manifest.json"
-PipelineKind = Literal["vqa", "captioning", "generate", "dual_encoder", "embedding", "matching"]
+PipelineKind = Literal["vqa", "answer_head", "captioning", "generate", "dual_encoder", "embedding", "matching"]
 """What a pipeline does with its components; ``vlm_edge.runtime.pipeline`` has the class of each."""
 FORMAT: Literal[1] = 1
 
@@ -94,7 +94,18 @@ class CanvasTiles(_Frozen):
     max_tiles: int
 
 
-Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid | CanvasTiles, Field(discriminator="kind")]
+class PatchRows(_Frozen):
+    """ViLT, SigLIP 2 NaFlex: an image near its own aspect as a list of patches of ``patch`` x ``patch`` pixels, row by
+    row. With ``max_patches`` it is scaled, up too, to as many as fit into that number, and the list filled up to it;
+    else its size is what ``shortest_edge``, ``longest_edge`` and ``multiple_of`` say, and a batch is filled up to its
+    longest list."""
+
+    kind: Literal["rows"] = "rows"
+    patch: int = Field(ge=1)
+    max_patches: int | None = Field(default=None, ge=1)
+
+
+Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid | CanvasTiles | PatchRows, Field(discriminator="kind")]
 
 
 class ImageProcessing(_Frozen):
@@ -105,8 +116,8 @@ class ImageProcessing(_Frozen):
     With ``shortest_edge`` the shorter side is resized to it keeping the aspect; else ``resize_to`` (height, width) or
     ``height`` x ``width`` exactly. With ``longest_edge`` the longer side is at most that, and with ``multiple_of`` both
     sides are rounded down to multiples of it (BridgeTower).
-    ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size; a
-    :class:`PatchGrid` has sizes of its own, and ``height`` and ``width`` are one of them.
+    ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size; with a
+    :class:`PatchGrid` or :class:`PatchRows` images have sizes of their own, and ``height`` and ``width`` are one.
     """
 
     height: int
@@ -130,6 +141,7 @@ class TextProcessing(_Frozen):
     ``pad_to``: always pad to this many tokens (fixed shapes are faster), or None to pad to the longest of a batch.
     ``tasks``: what short forms of a prompt stand for; ``{input}`` is what else the text holds (Florence-2).
     ``dropped_token_ids``: what decoding leaves out; default: every special token.
+    ``lowercase``: texts are lower-cased before ``tokenizer.json`` sees them (SigLIP 2, whose published file doesn't).
     ``mask_padding``: False for models that read padding as text (SigLIP); ``attention_mask`` is then 1 everywhere.
     """
 
@@ -138,6 +150,7 @@ class TextProcessing(_Frozen):
     max_length: int
     pad_to: int | None = None
     padding_side: Literal["right", "left"] = "right"
+    lowercase: bool = False
     mask_padding: bool = True
     tasks: dict[str, str] = {}
     dropped_token_ids: tuple[int, ...] | None = None
@@ -205,7 +218,8 @@ class EngineInfo(_Frozen):
 class PipelineManifest(_Frozen):
     """``manifest.json``. ``pipeline`` names the class in ``vlm_edge.runtime`` that composes the components.
 
-    ``text`` is None where nothing is read or written. ``labels`` are the classes of a ``logits`` output, in order.
+    ``text`` is None where nothing is read or written. ``labels`` are the classes of a ``logits`` output, in order (of
+    an ``answer_head`` pipeline the answers that it knows).
     Dual encoders: a match's logit is ``logit_scale`` x cosine (+ ``logit_bias`` where each pair is judged for itself,
     with a sigmoid, as in SigLIP).
     """

@@ -1,6 +1,8 @@
-"""Images as a language model's vision encoder takes them: whole, or in the tiles that the manifest asks for."""
+"""Images as a vision encoder takes them: whole, or in the tiles or patches that the manifest asks for."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +10,10 @@ from numpy.typing import NDArray
 from vlm_edge.processing.anyres import anyres_embeds, anyres_picture
 from vlm_edge.processing.canvas import canvas_picture
 from vlm_edge.processing.images import Pixels, preprocess
-from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing, Prompt
+from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing, PatchRows, Prompt
+from vlm_edge.processing.patch_rows import row_picture, stacked
 from vlm_edge.processing.patches import patch_picture
-from vlm_edge.processing.picture import Picture
+from vlm_edge.processing.picture import Inputs, Picture
 from vlm_edge.processing.split_tiles import split_picture
 
 
@@ -25,7 +28,17 @@ def picture_of(image: Pixels, spec: ImageProcessing, prompt: Prompt) -> Picture:
         return canvas_picture(image, spec, spec.tiles, prompt)
     if spec.tiles.kind == "patches":
         return patch_picture(image, spec, spec.tiles, prompt)
+    if spec.tiles.kind == "rows":
+        return row_picture(image, spec, spec.tiles)
     return split_picture(image, spec, spec.tiles, prompt)
+
+
+def image_inputs(images: Sequence[Pixels], spec: ImageProcessing) -> Inputs:
+    """A batch of RGB images, (height, width, 3) uint8 each, for a component that no prompt goes with: ``pixel_values``,
+    and of lists of patches also ``pixel_attention_mask`` and ``spatial_shapes``."""
+    if isinstance(spec.tiles, PatchRows):
+        return stacked([row_picture(image, spec, spec.tiles) for image in images])
+    return {"pixel_values": preprocess(images, spec)}
 
 
 def picture_embeds(

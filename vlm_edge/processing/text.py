@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import TextProcessing
@@ -31,6 +31,9 @@ class TextEncoder:
         self.spec = spec
         self.folder = folder
         self._tokenizer = _read_tokenizer(folder / spec.tokenizer)
+        if spec.lowercase:
+            others = [self._tokenizer.normalizer] if self._tokenizer.normalizer else []
+            self._tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
         self._tokenizer.no_padding()
         length = spec.max_length if spec.pad_to is None else min(spec.max_length, spec.pad_to)
         self._tokenizer.enable_truncation(length)

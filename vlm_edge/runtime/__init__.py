@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vlm_edge.runtime.answer_head import AnswerHeadPipeline
 from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
@@ -11,6 +12,7 @@ from vlm_edge.runtime.pipeline import load_pipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
 __all__ = [
+    "AnswerHeadPipeline",
     "CaptioningPipeline",
     "DualEncoderPipeline",
     "EmbeddingPipeline",

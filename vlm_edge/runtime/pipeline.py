@@ -11,6 +11,7 @@ from vlm_edge.engines.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest, read_manifest
 from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.answer_head import AnswerHeadPipeline
 from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
@@ -19,11 +20,18 @@ from vlm_edge.runtime.matching import MatchingPipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
 Pipeline = (
-    VqaPipeline | CaptioningPipeline | GeneratePipeline | DualEncoderPipeline | EmbeddingPipeline | MatchingPipeline
+    VqaPipeline
+    | AnswerHeadPipeline
+    | CaptioningPipeline
+    | GeneratePipeline
+    | DualEncoderPipeline
+    | EmbeddingPipeline
+    | MatchingPipeline
 )
 
 PIPELINES: dict[PipelineKind, type[Pipeline]] = {
     "vqa": VqaPipeline,
+    "answer_head": AnswerHeadPipeline,
     "captioning": CaptioningPipeline,
     "generate": GeneratePipeline,
     "dual_encoder": DualEncoderPipeline,

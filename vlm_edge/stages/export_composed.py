@@ -20,8 +20,9 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.processing.images import preprocess
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest
+from vlm_edge.processing.pictures import image_inputs
 from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime import CaptioningPipeline, DualEncoderPipeline, VqaPipeline
+from vlm_edge.runtime import AnswerHeadPipeline, CaptioningPipeline, DualEncoderPipeline, VqaPipeline
 from vlm_edge.runtime.batches import batches
 from vlm_edge.stages.export_answers import GREEDY, Answer, check_answers, token_limit
 from vlm_edge.stages.export_check import REPORT_HINT, Difference
@@ -61,12 +62,17 @@ class Samples:
     def tensors(self, manifest: PipelineManifest, images: slice, texts: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Real preprocessing of some: pixel_values (images, 3, height, width) float32, input_ids and attention_mask
         (texts, tokens) int64."""
-        pixels = torch.from_numpy(preprocess(list(self.images[images]), manifest.image))
+        pixels = torch.from_numpy(image_inputs(list(self.images[images]), manifest.image)["pixel_values"])
         if self.text is None:
             nothing = torch.zeros((len(self.texts[texts]), 0), dtype=torch.int64)
             return pixels, nothing, nothing
         ids, mask = self.text.encode(self.texts[texts])
         return pixels, torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def patch_settings(self, manifest: PipelineManifest, images: slice) -> dict[str, Any]:
+        """What else goes with the pixels of some images: masks and grids, where an image is a list of patches."""
+        inputs = image_inputs(list(self.images[images]), manifest.image)
+        return {name: torch.from_numpy(values) for name, values in inputs.items() if name != "pixel_values"}
 
 
 class Composition(NamedTuple):
@@ -192,6 +198,17 @@ def _graph_pairs(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, 
     return {"logits": logits, "similarities": cosines}
 
 
+def _torch_judgements(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
+    """The answers' logits for each question about its own image."""
+    return {"logits": _torch_rows(loaded, manifest)}
+
+
+def _graph_judgements(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
+    samples = Samples.random(folder, manifest)
+    pipeline = AnswerHeadPipeline(manifest, graphs, samples.text)
+    return {"logits": pipeline.logits(pipeline.encode_images(samples.images), samples.texts)}
+
+
 def _parts(size: int) -> list[slice]:
     """The samples, ``size`` at a time."""
     return [slice(start, start + size) for start in range(0, QUESTIONS, size)]
@@ -202,12 +219,11 @@ def _torch_rows(
 ) -> Array:
     """The family's reference for a few images at a time, each with its own text or with every text."""
     samples = Samples.random(loaded.folder, manifest)
-    rows = [
-        loaded.family.reference(
-            loaded.model, *samples.tensors(manifest, part, slice(None) if every_text else part), **settings
-        )
-        for part in _parts(AT_ONCE)
-    ]
+    rows = []
+    for part in _parts(AT_ONCE):
+        tensors = samples.tensors(manifest, part, slice(None) if every_text else part)
+        more = samples.patch_settings(manifest, part) | settings
+        rows.append(loaded.family.reference(loaded.model, *tensors, **more))
     return np.asarray(torch.cat(rows).numpy())
 
 
@@ -222,6 +238,7 @@ def _seen(samples: Samples, manifest: PipelineManifest, graphs: Mapping[str, Eng
 
 COMPOSITIONS: dict[PipelineKind, Composition] = {
     "vqa": Composition(_torch_answers, _graph_answers),
+    "answer_head": Composition(_torch_judgements, _graph_judgements),
     "captioning": Composition(_torch_answers, _graph_captions),
     "generate": Composition(torch_generation, graph_generation),
     "dual_encoder": Composition(_torch_similarities, _graph_similarities, row="images"),

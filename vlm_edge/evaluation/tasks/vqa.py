@@ -11,14 +11,18 @@ from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples, samples_by_image
 from vlm_edge.evaluation.vqa_score import vqa_score
 from vlm_edge.processing.images import Pixels
-from vlm_edge.runtime import GeneratePipeline, VqaPipeline
+from vlm_edge.runtime import AnswerHeadPipeline, GeneratePipeline, VqaPipeline
 
 QUESTIONS_AT_ONCE = 64
+Answering = VqaPipeline | GeneratePipeline | AnswerHeadPipeline
+ANSWERING = (VqaPipeline, GeneratePipeline, AnswerHeadPipeline)
+"""Pipelines that answer questions, whether they write the answers or choose them from a list."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """An entry a sample: the answer's text and its token ids. ``unreadable`` gives the reason by image."""
+    """An entry a sample: the answer's text and its token ids (its place, where answers are chosen from a list).
+    ``unreadable`` gives the reason by image."""
 
     samples: Sequence[Sample]
     predictions: Sequence[str]
@@ -27,7 +31,7 @@ class Answers:
 
 
 def answer_questions(
-    pipeline: VqaPipeline | GeneratePipeline, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
+    pipeline: Answering, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
 ) -> dict[str, list[int]]:
     """Sample id -> token ids of the answer, for all that is asked of these images.
 
@@ -44,7 +48,7 @@ def answer_questions(
     return answers
 
 
-def answer_dataset(pipeline: VqaPipeline | GeneratePipeline, dataset: Dataset, progress: Progress) -> Answers:
+def answer_dataset(pipeline: Answering, dataset: Dataset, progress: Progress) -> Answers:
     """Answer every question whose image can be read."""
     asked = samples_by_image(dataset)
     unreadable: dict[Path, str] = {}
@@ -56,7 +60,7 @@ def answer_dataset(pipeline: VqaPipeline | GeneratePipeline, dataset: Dataset, p
     return Answers(samples, [pipeline.decode(ids) for ids in tokens], tokens, unreadable)
 
 
-def run(pipeline: VqaPipeline | GeneratePipeline, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: Answering, dataset: Dataset, progress: Progress) -> Rows:
     """Answer every question."""
     answers = answer_dataset(pipeline, dataset, progress)
     given = zip(answers.predictions, answers.samples, strict=True)
@@ -69,4 +73,4 @@ def run(pipeline: VqaPipeline | GeneratePipeline, dataset: Dataset, progress: Pr
     )
 
 
-VQA = TaskEvaluation(kind="vqa", primary="VQA accuracy", pipelines=(VqaPipeline, GeneratePipeline), run=run)
+VQA = TaskEvaluation(kind="vqa", primary="VQA accuracy", pipelines=ANSWERING, run=run)

@@ -1,0 +1,98 @@
+"""Visual question answering by classification (ViLT): fusion judges every answer of a list; nothing is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_edge.engines.base import Array, Engine
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.images import ImageSource, read_image
+from vlm_edge.processing.manifest import PatchRows, PipelineManifest
+from vlm_edge.processing.patch_rows import row_picture, stacked
+from vlm_edge.processing.text import TextEncoder
+from vlm_edge.runtime.batches import joined, require, require_text
+
+Pictures = NDArray[np.object_]
+"""One :class:`vlm_edge.processing.picture.Picture` an entry: images may differ in how many patches they become."""
+
+
+class AnswerHeadPipeline:
+    """Answers questions about images from ``manifest.labels``. :meth:`answer` is the path whose latency is measured."""
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+        if not manifest.labels or not isinstance(manifest.image.tiles, PatchRows):
+            raise VlmEdgeError(
+                "manifest.json: labels or image.tiles: missing for an answer_head pipeline", "export the model again"
+            )
+        self.manifest = manifest
+        self._answers = manifest.labels
+        self._rows = manifest.image.tiles
+        self._fusion = require(engines, manifest, "fusion")
+        self._text = require_text(text, manifest)
+
+    def answer(self, image: ImageSource, question: str) -> str:
+        """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
+
+        Raises:
+            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
+        """
+        return self.answer_batch(self.encode_images([image]), [question])[0]
+
+    def encode_images(self, images: Sequence[ImageSource]) -> Pictures:
+        """Images -> their patches, which is all that is made of an image before it meets a question."""
+        pictures = np.empty(len(images), np.object_)
+        pictures[:] = [row_picture(read_image(image), self.manifest.image, self._rows) for image in images]
+        return pictures
+
+    def answer_batch(self, pictures: Pictures, questions: Sequence[str], *, batch_size: int = 16) -> list[str]:
+        """As :meth:`answer_ids`, in words."""
+        return [self.decode(row) for row in self.answer_ids(pictures, questions, batch_size=batch_size)]
+
+    def answer_ids(self, pictures: Pictures, questions: Sequence[str], *, batch_size: int = 16) -> list[list[int]]:
+        """Questions, each about its own entry of ``pictures`` -> the place of the likeliest answer in
+        ``manifest.labels``, a list of one each, as other pipelines give an answer's tokens."""
+        best: list[int] = self.logits(pictures, questions, batch_size=batch_size).argmax(axis=1).tolist()
+        return [[place] for place in best]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """What :meth:`answer_ids` gives for a question -> the answer."""
+        return " ".join(self._answers[place] for place in ids)
+
+    def scores(self, pictures: Pictures, questions: Sequence[str], *, batch_size: int = 16) -> NDArray[np.float32]:
+        """(questions, answers) float32 in 0..1, each answer judged for itself: the sigmoid of its logit, since such
+        heads are trained with binary cross-entropy. A row need not sum to 1."""
+        return np.asarray(0.5 + 0.5 * np.tanh(self.logits(pictures, questions, batch_size=batch_size) / 2), np.float32)
+
+    def logits(self, pictures: Pictures, questions: Sequence[str], *, batch_size: int = 16) -> Array:
+        """(questions, answers) float32, each question about its own entry of ``pictures``.
+
+        Questions and images of different lengths are padded and masked. A graph with dynamic quantization takes its
+        activation ranges over the whole batch; for every other graph nothing depends on ``batch_size``.
+
+        Raises:
+            VlmEdgeError: there is not one picture for each question.
+        """
+        if len(pictures) != len(questions):
+            raise VlmEdgeError(
+                f"{len(pictures)} pictures for {len(questions)} questions", "give one picture for each question"
+            )
+        parts = []
+        for start in range(0, len(questions), batch_size):
+            part = slice(start, start + batch_size)
+            input_ids, attention_mask = self._text.encode(questions[part])
+            feed = {"input_ids": input_ids, "attention_mask": attention_mask, **stacked(list(pictures[part]))}
+            parts.append(self._fusion.infer(feed)["logits"])
+        return joined(parts, self._fusion, "logits")
+
+    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
+        """One query of a task, end to end: :meth:`answer`."""
+        return self.answer(image, text)
+
+    def rehearse(
+        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> None:
+        """Run the component on a batch: one question an image; nothing is generated."""
+        self.logits(self.encode_images(images), texts, batch_size=max(1, len(texts)))
