@@ -108,7 +108,7 @@ class TestFusion:
         q, k, v = tensors(5, 7, 7)
         feed = {"q": q, "k": k, "v": v}
         result, proven = fused(model, feed)
-        assert [node.op_type for node in result.graph.node] == ["MultiHeadAttention"]
+        assert [node.op_type for node in result.graph.node] == ["Attention"]
         assert proven[0].heads == N
         np.testing.assert_allclose(run(result, feed), attention(q, k, v, scale=factor), atol=2e-6)
         np.testing.assert_allclose(run(result, feed), run(model, feed), atol=2e-6)
@@ -167,7 +167,8 @@ class TestFusion:
 
         result, proven = fused(model, feed(3, 2, 5))
         assert [match.key.by_head for match in proven] == [True, True]
-        assert sum(node.op_type == "Expand" for node in result.graph.node) == 1
+        kinds = [node.op_type for node in result.graph.node]
+        assert (kinds.count("Expand"), kinds.count("Attention"), kinds.count("Softmax")) == (1, 2, 0)
         given_feed = feed(batch, s, past)
         np.testing.assert_allclose(run(result, given_feed), run(model, given_feed), atol=5e-6)
 
@@ -191,8 +192,17 @@ class TestFusion:
         q, k, v = tensors(5, 5, 5)
         feed = {"qkv": np.concatenate([q, k, v], axis=2)}
         result, _ = fused(model, feed)
-        assert [node.op_type for node in result.graph.node] == ["Split", "MultiHeadAttention"]
+        assert [node.op_type for node in result.graph.node] == ["Split", "Attention"]
         np.testing.assert_allclose(run(result, feed), attention(q, k, v, scale=0.125), atol=2e-6)
+
+    def test_the_graph_moves_to_the_operator_set_that_has_it(self) -> None:
+        body = f"{HEADS}{SCORES['transposed at once']}\nscaled = Div (scores, eight)\n"
+        model = graph(THREE, f"{body}weights = Softmax <axis = -1> (scaled){OUT}")
+        q, k, v = tensors(5, 7, 7)
+        result, _ = fused(model, {"q": q, "k": k, "v": v})
+        assert [(entry.domain, entry.version) for entry in result.opset_import] == [("", 23)]
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+        onnx.checker.check_model(result, full_check=True)
 
 
 class TestLeftAlone:

@@ -193,7 +193,7 @@ class TestAttention:
         monkeypatch.setattr(compile_onnxruntime, "race", lambda *_: times)
         folder, facts = compiled(graphs, tmp_path / "engine", 5)
         assert (facts["attentions_found"], facts["attentions_fused"]) == (1, kept)
-        assert kernels(folder)["MultiHeadAttention"] == kept
+        assert kernels(folder)["Attention"] == kept
         assert kernels(folder)["Softmax"] == 1 - kept
         np.testing.assert_allclose(embedded(folder), embedded(graphs), atol=1e-2)
 
@@ -202,7 +202,7 @@ class TestAttention:
     ) -> None:
         monkeypatch.setattr(compile_onnxruntime, "race", None)
         folder, _ = compiled(graphs, tmp_path / "engine", 0)
-        assert kernels(folder)["MultiHeadAttention"] == 1
+        assert kernels(folder)["Attention"] == 1
 
 
 class TestBfloat16:

@@ -1,4 +1,4 @@
-"""Spelled-out attention as onnxruntime's one operator for it, ``com.microsoft.MultiHeadAttention``.
+"""Spelled-out attention as ONNX's one operator for it, ``Attention`` of operator set 23.
 
 torch.onnx writes attention as ten nodes that onnxruntime 1.31 leaves as they are. The pattern, with (B, S, N x D) for
 (batch, tokens, heads x head_dim)::
@@ -20,10 +20,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from vlm_edge.numerics.qdq_graph import MICROSOFT, Graph, attribute, edited
+from vlm_edge.numerics.qdq_graph import Graph, attribute, edited
 
 SPLIT_HEADS = [0, 2, 1, 3]
 """(B, S, N, D) <-> (B, N, S, D)."""
+OPSET, IR_VERSION = 23, 11
+"""The first that have the operator (https://onnx.ai/onnx/operators/onnx__Attention.html). Since operator set 20, which
+graphs are exported with, no other one has become something else: they take more types."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attention:
-    """One match: its operands, and the output of its last Reshape (B, S, N x D), which the operator will write.
+    """One match: its operands, and the output of its last Reshape (B, S, N x D).
 
+    ``query_by_head`` and ``context`` are the first MatMul's queries and the second one's output, both (B, N, S, D).
     ``heads`` is 0 where the graph says only ``head_dim``; :func:`fitted` fills it in. Two attentions of one ``length``
     have the same number of query tokens.
     """
@@ -57,6 +61,8 @@ class Attention:
     head_dim: int
     output: str
     length: str
+    query_by_head: str
+    context: str
 
 
 def find_attentions(model: onnx.ModelProto) -> list[Attention]:
@@ -96,34 +102,38 @@ def fitted(attention: Attention, shapes: Mapping[str, tuple[int, ...]]) -> Atten
 
 
 def fuse_attentions(model: onnx.ModelProto, attentions: list[Attention]) -> onnx.ModelProto:
-    """A copy of ``model`` in which every one of ``attentions`` is one node.
+    """A copy of ``model``, in operator set 23, in which every one of ``attentions`` is one node.
 
-    The operator wants a mask with the query's tokens in its third place, so broadcast masks are expanded: once for all
-    attentions that share a mask and the query's length.
+    The node splits heads and merges them itself, unless keys and values are there by head (a cache): it takes all
+    three in one form. onnxruntime wants a mask with the query's tokens in its last place but one, so broadcast masks
+    are expanded: once for all attentions that share a mask and the query's length.
     """
+    if not attentions:
+        return model
     graph = Graph(model)
     replacements: dict[int, list[onnx.NodeProto]] = {}
     constants: dict[str, NDArray[Any]] = {}
     made: set[str] = set()
     for attention in attentions:
-        position = graph.position(graph.producers[attention.output])
         nodes: list[onnx.NodeProto] = []
-        names = [_operand_nodes(operand, nodes, made) for operand in (attention.query, attention.key, attention.value)]
-        mask = _mask_nodes(attention, nodes, constants, made) if attention.mask else ""
-        inputs = [*names, "", "", mask] if mask else names
-        nodes.append(
-            helper.make_node(
-                "MultiHeadAttention",
-                inputs,
-                [attention.output],
-                name=f"attention_{len(replacements)}",
-                domain=MICROSOFT,
-                num_heads=attention.heads,
-                scale=attention.scale,
-            )
-        )
-        replacements[position] = nodes
-    return edited(model, replacements, constants) if attentions else model
+        operands = (attention.query, attention.key, attention.value)
+        if attention.key.by_head:
+            output, heads = attention.context, {}
+            names = [attention.query_by_head, attention.key.tensor, attention.value.tensor]
+        else:
+            output, heads = attention.output, {"q_num_heads": attention.heads, "kv_num_heads": attention.heads}
+            names = [_operand_nodes(operand, nodes, made) for operand in operands]
+        if attention.mask:
+            names.append(_mask_nodes(attention, nodes, constants, made))
+        name = f"attention_{len(replacements)}"
+        nodes.append(helper.make_node("Attention", names, [output], name=name, scale=attention.scale, **heads))
+        replacements[graph.position(graph.producers[output])] = nodes
+    result = edited(model, replacements, constants)
+    result.ir_version = max(result.ir_version, IR_VERSION)
+    for entry in result.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = max(entry.version, OPSET)
+    return result
 
 
 def _operand_nodes(operand: Operand, nodes: list[onnx.NodeProto], made: set[str]) -> str:
@@ -182,7 +192,8 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> Attention | None:
         if key_by_head is None:
             return None
         key, value = Operand(key_by_head, by_head=True), Operand(context.input[1], by_head=True)
-    return Attention(query, key, value, mask, scale, heads, head_dim, last.output[0], length)
+    by_head = product.input[0], context.output[0]
+    return Attention(query, key, value, mask, scale, heads, head_dim, last.output[0], length, *by_head)
 
 
 def _scaled_scores(graph: Graph, name: str) -> tuple[onnx.NodeProto, float, str] | None:
