@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from vlm_edge.families.checkpoint import load_checkpoint
 from vlm_edge.families.weights import load_weights, read_weights
 from vlm_edge.stages import export_graph
 from vlm_edge.stages.export import ExportConfig, run
-from vlm_edge.stages.export_check import check_component, load_graph
+from vlm_edge.stages.export_check import check_component, load_graph, new_objects_only, return_freed_memory
 from vlm_edge.stages.export_graph import export_component
 from vlm_edge.stages.export_references import Reference, save_references, saved_references, torch_references
 
@@ -102,6 +104,25 @@ def test_references_come_back_from_their_files(tmp_path: Path) -> None:
     (again,) = saved_references("empty", tmp_path)
     assert (again.feed["cache"].shape, again.feed["cache"].dtype) == ((1, 0, 2), np.float32)
     assert again.outputs["y"].dtype == np.int64
+
+
+def test_garbage_of_an_export_is_found_without_going_through_what_was_there_before() -> None:
+    def cycle() -> nn.Module:
+        module = nn.Module()
+        object.__setattr__(module, "itself", module)
+        return module
+
+    before = cycle()
+    old = weakref.ref(before)
+    with new_objects_only():
+        young = weakref.ref(cycle())
+        del before
+        return_freed_memory()
+        assert young() is None
+        assert old() is not None
+    gc.collect()
+    assert old() is None
+    assert gc.get_freeze_count() == 0
 
 
 def test_weights_go_beside_the_graphs_and_the_model_before_one_is_loaded(

@@ -44,16 +44,34 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
             ``tolerance``.
     """
     from vlm_edge.processing.manifest import write_manifest
-    from vlm_edge.stages.export_check import OneAtATime, check_component, return_freed_memory
-    from vlm_edge.stages.export_composed import check_pipeline
-    from vlm_edge.stages.export_graph import graph_facts
-    from vlm_edge.stages.export_references import saved_references
+    from vlm_edge.stages.export_check import new_objects_only
 
     folder, references = work.scratch / "graphs", work.scratch / "references"
     for path in (folder, references):
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     source = inputs.source.path
+    with new_objects_only():
+        manifest = _checked_graphs(config, source, folder, references, work)
+    for text in (manifest.text, manifest.prompt and manifest.prompt.instruction):
+        if text:
+            (folder / text.tokenizer).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / text.tokenizer, folder / text.tokenizer)
+    write_manifest(folder, manifest)
+    for path in sorted(folder.iterdir()):
+        shutil.move(path, work.out / path.name)
+    shutil.rmtree(references)
+
+
+def _checked_graphs(
+    config: ExportConfig, source: Path, folder: Path, references: Path, work: StageWork
+) -> PipelineManifest:
+    """Write the graphs into ``folder`` and hold each, then all together, to what torch says; fills ``work.facts``."""
+    from vlm_edge.stages.export_check import OneAtATime, check_component, return_freed_memory
+    from vlm_edge.stages.export_composed import check_pipeline
+    from vlm_edge.stages.export_graph import graph_facts
+    from vlm_edge.stages.export_references import saved_references
+
     manifest, wanted = _by_torch(config, source, folder, references, work.progress)
     return_freed_memory()  # the model's: from here on one graph is in memory, and nothing of torch's
     graphs = OneAtATime(folder, manifest.components)
@@ -68,14 +86,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
         work.facts["composed"] = check_pipeline(source, manifest, graphs.engines, wanted, config.tolerance)
         graphs.release()
         ticker.advance(note="composed")
-    for text in (manifest.text, manifest.prompt and manifest.prompt.instruction):
-        if text:
-            (folder / text.tokenizer).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / text.tokenizer, folder / text.tokenizer)
-    write_manifest(folder, manifest)
-    for path in sorted(folder.iterdir()):
-        shutil.move(path, work.out / path.name)
-    shutil.rmtree(references)
+    return manifest
 
 
 def _by_torch(
