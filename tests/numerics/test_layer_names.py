@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper, parser
 
+from vlm_edge.families.base import ComponentExport
 from vlm_edge.numerics.qdq_layers import layer_names, module_scope, quantized_layers
 from vlm_edge.numerics.quant_forms import quant_form
 from vlm_edge.numerics.quant_prepare import fold_transposed_constants, with_node_names
+from vlm_edge.stages.export_graph import export_component
 from vlm_edge.stages.quantize_component import lowered
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # torch's, on its own exporter
+
+FORM = quant_form("onnxruntime", "x86-vnni")
+LINEARS = ["layers.0.q_proj", "layers.0.o_proj", "layers.1.q_proj", "layers.1.o_proj", "lm_head"]
 
 
 class Attention(torch.nn.Module):
@@ -34,10 +41,10 @@ class Decoder(torch.nn.Module):
         self.layers = torch.nn.ModuleList(Attention() for _ in range(2))
         self.lm_head = torch.nn.Linear(32, 48, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         for layer in self.layers:
             x = layer(x)
-        return self.lm_head(x)
+        return (self.lm_head(x),)
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +63,28 @@ def test_modules_are_read_from_the_exporter_s_notes(exported: onnx.ModelProto) -
     kinds = {node.name: node for node in exported.graph.node}
     constants = {tensor.name for tensor in exported.graph.initializer}
     linears = sorted(name for node, name in names.items() if kinds[node].input[1] in constants)
-    modules = [f"layers.{index}.{part}" for index in range(2) for part in ("o_proj", "q_proj")]
-    assert linears == sorted([*modules, "lm_head"])
+    assert linears == sorted(LINEARS)
     products = {name for node, name in names.items() if kinds[node].input[1] not in constants}
     assert len(products) == 4
     assert {name.partition("/")[0] for name in products} == {"layers.0", "layers.1"}
 
 
 def test_quantized_layers_have_the_same_names(exported: onnx.ModelProto) -> None:
-    quantized = lowered(exported, "int8-dynamic", quant_form("onnxruntime", "x86-vnni"))
+    quantized = lowered(exported, "int8-dynamic", FORM)
     assert not any(node.metadata_props for node in quantized.graph.node)
-    found = [layer.name for layer in quantized_layers(exported, quantized)]
-    assert found == ["layers.0.q_proj", "layers.0.o_proj", "layers.1.q_proj", "layers.1.o_proj", "lm_head"]
+    assert [layer.name for layer in quantized_layers(exported, quantized)] == LINEARS
+
+
+def test_the_export_stage_keeps_the_names_without_the_notes(tmp_path: Path) -> None:
+    axes = {"x": {0: "batch", 1: "tokens"}}
+    shapes: dict[str, tuple[int | str, ...]] = {"logits": ("batch", "tokens", 48)}
+    module = ComponentExport(Decoder().eval(), {"x": torch.randn(2, 5, 32)}, axes, shapes)
+    export_component("decoder", module, tmp_path, opset=20)
+    model = onnx.load(tmp_path / "decoder.onnx")
+    assert not any(node.metadata_props for node in model.graph.node)
+    found = [layer.name for layer in quantized_layers(model, lowered(model, "int8-weights", FORM))]
+    assert found == LINEARS
+    assert set(LINEARS) < set(layer_names(model).values())
 
 
 def test_without_notes_a_node_has_its_own_name() -> None:

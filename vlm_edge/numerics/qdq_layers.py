@@ -160,7 +160,7 @@ def _layer_name(graph: Graph, tensors: Iterable[str]) -> str:
     """
     for tensor in tensors:
         module, dot, leaf = tensor.rpartition(".")
-        if dot and leaf in ("weight", "bias") and tensor in graph.initializers:
+        if dot and leaf in ("weight", "weight_transposed", "bias") and tensor in graph.initializers:
             return str(module)
     return ""
 

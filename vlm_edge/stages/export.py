@@ -148,7 +148,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
 
 SPEC = StageSpec(
     name="export",
-    version=2,
+    version=3,
     level=Level.GRAPH,
     config=ExportConfig,
     output=ArtifactKind.GRAPHS,

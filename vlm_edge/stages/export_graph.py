@@ -6,6 +6,7 @@ what fuses it (onnxruntime, OpenVINO, quantizers) looks for MatMul, Softmax, Mat
 
 from __future__ import annotations
 
+import ast
 import inspect
 import logging
 import warnings
@@ -112,6 +113,7 @@ def _dynamic_shapes(component: ComponentExport) -> tuple[object, ...]:
 
 def _tidy(model: ir.Model, component: ComponentExport) -> None:
     """Every weight once, outputs under the names of their dimensions, and no stack traces or doc strings."""
+    _name_transposed_weights(model)
     Sequential(
         RemoveUnusedNodesPass(), DeduplicateInitializersPass(), TopologicalSortPass(), ClearMetadataAndDocStringPass()
     )(model)
@@ -124,6 +126,20 @@ def _tidy(model: ir.Model, component: ComponentExport) -> None:
         value.doc_string = None
     for value, shape in zip(model.graph.outputs, component.output_shapes.values(), strict=True):
         value.shape = ir.Shape(shape)
+
+
+def _name_transposed_weights(model: ir.Model) -> None:
+    """A weight that the exporter has transposed gets its module's name back: ``lm_head.weight_transposed``, not
+    ``val_3``. A layer without a bias would be nameless otherwise."""
+    named = model.graph.initializers
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        value = node.inputs[1] if len(node.inputs) > 1 else None
+        if node.op_type != "MatMul" or len(scopes) < 2 or value is None or not (value.name or "").startswith("val_"):
+            continue
+        name = f"{scopes[-2]}.weight_transposed"
+        if value.name in named and name not in named:
+            value.name = name
 
 
 def _tensor_specs(values: Iterable[ir.Value]) -> dict[str, TensorSpec]:
