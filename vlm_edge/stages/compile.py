@@ -165,7 +165,7 @@ def _size_bytes(folder: Path, file: str) -> int:
 
 SPEC = StageSpec(
     name="compile",
-    version=2,
+    version=3,
     level=Level.GRAPH,
     config=CompileConfig,
     output=ArtifactKind.ENGINE,
