@@ -32,6 +32,10 @@ class AttentionSite:
     ``module`` holds ``num_heads_attr`` (and whatever names ``all_head_size_attr``) to be updated after heads are
     removed. ``q``, ``k``, ``v`` are Linear (width -> heads x head_dim; key and value widths may differ from the
     query's), ``out`` is Linear (heads x head_dim -> width). Paths are dotted names from the model's root.
+
+    Where several ``queries`` read one key (grouped-query attention), a head is a key with all of them: ``num_heads``
+    counts keys, ``q`` and ``out`` have queries x head_dim features a head, ``num_heads_attr`` counts queries and
+    ``num_key_heads_attr`` keys.
     """
 
     path: str
@@ -45,6 +49,8 @@ class AttentionSite:
     out: str
     num_heads_attr: str
     all_head_size_attr: str | None = None
+    queries: int = 1
+    num_key_heads_attr: str | None = None
 
 
 @dataclass(frozen=True)

@@ -223,22 +223,23 @@ def _by_part(prefix: str, shapes: Mapping[int, tuple[int, int]]) -> list[tuple[s
 
 
 def gated_cross_sites(model: nn.Module, prefix: str) -> list[AttentionSite]:
-    """Every gated cross-attention below ``prefix`` that ends in ``cross_attn`` and has a key for every query."""
+    """Every gated cross-attention below ``prefix`` that ends in ``cross_attn``; its heads are its keys."""
     modules: list[tuple[str, Any]] = [(path, module) for path, module in model.named_modules()]
     return [
         AttentionSite(
             path=path,
             role=AttentionRole.GATED_CROSS,
             component="decoder",
-            num_heads=module.num_heads,
+            num_heads=module.k_proj.out_features // module.head_dim,
             head_dim=module.head_dim,
             q=f"{path}.q_proj",
             k=f"{path}.k_proj",
             v=f"{path}.v_proj",
             out=f"{path}.o_proj",
             num_heads_attr="num_heads",
+            queries=module.q_proj.out_features // module.k_proj.out_features,
+            num_key_heads_attr="num_key_value_heads" if hasattr(module, "num_key_value_heads") else None,
         )
         for path, module in modules
         if path.startswith(f"{prefix}.") and path.endswith(".cross_attn")
-        if module.q_proj.out_features == module.k_proj.out_features
     ]

@@ -56,7 +56,7 @@ class LanguageFamily(Family):
         model: nn.Module = self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
         for site in self.attention_sites(model):
             module: Any = model.get_submodule(site.path)
-            setattr(module, site.num_heads_attr, site.num_heads)
+            setattr(module, site.num_heads_attr, site.num_heads * site.queries)
         return model
 
     def config(self, checkpoint: Path) -> Any:

@@ -20,13 +20,14 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from vlm_edge.families.attention_masks import MASKED
-from vlm_edge.families.base import ComponentExport
+from vlm_edge.families.base import AttentionSite, ComponentExport
 from vlm_edge.families.gated_cross import (
     CrossKeyValues,
     GatedCrossLayer,
     GatedDecoder,
     cross_component,
     cross_names,
+    gated_cross_sites,
     gated_decoder_export,
 )
 from vlm_edge.families.generate import LanguageFamily
@@ -84,7 +85,7 @@ def _padding_mask(tile_mask: Tensor, patches: int, length: int) -> Tensor:
 
 
 class Mllama(LanguageFamily):
-    """MllamaForConditionalGeneration. Its cross-attention shares keys among queries, so pruning has no site in it."""
+    """MllamaForConditionalGeneration. In its cross-attention several queries share a key, and are pruned with it."""
 
     name = "mllama"
     architectures: tuple[str, ...] = ("MllamaForConditionalGeneration",)
@@ -159,6 +160,12 @@ class Mllama(LanguageFamily):
             "connector": cross_component(self.connector(model), features, cross_names(decoder.cross_shapes())),
             "decoder": gated_decoder_export(decoder, vlm.lm_head.out_features),
         }
+
+    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+        """Gated cross-attention beside what every language family has."""
+        layers = f"{self.language_model_path}.layers"
+        own = [site for site in super().attention_sites(model) if not site.path.endswith(".cross_attn")]
+        return [*own, *gated_cross_sites(model, layers)]
 
     def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """The pictures as one request's."""

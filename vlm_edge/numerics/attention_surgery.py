@@ -2,7 +2,8 @@
 
 Multi-head attention is a sum over heads (Michel et al. 2019, eq. 1), so a head whose slice of the output projection's
 input is zeroed contributes nothing, and removing its rows of q, k, v and its columns of out gives the same sum. The
-output projection's bias belongs to no head and stays.
+output projection's bias belongs to no head and stays. Where several queries read one key (grouped-query attention,
+Ainslie et al. 2023, arXiv:2305.13245), a head is a key with all its queries, which follow each other.
 """
 
 from __future__ import annotations
@@ -38,13 +39,18 @@ class HeadLayout(Protocol):
     def num_heads_attr(self) -> str: ...
     @property
     def all_head_size_attr(self) -> str | None: ...
+    @property
+    def queries(self) -> int: ...
+    @property
+    def num_key_heads_attr(self) -> str | None: ...
 
 
 def prune_heads(model: nn.Module, site: HeadLayout, keep: Sequence[int]) -> None:
     """Remove every head of ``site`` that is not in ``keep``, in place; head_dim and the softmax's scale stay.
 
-    q, k and v (heads x head_dim, width) lose rows and biases, out (width, heads x head_dim) loses columns; the widths
-    may all differ. The order of the remaining heads stays, whatever the order of ``keep``.
+    q, k and v (heads x head_dim, width) lose rows and biases, out (width, heads x head_dim) loses columns (of q and
+    out queries x head_dim for each head); the widths may all differ. The order of the remaining heads stays, whatever
+    the order of ``keep``.
 
     Raises:
         VlmEdgeError: ``keep`` is empty, names a head twice or one that is not there, or the model has no such site.
@@ -52,17 +58,20 @@ def prune_heads(model: nn.Module, site: HeadLayout, keep: Sequence[int]) -> None
     """
     kept = _checked(site, keep)
     module = _submodule(model, site, site.path)
-    inputs = [_linear(model, site, path) for path in dict.fromkeys((site.q, site.k, site.v))]
+    inputs = {path: _linear(model, site, path) for path in (site.q, site.k, site.v)}
     output = _linear(model, site, site.out, output=True)
     _check_counts(module, site)
-    rows = torch.tensor([head * site.head_dim + i for head in kept for i in range(site.head_dim)])
-    for linear in inputs:
-        linear.weight = _selected(linear.weight, 0, rows)
-        linear.bias = None if linear.bias is None else _selected(linear.bias, 0, rows)
-        linear.out_features = len(rows)
+    key_rows, rows = _rows(kept, site.head_dim), _rows(kept, site.queries * site.head_dim)
+    for path, linear in inputs.items():
+        own = key_rows if path in (site.k, site.v) else rows
+        linear.weight = _selected(linear.weight, 0, own)
+        linear.bias = None if linear.bias is None else _selected(linear.bias, 0, own)
+        linear.out_features = len(own)
     output.weight = _selected(output.weight, 1, rows)
     output.in_features = len(rows)
-    setattr(module, site.num_heads_attr, len(kept))
+    setattr(module, site.num_heads_attr, len(kept) * site.queries)
+    if site.num_key_heads_attr is not None:
+        setattr(module, site.num_key_heads_attr, len(kept))
     if site.all_head_size_attr is not None:
         setattr(module, site.all_head_size_attr, len(rows))
 
@@ -76,8 +85,8 @@ def scale_heads(model: nn.Module, site: HeadLayout, gate: Tensor) -> Iterator[No
     linear = _linear(model, site, site.out, output=True)
 
     def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        context: Tensor = arguments[0]  # (batch, ..., num_heads * head_dim)
-        heads = context.reshape(*context.shape[:-1], site.num_heads, site.head_dim)
+        context: Tensor = arguments[0]  # (batch, ..., num_heads * queries * head_dim)
+        heads = context.reshape(*context.shape[:-1], site.num_heads, site.queries * site.head_dim)
         middle = (1,) * (heads.ndim - 3)
         factor = gate.to(heads).reshape(-1, *middle, site.num_heads, 1)
         return ((heads * factor).flatten(-2), *arguments[1:])
@@ -167,6 +176,11 @@ def _checked(site: HeadLayout, keep: Sequence[int]) -> list[int]:
     return kept
 
 
+def _rows(heads: Sequence[int], width: int) -> Tensor:
+    """The features of these heads, of ``width`` each."""
+    return torch.tensor([head * width + i for head in heads for i in range(width)])
+
+
 def _selected(parameter: Tensor, dim: int, rows: Tensor) -> nn.Parameter:
     selected = parameter.detach().index_select(dim, rows.to(parameter.device))
     return nn.Parameter(selected, requires_grad=parameter.requires_grad)
@@ -186,16 +200,17 @@ def _linear(model: nn.Module, site: HeadLayout, path: str, *, output: bool = Fal
     linear = _submodule(model, site, path)
     if not isinstance(linear, nn.Linear):
         raise VlmEdgeError(f"attention site {site.path}: {path} is {type(linear).__name__}, and no Linear")
-    found, expected = linear.in_features if output else linear.out_features, site.num_heads * site.head_dim
-    if found != expected:
+    width = site.head_dim * (1 if path in (site.k, site.v) else site.queries)
+    found = linear.in_features if output else linear.out_features
+    if found != site.num_heads * width:
         raise VlmEdgeError(
-            f"attention site {site.path}: {path} has {found} features, not {site.num_heads} heads of {site.head_dim}",
+            f"attention site {site.path}: {path} has {found} features, not {site.num_heads} heads of {width}",
             "list the sites again after a pruning: they tell how many heads are left",
         )
     return linear
 
 
 def _check_counts(module: nn.Module, site: HeadLayout) -> None:
-    for name in (site.num_heads_attr, site.all_head_size_attr):
+    for name in (site.num_heads_attr, site.all_head_size_attr, site.num_key_heads_attr):
         if name is not None and not isinstance(getattr(module, name, None), int):
             raise VlmEdgeError(f"attention site {site.path}: {type(module).__name__} has no whole number {name!r}")
