@@ -47,6 +47,7 @@ from vlm_edge.families.sources import resolve_model
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.stages import STAGES
+from vlm_edge.stages.quantize_config import QuantizeConfig, metric_samples
 
 
 def shipped_folder() -> Path:
@@ -90,7 +91,7 @@ def check_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: with every fault and its place.
     """
-    return read_recipe(
+    recipe = read_recipe(
         path,
         STAGES,
         shipped=shipped_folder(),
@@ -98,6 +99,21 @@ def check_recipe(path: Path) -> Recipe:
         check_task=_check_task,
         check_budgets=_check_budgets,
     )
+    _check_metrics(recipe)
+    return recipe
+
+
+def _check_metrics(recipe: Recipe) -> None:
+    """Refuse a quantize stage's bound that its samples can't show, before anything runs."""
+    faults = []
+    for index, entry in enumerate(recipe.stages):
+        if isinstance(entry.config, QuantizeConfig):
+            try:
+                metric_samples(entry.config, recipe.task, DrawnMetric())
+            except VlmEdgeError as error:
+                faults.append(f"{recipe.path.name}: stages[{index}].{error.message}")
+    if faults:
+        raise RecipeError(faults)
 
 
 def _check_budgets(task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:

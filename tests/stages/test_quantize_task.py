@@ -11,10 +11,11 @@ import onnx
 import pytest
 from planted_layers import BAD, write_colors, write_planted
 
+from vlm_edge.api import check_recipe
 from vlm_edge.core.artifact import Artifact, digest_folder
 from vlm_edge.core.stage import StageInputs, StageWork, TaskSpec
 from vlm_edge.core.target import Target
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.evaluation.accuracy import evaluate
 from vlm_edge.evaluation.stage_metric import DrawnMetric
 from vlm_edge.numerics.statistics import paired_change
@@ -62,6 +63,19 @@ def test_exactly_the_planted_layer_goes_back_to_float(graphs: Artifact, task: Ta
     assert len(found["tried"]) <= 9
     accuracy = [np.mean(evaluate(each, task, threads=1).scores["accuracy"]) for each in (graphs.path, folder)]
     assert accuracy == [1.0, 1.0]
+
+
+def test_noise_that_costs_no_answer_leaves_no_layer_float(task: TaskSpec, tmp_path: Path) -> None:
+    """Without the bound it is noise that decides, and the layer that matters stays in INT8."""
+    source = write_planted(tmp_path / "noisy", noisy=True)
+    _, by_noise = quantize(tmp_path / "noise", source, task, components=VISION)
+    _, by_task = quantize(tmp_path / "task", source, task, components=VISION, max_drop_pt=5.0)
+    before, after = (facts["components"]["vision_encoder"] for facts in (by_noise, by_task))
+    assert set(before["float_because"].values()) == {"noise"}
+    assert not any(name.endswith(BAD) for name in before["float_layers"])
+    assert list(after["float_because"].values()) == ["max_drop_pt"]
+    assert after["float_layers"][0].endswith(BAD)
+    assert after["outputs"]["image_embeds"]["cosine"] < 0.98 < before["outputs"]["image_embeds"]["cosine"]
 
 
 def test_the_interval_is_the_one_that_budgets_are_judged_on(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
@@ -133,6 +147,22 @@ def test_too_few_images_are_refused_with_the_number_needed(graphs: Artifact, tas
         quantize(tmp_path / "a", graphs, task, components=VISION, max_drop_pt=0.5)
     with pytest.raises(VlmEdgeError, match=r"60 images can't show a drop below .*; 73 are needed for 5"):
         quantize(tmp_path / "b", graphs, task, components=VISION, max_drop_pt=5.0, metric_images=60)
+
+
+def test_a_recipe_with_too_few_images_is_refused_before_anything_runs(task: TaskSpec, tmp_path: Path) -> None:
+    recipe = {
+        "name": "r",
+        "model": "zoo:clip-easyvqa",
+        "task": {"kind": "classification", "data": str(task.data)},
+        "target": "cpu-ort",
+        "stages": [{"export": {}}, {"quantize": {"samples": 16, "max_drop_pt": 0.5}}],
+    }
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    with pytest.raises(RecipeError, match=r"r\.yaml: stages\[1\]\.quantize\.max_drop_pt: .*765 are needed for 0\.5"):
+        check_recipe(tmp_path / "r.yaml")
+    recipe["stages"] = [{"export": {}}, {"quantize": {"samples": 16, "max_drop_pt": 5.0}}]
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert check_recipe(tmp_path / "r.yaml").name == "r"
 
 
 def test_without_a_metric_the_stage_says_so(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:

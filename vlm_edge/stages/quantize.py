@@ -21,7 +21,7 @@ from vlm_edge.core.stage import Level, Progress, StageInputs, StageSpec, StageWo
 from vlm_edge.core.store import key_of
 from vlm_edge.stages.quantize_attempt import quantize_graph
 from vlm_edge.stages.quantize_component import ComponentQuantizer
-from vlm_edge.stages.quantize_config import QuantizeConfig, Scheme, resolve_kept, resolve_schemes
+from vlm_edge.stages.quantize_config import QuantizeConfig, Scheme, metric_samples, resolve_kept, resolve_schemes
 
 if TYPE_CHECKING:
     from vlm_edge.numerics.calibration import Feed, Feeds
@@ -41,7 +41,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     from vlm_edge.numerics.quant_forms import quant_form, resolve_isa
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
     from vlm_edge.stages.quantize_capture import capture_inputs
-    from vlm_edge.stages.quantize_task import TaskJudge, fall_back, metric_samples, rank_by_task
+    from vlm_edge.stages.quantize_task import TaskJudge, fall_back, rank_by_task
 
     assert inputs.task is not None
     assert inputs.target is not None
@@ -52,7 +52,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     isa = resolve_isa(target.isa, target.engine)
     form = quant_form(target.engine, isa)
     dataset = load_dataset(inputs.task.data, "calibration", limit=config.samples)
-    drawn = metric_samples(config, inputs.task, dataset, work)
+    drawn = metric_samples(config, inputs.task, work.metric)
     scratch = work.scratch / "calibration"
     capture = capture_inputs(source, manifest, dataset, scratch, target.threads, work.progress)
     work.facts.update(isa=isa, calibration_samples=capture.samples, held_out_samples=capture.held_out)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["ComponentQuantizer", "check", "lowered", "quantize_graph", "spread"]
 
 MIN_COSINE = 0.98
-"""A component whose outputs on held-out samples have a smaller cosine with the float outputs is not accepted."""
+"""A component whose outputs on held-out samples have a smaller cosine with the float outputs is not accepted, unless
+the task's metric has the last word."""
 MIN_SQNR_DB = 20.0
 """Noisier integer layers are left float one after another, the worst first (20 dB: a cosine of 0.995)."""
 GOOD_COSINE = 0.999
@@ -105,13 +106,14 @@ class ComponentQuantizer:
             if self._good(chosen):
                 break
         assert chosen is not None
-        if chosen.static is not None:
+        judged = self.config.max_drop_pt is not None  # by the task's metric, which knows what noise costs
+        if chosen.static is not None and (self.config.min_sqnr_db is not None or not judged):
             chosen = self._without_noise(chosen)
-        if scheme != "int8-weights" and chosen.cosine < MIN_COSINE:
+        if scheme != "int8-weights" and chosen.cosine < MIN_COSINE and not judged:
             weights = self._plain("int8-weights", self.kept)
             self._note(weights)
             chosen = max(chosen, weights, key=lambda attempt: attempt.cosine)
-        if chosen.cosine < MIN_COSINE:
+        if chosen.cosine < MIN_COSINE and not judged:
             raise VlmEdgeError(
                 f"quantize: {self.name}: its outputs stray from the float graph's: "
                 + ", ".join(f"{each['scheme']}: cosine {each['cosine']:.5f} ({each['worst']})" for each in self.tried)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import Field
 
-from vlm_edge.core.stage import StageConfig
+from vlm_edge.core.stage import MetricSamples, StageConfig, TaskMetric, TaskSpec
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 
@@ -62,6 +62,25 @@ class QuantizeConfig(StageConfig):
         description="rank layers by what each alone adds: output: noise; task: also what the task's metric loses, "
         "which takes an evaluation a layer",
     )
+
+
+def metric_samples(config: QuantizeConfig, task: TaskSpec, metric: TaskMetric | None) -> MetricSamples | None:
+    """The samples that the task's metric is measured on, or None where the config asks for none of it.
+
+    Raises:
+        VlmEdgeError: there are too few for ``max_drop_pt``, or nothing here can measure the metric.
+    """
+    if config.max_drop_pt is None and config.sensitivity != "task":
+        return None
+    if metric is None:
+        raise VlmEdgeError(
+            "quantize: nothing measures the task's metric, which max_drop_pt and sensitivity: task need",
+            "call the stage through vlm_edge.api, or hand it a metric in its StageWork",
+        )
+    from vlm_edge.data import load_dataset
+
+    calibrated = {sample.image for sample in load_dataset(task.data, "calibration", limit=config.samples).samples}
+    return metric.samples(task, max_drop_pt=config.max_drop_pt, images=config.metric_images, without=calibrated)
 
 
 def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: str) -> dict[str, Scheme]:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.core.stage import MetricSamples, Progress, StageWork, TaskSpec
-from vlm_edge.data.dataset import Dataset
+from vlm_edge.core.stage import MetricSamples, Progress
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.numerics.quant_fallback import fewest
 from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
 from vlm_edge.runtime.pipeline import build_pipeline
-from vlm_edge.stages.quantize_config import QuantizeConfig
 from vlm_edge.stages.quantize_layers import interval_of
 
 if TYPE_CHECKING:
@@ -27,25 +25,6 @@ MOST_EXPLAINED = 16
 
 Place = tuple[str, str]
 """Component and node name."""
-
-
-def metric_samples(
-    config: QuantizeConfig, task: TaskSpec, calibration: Dataset, work: StageWork
-) -> MetricSamples | None:
-    """The samples that the task's metric is measured on, or None where the config asks for none of it.
-
-    Raises:
-        VlmEdgeError: there are too few for ``max_drop_pt``, or nothing here can measure the metric.
-    """
-    if config.max_drop_pt is None and config.sensitivity != "task":
-        return None
-    if work.metric is None:
-        raise VlmEdgeError(
-            "quantize: nothing measures the task's metric, which max_drop_pt and sensitivity: task need",
-            "call the stage through vlm_edge.api, or hand it a metric in its StageWork",
-        )
-    without = {sample.image for sample in calibration.samples}
-    return work.metric.samples(task, max_drop_pt=config.max_drop_pt, images=config.metric_images, without=without)
 
 
 class TaskJudge:
