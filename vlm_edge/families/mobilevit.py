@@ -22,6 +22,7 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite
 from vlm_edge.families.vision_tower import VisionTower
+from vlm_edge.students.mobilevit_patches import use_rows_of_channels
 
 
 class MobileVit(VisionTower):
@@ -35,6 +36,11 @@ class MobileVit(VisionTower):
         "MobileViTForImageClassification": MobileViTForImageClassification,
     }
     image_processor_class: Any = MobileViTImageProcessorPil
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        model = super().build(config)
+        use_rows_of_channels(model)
+        return model
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         return named_sites(model, lambda _: "vision_encoder")
