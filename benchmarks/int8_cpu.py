@@ -247,6 +247,7 @@ def by_quantize_static(source: Path, target: Path, feeds: Any) -> None:
 
     prepared = target.with_suffix(".prepared")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
+    at_once = next(count for count in (2, 3, 5, 7, 11, 13) if len(feeds) % count)  # after a full round it finds no data
     quantize_static(
         prepared,
         target,
@@ -255,7 +256,7 @@ def by_quantize_static(source: Path, target: Path, feeds: Any) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        extra_options={"CalibMaxIntermediateOutputs": 2},  # else every activation of every sample stays in memory
+        extra_options={"CalibMaxIntermediateOutputs": at_once},  # else every activation of every sample stays in memory
     )
 
 
