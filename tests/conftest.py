@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from family_checkpoints import Exported
+
 settings.register_profile("no-times", deadline=None)  # no test asserts a time, and a busy machine would fail one
 settings.load_profile("no-times")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What the export stage made of a checkpoint, and what it measured."""
-
-    folder: Path
-    facts: dict[str, Any]
 
 
 @pytest.fixture(scope="session")
@@ -48,28 +43,22 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_blip_graphs(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """``tiny_blip`` through the export stage. Do not write into it."""
-    return export(tiny_blip, tmp_path_factory.mktemp("tiny-blip-graphs"))
+    return graphs_of(tiny_blip, tmp_path_factory, "tiny-blip")
 
 
 @pytest.fixture(scope="session")
 def tiny_captioner_graphs(tiny_captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """``tiny_captioner`` through the export stage. Do not write into it."""
-    return export(tiny_captioner, tmp_path_factory.mktemp("tiny-captioner-graphs"))
+    return graphs_of(tiny_captioner, tmp_path_factory, "tiny-captioner")
 
 
 @pytest.fixture(scope="session")
 def tiny_clip_graphs(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """``tiny_clip`` through the export stage. Do not write into it."""
-    return export(tiny_clip, tmp_path_factory.mktemp("tiny-clip-graphs"))
+    return graphs_of(tiny_clip, tmp_path_factory, "tiny-clip")
 
 
-def export(checkpoint: Path, folder: Path) -> Exported:
-    from vlm_edge.core.artifact import Artifact, ArtifactKind
-    from vlm_edge.core.stage import StageInputs, StageWork
-    from vlm_edge.stages.export import ExportConfig, run
+def graphs_of(checkpoint: Path, factory: pytest.TempPathFactory, name: str) -> Exported:
+    from shared_exports import exported_once
 
-    work = StageWork(out=folder / "out", scratch=folder / "scratch")
-    work.out.mkdir()
-    work.scratch.mkdir()
-    run(ExportConfig(), StageInputs(Artifact(ArtifactKind.CHECKPOINT, "0" * 64, checkpoint)), work)
-    return Exported(work.out, work.facts)
+    return exported_once(factory, name, lambda folder: shutil.copytree(checkpoint, folder))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_edge.core.artifact import checkpoint_artifact
-from vlm_edge.core.stage import StageInputs, StageWork, TaskSpec
+from vlm_edge.core.stage import TaskSpec
 from vlm_edge.evaluation.accuracy import compare, evaluate
 from vlm_edge.processing.manifest import read_manifest
 
@@ -59,15 +58,9 @@ def generated(checkpoint, task, max_new_tokens):
     return answers
 
 
-def test_an_exported_checkpoint_answers_as_transformers_does(tiny_blip, task, tmp_path):
-    from vlm_edge.stages.export import SPEC
-
-    work = StageWork(tmp_path / "out", tmp_path / "scratch")
-    work.out.mkdir()
-    work.scratch.mkdir()
-    SPEC.run(SPEC.config(), StageInputs(checkpoint_artifact(tiny_blip)), work)
-    outcomes = evaluate(work.out, task, threads=1)
-    limit = read_manifest(work.out).generation.max_new_tokens
+def test_an_exported_checkpoint_answers_as_transformers_does(tiny_blip, tiny_blip_graphs, task):
+    outcomes = evaluate(tiny_blip_graphs.folder, task, threads=1)
+    limit = read_manifest(tiny_blip_graphs.folder).generation.max_new_tokens
     assert list(outcomes.predictions) == generated(tiny_blip, task, limit)
     assert len(set(outcomes.predictions)) > 1
     assert compare(outcomes, outcomes)[1].high == 0

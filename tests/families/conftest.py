@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from families_page import BEGIN, PAGE, Row, agree, read_rows, row, write_rows
-from family_checkpoints import Exported, exported
+from family_checkpoints import Exported
+from shared_exports import exported_once
 from tiny_families import TINY
 
 WRITE = "VLM_EDGE_WRITE_FAMILIES"
@@ -24,10 +25,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A tiny model of the test file's ``SUBJECTS``, exported."""
     tiny = TINY[request.param]
-    root = tmp_path_factory.mktemp("subject")
-    made = exported(tiny.write(root / "checkpoint"), root, tiny.model)
-    made.name = request.param
-    return made
+    return exported_once(tmp_path_factory, request.param, tiny.write, tiny.model)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "another task": (
         rewritten("config.json", architectures=["LlavaForQuestionAnswering"]),
-        "unknown architecture 'LlavaForQuestionAnswering'; did you mean .*'LlavaForConditionalGeneration'",
+        r"unknown architecture 'LlavaForQuestionAnswering'; did you mean '[A-Z]\w+ForQuestionAnswering'",
     ),
     "no image processor": (removed("preprocessor_config.json"), "no usable image processor"),
     "no tokenizer": (removed("tokenizer.json"), r"no tokenizer\.json"),

@@ -18,7 +18,7 @@ from vlm_edge.core.target import Target  # noqa: E402
 from vlm_edge.engines import engine_available  # noqa: E402
 from vlm_edge.families.checkpoint import load_checkpoint  # noqa: E402
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline  # noqa: E402
-from vlm_edge.stages import compile, export  # noqa: E402
+from vlm_edge.stages import compile  # noqa: E402
 
 QUESTIONS = ["what is in the image ?", "is there a red circle", "a", "what shape does the image contain ? yes or no"]
 ENGINES = ["graphs", "onnxruntime", "openvino"]
@@ -43,26 +43,25 @@ def run_stage(spec: Any, source: Path, kind: ArtifactKind, out: Path, **inputs: 
     return work.facts
 
 
-def engines_of(checkpoint: Path, root: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+def engines_of(graphs: Path, root: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """The exported graphs, and the engine that each CPU engine's target gets, with the stage's facts."""
-    folders = {"graphs": (root / "graphs", {})}
-    run_stage(export.SPEC, checkpoint, ArtifactKind.CHECKPOINT, root / "graphs")
+    folders: dict[str, tuple[Path, dict[str, Any]]] = {"graphs": (graphs, {})}
     for engine in ("onnxruntime", "openvino"):
         if engine_available(engine) is None:
             target = Target.model_validate({"name": "test", "engine": engine, "threads": 2})
-            facts = run_stage(compile.SPEC, root / "graphs", ArtifactKind.GRAPHS, root / engine, target=target)
+            facts = run_stage(compile.SPEC, graphs, ArtifactKind.GRAPHS, root / engine, target=target)
             folders[engine] = (root / engine, facts)
     return folders
 
 
 @pytest.fixture(scope="module")
-def blip(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    return engines_of(tiny_blip, tmp_path_factory.mktemp("blip"))
+def blip(tiny_blip_graphs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    return engines_of(tiny_blip_graphs.folder, tmp_path_factory.mktemp("blip"))
 
 
 @pytest.fixture(scope="module")
-def clip(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
-    return engines_of(tiny_clip, tmp_path_factory.mktemp("clip"))
+def clip(tiny_clip_graphs: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, Any]]]:
+    return engines_of(tiny_clip_graphs.folder, tmp_path_factory.mktemp("clip"))
 
 
 def folder_of(folders: dict[str, tuple[Path, dict[str, Any]]], engine: str) -> Path:
