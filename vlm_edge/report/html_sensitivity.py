@@ -27,18 +27,18 @@ def sensitivity_part(run: StageRun) -> str:
     by_task = any(row.drop is not None for row in rows)
     rows.sort(key=lambda row: (0.0 if row.drop is None else -row.drop[1], row.sqnr_db))
     most = rows[:MOST_SENSITIVE]
-    body += tag("h3", escaped(f"The {len(most)} most sensitive of {len(rows)} layers")) + _ranking(most, rows, by_task)
+    body += tag("h3", escaped(f"The {len(most)} most sensitive of {len(rows)} layers")) + _ranking(most, by_task)
     text = "Each layer quantized alone, all others float: signal to noise at its component's worst output"
     text += ", and what the task's metric loses, with its 95% interval." if by_task else "."
     body += note(text)
-    return body + (folded(f"all {len(rows)} layers, ranked", _ranking(rows, rows, by_task)) if rows != most else "")
+    return body + (folded(f"all {len(rows)} layers, ranked", _ranking(rows, by_task)) if rows != most else "")
 
 
-def _ranking(rows: Sequence[SensitivityRow], all_rows: Sequence[SensitivityRow], by_task: bool) -> str:
+def _ranking(rows: Sequence[SensitivityRow], by_task: bool) -> str:
     if by_task:
-        scale = scale_over([0.0, *(end for row in all_rows for end in row.drop or ())], 0, 100)
+        scale = scale_over([0.0, *(end for row in rows for end in row.drop or ())], 0, 100)
     else:
-        scale = scale_over([row.sqnr_db for row in all_rows], 0, 100)
+        scale = scale_over([row.sqnr_db for row in rows], 0, 100)
     heads = [Head("layer", kind="name"), Head("in the result"), Head("alone", "dB", "number")]
     heads += [Head("alone, drop", "points", "number")] if by_task else []
     heads.append(Head("alone, drop in points" if by_task else "alone, dB", kind="plot"))
