@@ -38,7 +38,7 @@ def cross_attention_sites(checkpoint: LoadedCheckpoint) -> list[AttentionSite]:
     if not sites:
         raise VlmEdgeError(
             f"prune: {type(checkpoint.model).__name__} (family {checkpoint.family.name}) has no cross-attention",
-            "leave prune out of the recipe for this model, and go on with distill",
+            "leave prune out of the recipe for this model",
         )
     return sites
 
