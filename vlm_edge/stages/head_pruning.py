@@ -36,9 +36,10 @@ def cross_attention_sites(checkpoint: LoadedCheckpoint) -> list[AttentionSite]:
     roles = (AttentionRole.CROSS, AttentionRole.GATED_CROSS)
     sites = [site for site in checkpoint.family.attention_sites(checkpoint.model) if site.role in roles]
     if not sites:
+        distil = ", and go on with distill" if checkpoint.family.vision_tower_path else ""
         raise VlmEdgeError(
             f"prune: {type(checkpoint.model).__name__} (family {checkpoint.family.name}) has no cross-attention",
-            "leave prune out of the recipe for this model",
+            f"leave prune out of the recipe for this model{distil}",
         )
     return sites
 
