@@ -125,7 +125,7 @@ def _compile_component(
         require_tensorrt_rules(graph)
         build_plan(graph, component, dimension_ranges(manifest, config.max_batch), out / f"{name}.plan")
         return component.model_copy(update={"file": f"{name}.plan"}), {}
-    from vlm_edge.stages.compile_onnxruntime import compile_component
+    from vlm_edge.stages.compile_onnxruntime import compile_component, threads_worth
 
     full = config.optimize == "full"
     to_ir = full and target.engine == "openvino"
@@ -150,7 +150,8 @@ def _compile_component(
     write_ir(work.scratch / row.file, out / f"{name}.xml")
     for path in work.scratch.glob(f"{row.file}*"):
         path.unlink()
-    row = row.model_copy(update={"file": f"{name}.xml"})
+    facts |= threads_worth(graph, reference.runs[0][0], target.threads, work.scratch)
+    row = row.model_copy(update={"file": f"{name}.xml", "threads": facts["threads"]})
     if not config.tune_seconds or not holds_integers(graph):
         return row, facts
     floating = functools.partial(float_engine, graph, component, work.scratch)

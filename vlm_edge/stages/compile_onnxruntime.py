@@ -61,8 +61,7 @@ def compile_component(
     if full:
         load = _loader(row, scratch) if tune_seconds else None
         model, facts = _with_fused_attention(model, reference, scratch, load)
-        facts["multiply_adds"] = multiply_adds(source, reference.runs[0][0], scratch)
-        facts["threads"] = max(1, min(threads, math.ceil(facts["multiply_adds"] / WORK_PER_THREAD)))
+        facts |= threads_worth(source, reference.runs[0][0], threads, scratch)
         row = row.model_copy(update={"threads": facts["threads"]})
         if tune_seconds:
             forms, found = _tuned(model, row, reference, scratch, tune_seconds)
@@ -163,6 +162,12 @@ def tensor_shapes(model: onnx.ModelProto, names: list[str], feed: Feed, scratch:
     shapes = {name: value.shape for name, value in zip(asked, session.run(asked, feed), strict=True)}
     shutil.rmtree(folder)
     return shapes | {name: feed[name].shape for name in names if name in feed}
+
+
+def threads_worth(path: Path, feed: Feed, threads: int, scratch: Path) -> dict[str, int]:
+    """A run's ``multiply_adds``, and how many ``threads`` they are worth, of at most so many."""
+    total = multiply_adds(path, feed, scratch)
+    return {"multiply_adds": total, "threads": max(1, min(threads, math.ceil(total / WORK_PER_THREAD)))}
 
 
 def multiply_adds(path: Path, feed: Feed, scratch: Path) -> int:
