@@ -108,7 +108,7 @@ class Vilt(Family):
     architectures: tuple[str, ...] = ("ViltForQuestionAnswering",)
     pipeline: PipelineKind = "answer_head"
     task_kinds: tuple[str, ...] = ("vqa", "hallucination")
-    vision_tower_path = "vilt.embeddings.patch_embeddings"
+    vision_tower_path = ""
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         model: nn.Module = ViltForQuestionAnswering(ViltConfig.from_dict(dict(config), attn_implementation="eager"))
@@ -195,7 +195,8 @@ class Vilt(Family):
     ) -> Any:
         """The logits, from whole images: the patches (images, patches, values) put together and filled up to the
         largest."""
-        patch = model.get_submodule(self.vision_tower_path).projection.kernel_size[0]  # type: ignore[union-attr,index]
+        vilt: Any = model
+        patch = vilt.config.patch_size
         images = [
             patches[: rows * columns]
             .view(rows, columns, patch, patch, 3)

@@ -116,13 +116,13 @@ def fuse_attentions(model: onnx.ModelProto, attentions: list[Attention]) -> onnx
     made: set[str] = set()
     for attention in attentions:
         nodes: list[onnx.NodeProto] = []
-        operands = (attention.query, attention.key, attention.value)
         if attention.key.by_head:
             output, heads = attention.context, {}
             names = [attention.query_by_head, attention.key.tensor, attention.value.tensor]
         else:
             output, heads = attention.output, {"q_num_heads": attention.heads, "kv_num_heads": attention.heads}
-            names = [_operand_nodes(operand, nodes, made) for operand in operands]
+            parts = (attention.query, attention.key, attention.value)
+            names = [_operand_nodes(operand, nodes, made) for operand in parts]
         if attention.mask:
             names.append(_mask_nodes(attention, nodes, constants, made))
         name = f"attention_{len(replacements)}"
