@@ -13,7 +13,8 @@ from small_mobilevit import pictures, small_mobilevit
 from tiny_graphs import component
 
 from vlm_edge.engines import engine_available, load_engine
-from vlm_edge.engines.openvino import OpenVinoEngine, compile_properties, varies_by_batch, write_ir
+from vlm_edge.engines.openvino import OpenVinoEngine, compile_properties, write_ir
+from vlm_edge.engines.openvino_fixed import fixed_sizes
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component
 
@@ -32,9 +33,14 @@ def tiny(inputs: str, body: str, outputs: str = "float[batch, 4] y") -> onnx.Mod
     return model
 
 
-def static(engine: Any, single: bool) -> bool:
+def static(request: Any) -> bool:
     """Whether the compiled model knows every dimension of its inputs."""
-    return all(port.partial_shape.is_static for port in engine._request(single).get_compiled_model().inputs)
+    return all(port.partial_shape.is_static for port in request.get_compiled_model().inputs)
+
+
+def compiled(engine: Any) -> set[str]:
+    """Which of the two models were compiled."""
+    return {name for name, request in (("fixed", engine._fixed), ("any", engine._any)) if request is not None}
 
 
 @needs_openvino
@@ -47,22 +53,22 @@ class TestShapes:
         if suffix == "xml":
             write_ir(path, tmp_path / "net.xml")
             path = tmp_path / "net.xml"
-        engine = load_engine("openvino", path, row)
+        engine: Any = load_engine("openvino", path, row)
         dynamic = openvino.Core().compile_model(str(path), "CPU", compile_properties(1, {}))
         for batch in (1, 3, 1):
             (feed,) = pictures(1, batch=batch, seed=batch)
             wanted = dynamic(feed)[0]
             assert len(wanted) == batch
             np.testing.assert_allclose(engine.infer(feed)["image_embeds"], wanted, atol=1e-4)
-        assert (static(engine, True), static(engine, False)) == (True, False)
+        assert (static(engine._fixed), static(engine._any)) == (True, False)
 
     def test_the_second_model_is_compiled_when_another_batch_comes(self, tmp_path: Path) -> None:
         engine = load_engine("openvino", *saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path))
         assert isinstance(engine, OpenVinoEngine)
         engine.infer({"x": np.ones((1, 3), np.float32)})
-        assert set(engine._requests) == {True}
+        assert compiled(engine) == {"fixed"}
         engine.infer({"x": np.ones((2, 3), np.float32)})
-        assert set(engine._requests) == {True, False}
+        assert compiled(engine) == {"fixed", "any"}
 
     def test_outputs_keep_their_names_in_both(self, tmp_path: Path) -> None:
         """The manifest's order is not the file's, and a result of one model stays when the other runs."""
@@ -85,13 +91,13 @@ class TestShapes:
     def test_two_names_of_dimensions_are_never_fixed(self, tmp_path: Path) -> None:
         model = tiny("float[batch, 3] x, float[t, 3] u", "r = ReduceSum (u)\n p = MatMul (x, w)\n y = Add (p, r)")
         path, row = saved(model, tmp_path)
-        assert not varies_by_batch(row)
+        assert fixed_sizes(row) is None
         engine = load_engine("openvino", path, row)
         for batch, others in ((1, 1), (1, 2), (2, 1)):
             feed = {"x": np.ones((batch, 3), np.float32), "u": np.ones((others, 3), np.float32)}
             wanted = np.ones((batch, 3)) @ np.arange(12).reshape(3, 4) + 3 * others
             np.testing.assert_allclose(engine.infer(feed)["y"], wanted, atol=1e-4)
-        assert not static(engine, False)
+        assert compiled(engine) == {"any"}
 
     def test_a_dimension_that_is_no_batch_is_never_fixed(self, tmp_path: Path) -> None:
         """Rows are folded in groups of four: one row is no input of this graph, and nothing is compiled for it."""
@@ -103,24 +109,24 @@ class TestShapes:
             "float[groups, 12] y",
         )
         path, row = saved(model, tmp_path)
-        assert not varies_by_batch(row)
+        assert fixed_sizes(row) is None
         engine = load_engine("openvino", path, row)
         x = np.arange(24, dtype=np.float32).reshape(8, 3)
         np.testing.assert_array_equal(engine.infer({"x": x})["y"], x.reshape(2, 12))
         assert isinstance(engine, OpenVinoEngine)
-        assert set(engine._requests) == {False}
+        assert compiled(engine) == {"any"}
 
-    @pytest.mark.parametrize(("name", "batch"), [("batch", True), ("images", True), ("groups", False)])
-    def test_one_model_is_compiled_when_the_engine_is_loaded(self, tmp_path: Path, name: str, batch: bool) -> None:
+    @pytest.mark.parametrize(("name", "usual"), [("batch", "fixed"), ("images", "fixed"), ("groups", "any")])
+    def test_one_model_is_compiled_when_the_engine_is_loaded(self, tmp_path: Path, name: str, usual: str) -> None:
         """Whichever is the usual one; a run of size 1 needs no other."""
         path, row = saved(tiny(f"float[{name}, 3] x", "y = MatMul (x, w)"), tmp_path)
-        assert varies_by_batch(row) == batch
+        assert fixed_sizes(row) == ({name: 1} if usual == "fixed" else None)
         engine = load_engine("openvino", path, row)
         assert isinstance(engine, OpenVinoEngine)
-        assert set(engine._requests) == {batch}
+        assert compiled(engine) == {usual}
         x = np.array([[1, 2, 3]], np.float32)
         np.testing.assert_allclose(engine.infer({"x": x})["y"], x @ np.arange(12).reshape(3, 4))
-        assert set(engine._requests) == {batch}
+        assert compiled(engine) == {usual}
 
     @pytest.mark.parametrize("name", ["batch", "groups"])
     def test_an_unreadable_file_is_told_when_it_is_loaded(self, tmp_path: Path, name: str) -> None:
@@ -139,8 +145,8 @@ class TestOptions:
         for each, size in ((row, 0), (own, 64)):
             engine = load_engine("openvino", path, each, options=given)
             assert isinstance(engine, OpenVinoEngine)
-            compiled = engine._request(True).get_compiled_model()
-            assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == size
+            model = engine._fixed.get_compiled_model()
+            assert model.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == size
 
     def test_onnxruntime_s_as_well(self, tmp_path: Path) -> None:
         path, row = saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path)
@@ -156,3 +162,118 @@ class TestOptions:
         older = row.model_dump(exclude={"options", "threads"})
         assert Component.model_validate(older) == row
         assert Component.model_validate_json(row.model_dump_json()).options == {}
+
+
+@needs_openvino
+class TestFixedCache:
+    """A decoder of one layer without weights: ``y`` adds up the cached tokens that count, and what memory shows."""
+
+    @pytest.fixture
+    def engine(self, tmp_path: Path) -> Any:
+        text = """<ir_version: 10, opset_import: ["" : 20]>
+        net (float[batch, 1, new, 2] x, int64[batch, total] decoder_attention_mask, int64[batch, seen] attention_mask,
+             float[batch, seen] memory, float[batch, 1, past, 2] past)
+            => (float[batch, 1, 1, 2] y, float[batch, 1, total, 2] present) {
+          present = Concat <axis = 2> (past, x)
+          counts = Cast <to = 1> (decoder_attention_mask)
+          axes = Constant <value_ints = [1, 3]> ()
+          column = Unsqueeze (counts, axes)
+          counted = Mul (present, column)
+          two = Constant <value_ints = [2]> ()
+          sum = ReduceSum (counted, two)
+          shown = Cast <to = 1> (attention_mask)
+          seen_memory = Mul (memory, shown)
+          one = Constant <value_ints = [1]> ()
+          total_seen = ReduceSum (seen_memory, one)
+          places = Constant <value_ints = [-1, 1, 1, 1]> ()
+          added = Reshape (total_seen, places)
+          y = Add (sum, added)
+        }"""
+        model = parser.parse_model(text)
+        onnx.save(model, tmp_path / "net.onnx")
+        row = component(model, "net.onnx")
+        total = {
+            name: spec.model_copy(
+                update={"shape": tuple("past + new" if size == "total" else size for size in spec.shape)}
+            )
+            for name, spec in (row.inputs | row.outputs).items()
+        }
+        row = row.model_copy(
+            update={
+                "inputs": {name: total[name] for name in row.inputs},
+                "outputs": {name: total[name] for name in row.outputs},
+            }
+        )
+        return load_engine("openvino", tmp_path / "net.onnx", row)
+
+    def check(self, engine: Any, past: int, seen: int, *, batch: int = 1, new: int = 1, fill: float = 1.0) -> None:
+        generator = np.random.default_rng(past + 1000 * seen)
+        feed: dict[str, Any] = {
+            "x": generator.normal(size=(batch, 1, new, 2)).astype(np.float32),
+            "decoder_attention_mask": np.ones((batch, past + new), np.int64),
+            "attention_mask": generator.integers(0, 2, (batch, seen)),
+            "memory": generator.normal(size=(batch, seen)).astype(np.float32) * fill,
+            "past": generator.normal(size=(batch, 1, past, 2)).astype(np.float32) * fill,
+        }
+        found = engine.infer(feed)
+        present = np.concatenate([feed["past"], feed["x"]], axis=2)
+        np.testing.assert_array_equal(found["present"], present)
+        added = (feed["memory"] * feed["attention_mask"]).sum(1).reshape(-1, 1, 1, 1)
+        np.testing.assert_allclose(found["y"], present.sum(2, keepdims=True) + added, rtol=1e-4, atol=1e-4)
+
+    def test_any_length_up_to_the_fixed_one_runs_on_one_model(self, engine: Any) -> None:
+        first = engine._fixed
+        for past, seen in ((0, 1), (1, 1), (2, 1), (0, 5), (31, 32), (32, 32), (0, 3), (5, 2)):
+            self.check(engine, past, seen)
+        assert engine._fixed is first
+        assert compiled(engine) == {"fixed"}
+
+    def test_nothing_of_an_answer_before_is_left(self, engine: Any) -> None:
+        """Infinite values of a longer answer would turn to NaN under the mask."""
+        with np.errstate(invalid="ignore"):
+            feed = {
+                "x": np.ones((1, 1, 1, 2), np.float32),
+                "decoder_attention_mask": np.ones((1, 9), np.int64),
+                "attention_mask": np.ones((1, 6), np.int64),
+                "memory": np.full((1, 6), np.inf, np.float32),
+                "past": np.full((1, 1, 8, 2), np.inf, np.float32),
+            }
+            assert np.isinf(engine.infer(feed)["y"]).all()
+        self.check(engine, 2, 3)
+        assert compiled(engine) == {"fixed"}
+
+    def test_the_cache_grows_where_it_is_too_short(self, engine: Any) -> None:
+        first = engine._fixed
+        self.check(engine, 33, 4)
+        grown = engine._fixed
+        assert grown is not first
+        assert engine._sizes == {"batch": 1, "new": 1, "past": 128, "past + new": 129, "seen": 32}
+        for past, seen in ((3, 3), (128, 32), (0, 1)):
+            self.check(engine, past, seen)
+        assert engine._fixed is grown
+        self.check(engine, 1, 100)
+        assert engine._sizes["seen"] == 128
+        assert compiled(engine) == {"fixed"}
+
+    @pytest.mark.parametrize(
+        ("past", "seen", "batch", "new"), [(129, 3, 1, 1), (2, 129, 1, 1), (2, 3, 2, 1), (2, 3, 1, 4)]
+    )
+    def test_other_shapes_run_on_the_model_for_any(
+        self, engine: Any, past: int, seen: int, batch: int, new: int
+    ) -> None:
+        self.check(engine, past, seen, batch=batch, new=new)
+        assert compiled(engine) == {"fixed", "any"}
+        self.check(engine, 4, 3)
+
+    def test_a_result_stays_when_the_next_one_comes(self, engine: Any) -> None:
+        feed = {
+            "x": np.ones((1, 1, 1, 2), np.float32),
+            "decoder_attention_mask": np.ones((1, 1), np.int64),
+            "attention_mask": np.ones((1, 1), np.int64),
+            "memory": np.zeros((1, 1), np.float32),
+            "past": np.zeros((1, 1, 0, 2), np.float32),
+        }
+        before = engine.infer(feed)
+        engine.infer(feed | {"x": np.full((1, 1, 1, 2), 5, np.float32)})
+        np.testing.assert_array_equal(before["y"], np.ones((1, 1, 1, 2)))
+        np.testing.assert_array_equal(before["present"], np.ones((1, 1, 1, 2)))

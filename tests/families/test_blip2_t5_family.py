@@ -61,7 +61,8 @@ def test_components_are_forward(tied: bool, tmp_path: Path) -> None:
     (features,) = parts["vision_encoder"].module(pixels)
     seen, *cross = parts["text_encoder"].module(ids, mask, features)
     past = [tensor[:, :, :0] for name, tensor in parts["decoder"].example.items() if name.startswith("past_")]
-    logits, *_ = parts["decoder"].module(answer, seen, *cross, *past)
+    ones = torch.ones_like(answer)
+    logits, *_ = parts["decoder"].module(answer, ones, seen, *cross, *past)
     expected = model(
         pixel_values=pixels,
         input_ids=torch.cat([torch.full((2, 5), DEC), ids], dim=1),
@@ -69,8 +70,8 @@ def test_components_are_forward(tied: bool, tmp_path: Path) -> None:
         decoder_input_ids=answer,
     ).logits
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    first, *present = parts["decoder"].module(answer[:, :15], seen, *cross, *past)
-    rest, *_ = parts["decoder"].module(answer[:, 15:], seen, *cross, *present)
+    first, *present = parts["decoder"].module(answer[:, :15], ones[:, :15], seen, *cross, *past)
+    rest, *_ = parts["decoder"].module(answer[:, 15:], ones, seen, *cross, *present)
     torch.testing.assert_close(torch.cat([first, rest], dim=1), logits, atol=1e-5, rtol=1e-5)
 
 

@@ -53,9 +53,10 @@ def captions(*texts: str) -> list[Sample]:
 def greedy(modules: dict[str, Any], pixels: Tensor, start: Tensor, steps: int) -> Tensor:
     """Greedy ids (images, steps) from the components, ``start`` (images, prompt) in one prefill."""
     cross = modules["vision_encoder"](pixels)
-    past, token, tokens = empty_past(cross), start, []
+    past, token, tokens, seen = empty_past(cross), start, [], torch.ones_like(start)
     for _ in range(steps):
-        logits, *past = modules["decoder"](token, *cross, *past)
+        logits, *past = modules["decoder"](token, seen, *cross, *past)
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
         token = logits[:, -1:].argmax(-1)
         tokens.append(token)
     return torch.cat(tokens, dim=1)

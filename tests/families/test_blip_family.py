@@ -59,8 +59,9 @@ def greedy(modules: dict[str, Any], pixels: Tensor, ids: Tensor, mask: Tensor, s
     past = [tensor[:, :, :0] for tensor in cross]
     token = torch.full((len(ids), 1), 5)
     tokens = []
-    for _ in range(steps):
-        logits, *past = modules["decoder"](token, mask, *cross, *past)
+    for step in range(steps):
+        seen = torch.ones((len(ids), step + 1), dtype=torch.int64)
+        logits, *past = modules["decoder"](token, seen, mask, *cross, *past)
         token = logits[:, -1:].argmax(-1)
         tokens.append(token)
     return torch.cat(tokens, dim=1)
@@ -105,9 +106,10 @@ def test_prefill_is_the_same_as_steps(modules: dict[str, Any]) -> None:
     cross = modules["text_encoder"](ids, mask, features)
     empty = [tensor[:, :, :0] for tensor in cross]
     answer = torch.tensor([[5, 40, 41, 42], [5, 50, 51, 52]])
-    whole, *_ = modules["decoder"](answer, mask, *cross, *empty)
-    first, *past = modules["decoder"](answer[:, :1], mask, *cross, *empty)
-    rest, *_ = modules["decoder"](answer[:, 1:], mask, *cross, *past)
+    seen = torch.ones_like(answer)
+    whole, *_ = modules["decoder"](answer, seen, mask, *cross, *empty)
+    first, *past = modules["decoder"](answer[:, :1], seen[:, :1], mask, *cross, *empty)
+    rest, *_ = modules["decoder"](answer[:, 1:], seen, mask, *cross, *past)
     torch.testing.assert_close(torch.cat([first, rest], dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
@@ -230,5 +232,6 @@ def test_no_mask_stays_behind_on_the_cpu(tiny_blip: Path) -> None:
     model: Any = load_checkpoint(tiny_blip).model.to("meta")
     ids = torch.zeros(2, 4, dtype=torch.int64, device="meta")
     cross = TextEncoder(model)(ids, torch.ones_like(ids), torch.zeros(2, 17, 32, device="meta"))
-    logits, *_ = Decoder(model)(ids, torch.ones_like(ids), *cross, *(tensor[:, :, :0] for tensor in cross))
+    ones = torch.ones_like(ids)
+    logits, *_ = Decoder(model)(ids, ones, ones, *cross, *(tensor[:, :, :0] for tensor in cross))
     assert logits.device.type == "meta"

@@ -78,8 +78,9 @@ def test_other_decoders_write_what_generate_does(name: str, tmp_path: Path) -> N
     past = [torch.empty(3, 4, 0, 8) for name in components["decoder"].example if name.startswith("past_key_values.")]
     tokens = torch.full((3, 1), CLS)
     rows: list[list[int]] = [[], [], []]
-    for _ in range(TOKENS):
-        logits, *past = components["decoder"].module(tokens, *memory, *past)
+    for step in range(TOKENS):
+        seen = torch.ones((3, step + 1), dtype=torch.int64)
+        logits, *past = components["decoder"].module(tokens, seen, *memory, *past)
         tokens = logits[:, -1:].argmax(-1)
         for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
             row.append(token)
@@ -117,7 +118,7 @@ def test_heads_of_its_decoder_can_be_pruned(captioner: Any) -> None:
         for components in (pruned, zeroed):
             memory = components["vision_encoder"].module(pixels)
             past = [tensor[:, :, :0] for name, tensor in components["decoder"].example.items() if "past" in name]
-            logits.append(components["decoder"].module(ids, *memory, *past)[0])
+            logits.append(components["decoder"].module(ids, torch.ones_like(ids), *memory, *past)[0])
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
 
 

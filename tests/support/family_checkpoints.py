@@ -122,7 +122,8 @@ class WithoutCache:
                 self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=-1)
             for name in {"cross_attention_mask", "cross_row_mask"} & self._feed.keys():
                 self._feed[name] = np.concatenate([self._feed[name], feed[name]], axis=1)
-            self._feed |= {name: feed[name] for name in ("attention_mask", "prefix_mask") if name in feed}
+            masks = ("attention_mask", "decoder_attention_mask", "prefix_mask")
+            self._feed |= {name: feed[name] for name in masks if name in feed}
         return self._decoder.infer(self._feed)
 
 

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import FeedChecker
+from vlm_edge.engines.openvino_fixed import FilledInputs, dimensions, fillable, fitting, fixed_sizes, shape_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component, TensorSpec
 
@@ -64,22 +67,18 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
     xml_path.write_text(re.sub(r">\s+<", "><", xml_path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-BATCH_NAMES = frozenset({"batch", "images"})
-"""What the families call a batch where nothing else of a graph varies; `groups` (of an image's patches) is none."""
-
-
-def varies_by_batch(component: Component) -> bool:
-    """Whether all inputs' dynamic dimensions are one, the batch."""
-    names = {size for spec in component.inputs.values() for size in spec.shape if isinstance(size, str)}
-    return len(names) == 1 and names <= BATCH_NAMES
+def known(feed: Feed) -> dict[str, Array]:
+    """The feed as OpenVINO's Python knows its dtypes: of NumPy's two names for int64, onnxruntime's outputs have the
+    one that it takes for another type."""
+    return {name: array.view(np.int64) if array.dtype.char == "q" else array for name, array in feed.items()}
 
 
 class OpenVinoEngine:
-    """One model, as it is for any shape, and once more for batch 1 where the batch is all that varies.
+    """One model, as it is for any shape, and once more with all sizes fixed where the component has usual ones
+    (:mod:`vlm_edge.engines.openvino_fixed`).
 
-    With every dimension known OpenVINO plans memory and layouts ahead: a tenth of the time on towers of 16 ms. The one
-    for batch 1 is compiled when the engine is loaded, since that is the usual size, the other one when it is first
-    needed; where there is one alone, it is compiled at once.
+    The fixed one is compiled when the engine is loaded, since its sizes are the usual ones, and again where a cache of
+    a fixed length has to grow; the other one when it is first needed. Where there is one alone, it is compiled at once.
     """
 
     name = "openvino"
@@ -94,10 +93,16 @@ class OpenVinoEngine:
         self._component = component
         self._properties = compile_properties(threads, options)
         self._checker = FeedChecker(component.inputs, str(model_path))
-        self._single = varies_by_batch(component)
-        self._requests: dict[bool, Any] = {}
+        self._dimensions = dimensions(component)
+        self._filled = fillable(component)
         self._positions: dict[str, int] = {}
-        self._request(self._single)
+        self._any: Any = None
+        self._fixed: Any = None
+        self._sizes = fixed_sizes(component)
+        if self._sizes is None:
+            self._any = self._request(None)
+        else:
+            self._fix(self._sizes)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -110,34 +115,43 @@ class OpenVinoEngine:
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; outputs are copies, since OpenVINO writes the next run's into the same memory."""
         self._checker.check(feed)
-        request = self._request(self._single and self._is_single(feed))
         try:
-            results = request.infer(feed, share_inputs=True)
+            if self._sizes is not None:
+                actual = {size: feed[name].shape[axis] for size, (name, axis) in self._dimensions.items()}
+                sizes = fitting(self._sizes, actual, self._filled)
+                if sizes is not None:
+                    return self._infer_fixed(feed, actual, sizes)
+            if self._any is None:
+                self._any = self._request(None)
+            results = self._any.infer(known(feed), share_inputs=True)
         except RuntimeError as error:
             raise VlmEdgeError(f"{self._path}: OpenVINO: {str(error).strip()}") from error
         return {name: results[position] for name, position in self._positions.items()}
 
-    def _is_single(self, feed: Feed) -> bool:
-        return all(
-            actual == 1
-            for name, spec in self._component.inputs.items()
-            for size, actual in zip(spec.shape, feed[name].shape, strict=True)
-            if isinstance(size, str)
-        )
+    def _infer_fixed(self, feed: Feed, actual: Mapping[str, int], sizes: dict[str, int]) -> dict[str, Array]:
+        if sizes != self._sizes:
+            self._fix(sizes)
+        rest = known(self._room.fill(feed, actual))
+        results = self._fixed.infer(rest, share_inputs=True, share_outputs=True)
+        return {name: self._room.cut(name, results[at], actual) for name, at in self._positions.items()}
 
-    def _request(self, single: bool) -> Any:
-        """The infer request for batch 1 or for any shape, compiled at the first call."""
-        if single not in self._requests:
-            self._requests[single] = self._compiled(single).create_infer_request()
-        return self._requests[single]
+    def _fix(self, sizes: dict[str, int]) -> None:
+        """Compile the model for ``sizes``, in place of the one for others."""
+        import openvino
 
-    def _compiled(self, single: bool) -> Any:
+        room, request = FilledInputs(self._component, sizes, self._filled), self._request(sizes)
+        for name, array in room.arrays.items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        self._room, self._fixed, self._sizes = room, request, sizes
+
+    def _request(self, sizes: Mapping[str, int] | None) -> Any:
+        """A new infer request, for ``sizes`` or for any."""
         import openvino
 
         try:
             model = self._core.read_model(str(self._path))
-            if single:
-                model.reshape({name: _single_shape(spec) for name, spec in self._component.inputs.items()})
+            if sizes is not None:
+                model.reshape({name: shape_of(spec, sizes) for name, spec in self._component.inputs.items()})
             compiled = self._core.compile_model(model, "CPU", self._properties)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -153,8 +167,4 @@ class OpenVinoEngine:
                 "the manifest belongs to another file: export or compile it again",
             )
         self._positions = {name: names.index(name) for name in wanted}
-        return compiled
-
-
-def _single_shape(spec: TensorSpec) -> list[int]:
-    return [1 if isinstance(size, str) else size for size in spec.shape]
+        return compiled.create_infer_request()

@@ -119,7 +119,7 @@ class BlipCaptioning(BlipVqa):
         crosses = [tensor[batch.image_index] for tensor in CaptionVisionEncoder(model).key_values(image_features)]
         ids = batch.decoder_input_ids
         empty = [crosses[0].new_zeros((len(ids), heads, 0, size)) for heads, size in _past_shapes(decoder)]
-        logits: Tensor = decoder(ids, *crosses, *empty)[0]
+        logits: Tensor = decoder(ids, torch.ones_like(ids), *crosses, *empty)[0]
         return logits
 
 

@@ -54,14 +54,14 @@ class TextEncoder(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """(input_ids, past) -> hidden (batch, new, width)."""
+    """input_ids and positions (batch, new) -> hidden (batch, new, width)."""
 
     def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.embeddings = embeddings
 
-    def forward(self, input_ids: Tensor, past: int) -> Tensor:
-        hidden: Tensor = self.embeddings(input_ids=input_ids, past_key_values_length=past)
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self.embeddings(input_ids=input_ids, position_ids=positions)
         return hidden
 
 

@@ -1,8 +1,9 @@
 """Text decoders with cross-attention as one graph for prefill and step: what BLIP, TrOCR, ViT-GPT2, Florence-2 share.
 
 What cross-attention reads never changes while a text is written, so its keys and values are outputs of the component
-before (:func:`cross_key_values`) and inputs here; self-attention's grow from step to step. The attention is spelled
-out on the model's own modules, whose shapes pruning may have changed.
+before (:func:`cross_key_values`) and inputs here; self-attention's grow from step to step. Which of the cached tokens
+count is told by a mask, so that an engine may keep a cache of fixed length that fills up. The attention is spelled out
+on the model's own modules, whose shapes pruning may have changed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
 from vlm_edge.families.base import ComponentExport
+from vlm_edge.processing.manifest import SELF_MASK, TOTAL
 
 BATCH, MEMORY, NEW, PAST = 2, 7, 3, 5
 """Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
@@ -75,11 +77,14 @@ def cross_key_values(layers: Iterable[CachedLayer], memory: Tensor) -> tuple[Ten
 
 
 class CachedDecoder(nn.Module):
-    """input_ids (batch, new), cross_key_values.{layer}.key|value, past_key_values.{layer}.key|value -> logits
-    (batch, new, vocab), present.{layer}.key|value.
+    """input_ids (batch, new), decoder_attention_mask (batch, past + new), cross_key_values.{layer}.key|value,
+    past_key_values.{layer}.key|value -> logits (batch, new, vocab), present.{layer}.key|value.
+
+    The mask is 1 for tokens and 0 where the cache holds none; the new tokens are all 1. A token's position is the
+    number of tokens before it.
 
     Args:
-        embeddings: (input_ids, number of past tokens) -> (batch, new, width).
+        embeddings: (input_ids, positions (batch, new)) -> (batch, new, width).
         layers: in order.
         head: (batch, new, width) -> logits, a last norm included.
     """
@@ -90,16 +95,19 @@ class CachedDecoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.head = head
 
-    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        return self.decode(input_ids, None, caches)
+    def forward(self, input_ids: Tensor, tokens: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        return self.decode(input_ids, tokens, None, caches)
 
-    def decode(self, input_ids: Tensor, cross_mask: Tensor | None, caches: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def decode(
+        self, input_ids: Tensor, tokens: Tensor, cross_mask: Tensor | None, caches: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """As ``forward``, with what is added to the scores of cross-attention; None where it sees everything."""
         count = 2 * len(self.layers)
         crosses, pasts = caches[:count], caches[count:]
-        new, past = input_ids.shape[1], pasts[0].shape[2]
-        self_mask = self.self_mask(new, past, input_ids.device)
-        hidden = self.embeddings(input_ids, past)
+        new = input_ids.shape[1]
+        before = tokens.sum(dim=1, keepdim=True) - new
+        hidden = self.embeddings(input_ids, before + torch.arange(new, device=input_ids.device))
+        self_mask = self.self_mask(tokens, new)
         presents: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             part = slice(2 * index, 2 * index + 2)
@@ -107,18 +115,19 @@ class CachedDecoder(nn.Module):
             presents += present
         return (self.head(hidden), *presents)
 
-    def self_mask(self, new: int, past: int, device: torch.device) -> Tensor:
-        """What is added to the scores of self-attention: (..., new, past + new)."""
-        return additive_mask(visible_past(new, past, device))
+    def self_mask(self, tokens: Tensor, new: int) -> Tensor:
+        """What is added to the scores of self-attention: (batch, ..., new, past + new)."""
+        causal = visible_past(new, tokens.shape[1] - new, tokens.device)
+        return additive_mask(causal * visible_tokens(tokens))
 
 
 class MaskedDecoder(CachedDecoder):
-    """As :class:`CachedDecoder`, for memories with padding: the second input is a mask (batch, memory tokens), 1 where
+    """As :class:`CachedDecoder`, for memories with padding: the third input is a mask (batch, memory tokens), 1 where
     cross-attention may look."""
 
-    def forward(self, input_ids: Tensor, *mask_and_caches: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, input_ids: Tensor, tokens: Tensor, *mask_and_caches: Tensor) -> tuple[Tensor, ...]:
         mask, *caches = mask_and_caches
-        return self.decode(input_ids, additive_mask(visible_tokens(mask)), caches)
+        return self.decode(input_ids, tokens, additive_mask(visible_tokens(mask)), caches)
 
 
 def cache_names(prefix: str, layers: int) -> list[str]:
@@ -142,13 +151,19 @@ def decoder_export(
         decoder: in eval mode.
         vocabulary: ids below it are drawn for the example.
         memory: how many tokens cross-attention reads, or the name of that dimension.
-        mask: name of a :class:`MaskedDecoder`'s second input.
+        mask: name of a :class:`MaskedDecoder`'s third input.
     """
     generator = torch.Generator().manual_seed(2)
     layers: list[CachedLayer] = list(decoder.layers)  # type: ignore[arg-type]
     sizes = [size for layer in layers for size in (layer.sizes()[0],) * 2]
     example = {"input_ids": torch.randint(0, vocabulary, (BATCH, NEW), generator=generator)}
-    dynamic: dict[str, dict[int, str]] = {"input_ids": {0: "batch", 1: "new"}}
+    tokens = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
+    tokens[-1, :2] = 0
+    example[SELF_MASK] = tokens
+    dynamic: dict[str, dict[int, str]] = {
+        "input_ids": {0: "batch", 1: "new"},
+        SELF_MASK: {0: "batch", 1: TOTAL},
+    }
     if isinstance(decoder, MaskedDecoder):
         visible = torch.ones((BATCH, MEMORY), dtype=torch.int64)
         visible[-1, -2:] = 0
@@ -170,6 +185,6 @@ def decoder_export(
         example=example,
         dynamic=dynamic,
         output_shapes={"logits": ("batch", "new", logits.shape[2])}
-        | {name: ("batch", heads, "past + new", head_dim) for name, (heads, head_dim) in presents},
+        | {name: ("batch", heads, TOTAL, head_dim) for name, (heads, head_dim) in presents},
         may_be_empty=frozenset({"past"}),
     )

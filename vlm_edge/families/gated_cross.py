@@ -21,13 +21,13 @@ from vlm_edge.families.llm import (
     BATCH,
     NEW,
     PAST,
-    TOTAL,
     DecoderLayer,
     attend,
     causal_mask,
     join_heads,
     split_heads,
 )
+from vlm_edge.processing.manifest import TOTAL
 
 IMAGE_TOKENS = 6
 """Image tokens in the example inputs."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
 from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
+from vlm_edge.processing.manifest import TOTAL
 
 BATCH, NEW, PAST, IMAGE_TOKENS = 2, 4, 5, 3
 """Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
@@ -32,8 +33,6 @@ LANGUAGE_MODELS = (
     "GemmaModel",
     "Gemma2Model",
 )
-TOTAL = "past + new"
-"""The dimension of everything that a query can see."""
 
 
 def check_language_model(language_model: nn.Module) -> None:

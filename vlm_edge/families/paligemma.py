@@ -19,10 +19,10 @@ from vlm_edge.families.base import ComponentExport
 from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.families.generate import LanguageFamily
 from vlm_edge.families.llava import Projector
-from vlm_edge.families.llm import BATCH, NEW, PAST, TOTAL, Decoder, causal_visible, decoder_export
+from vlm_edge.families.llm import BATCH, NEW, PAST, Decoder, causal_visible, decoder_export
 from vlm_edge.families.processors import read_image_processing
 from vlm_edge.families.vision_towers import TowerStates
-from vlm_edge.processing.manifest import ImageProcessing
+from vlm_edge.processing.manifest import TOTAL, ImageProcessing
 
 
 class PrefixDecoder(Decoder):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.cached_decoder import CachedLayer, KeyValue, MaskedDecoder, attention, extended, split_heads
 
 
@@ -89,13 +89,13 @@ class T5Layer(CachedLayer):
 
 
 class T5Embeddings(nn.Module):
-    """(input_ids, past) -> hidden (batch, new, width): T5 has no positions here."""
+    """input_ids (batch, new) -> hidden (batch, new, width): T5 has no positions here."""
 
     def __init__(self, table: nn.Module) -> None:
         super().__init__()
         self.table = table
 
-    def forward(self, input_ids: Tensor, past: int) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.table(input_ids)
         return hidden
 
@@ -122,9 +122,9 @@ class T5Decoder(MaskedDecoder):
         super().__init__(T5Embeddings(model.decoder.embed_tokens), [T5Layer(block) for block in blocks], T5Head(model))
         self.bias = RelativeBias(blocks[0].layer[0].SelfAttention, both_ways=False)
 
-    def self_mask(self, new: int, past: int, device: torch.device) -> Tensor:
-        bias: Tensor = self.bias(new, past)
-        return additive_mask(visible_past(new, past, device)) + bias
+    def self_mask(self, tokens: Tensor, new: int) -> Tensor:
+        bias: Tensor = self.bias(new, tokens.shape[1] - new)
+        return super().self_mask(tokens, new) + bias
 
 
 def _key_value(module: Any, states: Tensor) -> KeyValue:

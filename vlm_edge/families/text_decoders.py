@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.cached_decoder import CachedDecoder, CachedLayer, KeyValue, attention, extended, split_heads
@@ -143,7 +144,8 @@ def bert_attention(module: Any, hidden: Tensor, memory: Tensor, mask: Tensor | N
 
 
 class BartEmbeddings(nn.Module):
-    """Of a TrOCRDecoder, BartDecoder or MBartDecoder: (input_ids, past) -> hidden (batch, new, width)."""
+    """Of a TrOCRDecoder, BartDecoder or MBartDecoder: input_ids and positions (batch, new) -> hidden (batch, new,
+    width)."""
 
     def __init__(self, decoder: Any) -> None:
         super().__init__()
@@ -155,41 +157,40 @@ class BartEmbeddings(nn.Module):
             self.padding = self.positions.padding_idx
             self.register_buffer("sinusoids", self.positions.weights.clone(), persistent=False)
 
-    def forward(self, input_ids: Tensor, past: int) -> Tensor:
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         if self.padding is None:
-            positions = self.positions(input_ids, past)
+            places = functional.embedding(positions + self.positions.offset, self.positions.weight)
         else:  # sinusoidal: padding has no place of its own and is not counted
             counted = input_ids.ne(self.padding).to(torch.int64)
-            positions = self.get_buffer("sinusoids")[(counted.cumsum(dim=1) + past) * counted + self.padding]
-        hidden: Tensor = self.norm(self.tokens(input_ids) + positions)
+            before = positions[:, :1]
+            places = self.get_buffer("sinusoids")[(counted.cumsum(dim=1) + before) * counted + self.padding]
+        hidden: Tensor = self.norm(self.tokens(input_ids) + places)
         return hidden
 
 
 class Gpt2Embeddings(nn.Module):
-    """Of a GPT2Model: (input_ids, past) -> hidden (batch, new, width)."""
+    """Of a GPT2Model: input_ids and positions (batch, new) -> hidden (batch, new, width)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.tokens = model.wte
         self.positions = model.wpe
 
-    def forward(self, input_ids: Tensor, past: int) -> Tensor:
-        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        hidden: Tensor = self.tokens(input_ids) + self.positions(places)
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        hidden: Tensor = self.tokens(input_ids) + self.positions(positions)
         return hidden
 
 
 class BertEmbeddings(nn.Module):
-    """Of a BertModel: (input_ids, past) -> hidden (batch, new, width)."""
+    """Of a BertModel: input_ids and positions (batch, new) -> hidden (batch, new, width)."""
 
     def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.embeddings = embeddings
 
-    def forward(self, input_ids: Tensor, past: int) -> Tensor:
-        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         hidden: Tensor = self.embeddings(
-            input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids), position_ids=places[None, :]
+            input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids), position_ids=positions
         )
         return hidden
 

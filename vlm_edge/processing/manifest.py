@@ -178,14 +178,22 @@ class Prompt(_Frozen):
     instruction: TextProcessing | None = None
 
 
+NEW, PAST, TOTAL = "new", "past", "past + new"
+"""A decoder's dimensions: the tokens that it is given, those that its cache holds, and both."""
+SELF_MASK = "decoder_attention_mask"
+"""Input of a decoder with cross-attention: which tokens of the cache count, and the new ones."""
+
+
 class Generation(_Frozen):
     """Greedy decoding of the ``decoder`` component.
 
     The decoder is one graph for prefill and step: ``input_ids`` (batch, new), ``past_key_values.{layer}.key|value``
     (batch, heads, past, head_dim) with past = 0 at the first call, and the cross-attention's cache
     ``cross_key_values.{layer}.key|value`` that ``text_encoder`` puts out; it gives ``logits`` (batch, new, vocab), or
-    those of the last token alone, and ``present.{layer}.key|value``. A ``generate`` pipeline starts from its prompt,
-    not from ``start_token_id``. ``other_eos_token_ids`` end an answer as ``eos_token_id`` does.
+    those of the last token alone, and ``present.{layer}.key|value``. Where there is such a cross-attention,
+    ``decoder_attention_mask`` (batch, past + new) int64 is 1 for tokens and 0 for places of the cache that hold none.
+    A ``generate`` pipeline starts from its prompt, not from ``start_token_id``. ``other_eos_token_ids`` end an answer
+    as ``eos_token_id`` does.
 
     ``first_token_id`` is forced behind the start token, ``last_token_id`` where an answer reaches its longest, and no
     ``no_repeat_ngram`` tokens in a row come twice (0: no such rule).

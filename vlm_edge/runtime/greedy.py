@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from vlm_edge.engines.base import Array, Engine
-from vlm_edge.processing.manifest import Generation, TensorSpec
+from vlm_edge.processing.manifest import SELF_MASK, Generation, TensorSpec
 from vlm_edge.processing.text import Ids
 from vlm_edge.runtime.token_rules import choose
 
@@ -56,7 +56,15 @@ class GreedyDecoder:
             feed["attention_mask"] = attention_mask
         start = np.full((batch, 1), self._generation.start_token_id, np.int64) if prompt is None else prompt
         feed["input_ids"] = start
-        return self.run(feed, lambda tokens: {"input_ids": tokens}, max_new_tokens)
+        if SELF_MASK not in self._decoder.inputs:
+            return self.run(feed, lambda tokens: {"input_ids": tokens}, max_new_tokens)
+        feed[SELF_MASK] = np.ones_like(start)
+
+        def following(tokens: Ids) -> dict[str, Array]:
+            feed[SELF_MASK] = np.concatenate([feed[SELF_MASK], np.ones_like(tokens)], axis=1)
+            return {"input_ids": tokens, SELF_MASK: feed[SELF_MASK]}
+
+        return self.run(feed, following, max_new_tokens)
 
     def run(
         self, first: Mapping[str, Array], following: Callable[[Ids], Mapping[str, Array]], max_new_tokens: int | None

@@ -148,7 +148,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
 
 SPEC = StageSpec(
     name="export",
-    version=3,
+    version=4,
     level=Level.GRAPH,
     config=ExportConfig,
     output=ArtifactKind.GRAPHS,

@@ -1,0 +1,67 @@
+"""Decoders with cross-attention and a cache of fixed length: places that hold no token change nothing, and OpenVINO's
+engine of fixed shapes gives what the graph gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from family_checkpoints import Exported
+
+from vlm_edge.engines import engine_available, load_engine
+from vlm_edge.engines.openvino_fixed import fillable, fixed_sizes
+from vlm_edge.stages.compile_check import ReferenceEngine, reference_runs
+
+SUBJECTS = ["BLIP, questions", "BLIP, captions", "TrOCR", "ViT-GPT2", "Florence-2", "BLIP-2, T5"]
+SELF_MASK = "decoder_attention_mask"
+
+
+@pytest.fixture
+def recorded(subject: Exported) -> ReferenceEngine:
+    """The decoder's runs while the pipeline answered: at batch 1 first, then at others."""
+    return reference_runs(subject.folder, subject.manifest, 1, 0)["decoder"]
+
+
+def with_room(feed: dict[str, Any], places: int) -> dict[str, Any]:
+    """The feed with as many places more in front of the cache's tokens, which hold anything but tokens."""
+    generator, wider = np.random.default_rng(1), dict(feed)
+    for name, array in feed.items():
+        if name.startswith("past_key_values."):
+            batch, heads, _, size = array.shape
+            room = generator.normal(size=(batch, heads, places, size)).astype(np.float32)
+            wider[name] = np.concatenate([room, array], axis=2)
+    wider[SELF_MASK] = np.pad(feed[SELF_MASK], ((0, 0), (places, 0)))
+    return wider
+
+
+@pytest.mark.parametrize("places", [1, 7])
+def test_places_that_hold_no_token_change_nothing(recorded: ReferenceEngine, places: int) -> None:
+    pasts = set()
+    for feed, wanted in recorded.runs:
+        found = recorded.engine.infer(with_room(dict(feed), places))
+        for name, output in wanted.items():
+            got = found[name] if name == "logits" else found[name][:, :, places:]
+            np.testing.assert_allclose(got, output, atol=2e-5, rtol=1e-4, err_msg=name)
+        pasts.add(feed["past_key_values.0.key"].shape[2])
+    assert {0, 1, 2} <= pasts
+
+
+@pytest.mark.skipif(engine_available("openvino") is not None, reason="OpenVINO is not installed")
+def test_openvino_runs_its_fixed_model_and_answers_alike(recorded: ReferenceEngine, subject: Exported) -> None:
+    row = subject.manifest.components["decoder"]
+    memory = {"question_tokens", "memory_tokens"} & fillable(row)
+    assert fillable(row) == {"past", "past + new"} | memory
+    sizes = fixed_sizes(row)
+    assert sizes is not None
+    assert sizes["past"] == 32
+    engine: Any = load_engine("openvino", subject.folder / row.file, row)
+    single = [(feed, outputs) for feed, outputs in recorded.single if feed["input_ids"].shape[1] == 1]
+    assert len(single) >= 2
+    for runs in (recorded.single, recorded.runs, list(reversed(single))):
+        for feed, wanted in runs:
+            for name, output in engine.infer(feed).items():
+                np.testing.assert_allclose(output, wanted[name], atol=2e-4, rtol=1e-3, err_msg=name)
+        if runs is recorded.single and len(single) == len(runs):
+            assert engine._any is None
+    assert engine._any is not None
