@@ -201,6 +201,17 @@ def test_free_dimensions():
         generated_feed(inputs, {"token": 5})
 
 
+def test_a_noise_feed_of_a_decoder_adds_up():
+    inputs = {
+        "ids": (np.dtype(np.int64), ("batch", "new")),
+        "mask": (np.dtype(np.int64), ("batch", "past + new")),
+        "cache": (np.dtype(np.float32), ("batch", 2, "past", 4)),
+    }
+    shapes = {name: value.shape for name, value in generated_feed(inputs, {"new": 1, "past": 5}).items()}
+    assert shapes == {"ids": (1, 1), "mask": (1, 6), "cache": (1, 2, 5, 4)}
+    assert generated_feed(inputs, {})["mask"].shape == (1, 2 * USUAL_TOKENS)
+
+
 def test_given_inputs_are_used(tmp_path):
     path = planted.write(planted.float_chain(), tmp_path / "g.onnx")
     np.savez(tmp_path / "in.npz", x=np.zeros((2, planted.ROWS, planted.WIDTH), np.float32))

@@ -11,6 +11,7 @@ from family_checkpoints import Exported
 
 from vlm_edge.engines import engine_available, load_engine
 from vlm_edge.engines.openvino_fixed import fillable, fixed_sizes
+from vlm_edge.evaluation.explain_openvino import explain_ir
 from vlm_edge.stages.compile_check import ReferenceEngine, reference_runs
 
 SUBJECTS = ["BLIP, questions", "BLIP, captions", "TrOCR", "ViT-GPT2", "Florence-2", "BLIP-2, T5"]
@@ -65,3 +66,13 @@ def test_openvino_runs_its_fixed_model_and_answers_alike(recorded: ReferenceEngi
         if runs is recorded.single and len(single) == len(runs):
             assert engine._any is None
     assert engine._any is not None
+    assert set(engine._sizes.values()) == {1, 32, 33}
+
+
+@pytest.mark.skipif(engine_available("openvino") is not None, reason="OpenVINO is not installed")
+def test_explain_looks_at_what_the_engine_runs(recorded: ReferenceEngine, subject: Exported) -> None:
+    row = subject.manifest.components["decoder"]
+    feed, _ = recorded.single[-1]
+    report = explain_ir(subject.folder / row.file, dict(feed), 1, {}, runs=1, dims={}, component=row)
+    assert feed["past_key_values.0.key"].shape[2] < 32
+    assert report["inputs"]["past_key_values.0.key"][2] == 32

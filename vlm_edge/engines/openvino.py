@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import FeedChecker
-from vlm_edge.engines.openvino_fixed import FilledInputs, dimensions, fillable, fitting, fixed_sizes, shape_of
+from vlm_edge.engines.openvino_fixed import FilledInputs, dimensions, fillable, fitting, fixed_sizes, shape_of, sizes_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component, TensorSpec
 
@@ -117,7 +117,7 @@ class OpenVinoEngine:
         self._checker.check(feed)
         try:
             if self._sizes is not None:
-                actual = {size: feed[name].shape[axis] for size, (name, axis) in self._dimensions.items()}
+                actual = sizes_of(self._dimensions, feed)
                 sizes = fitting(self._sizes, actual, self._filled)
                 if sizes is not None:
                     return self._infer_fixed(feed, actual, sizes)

@@ -80,6 +80,22 @@ def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
     return [sizes[size] if isinstance(size, str) else size for size in spec.shape]
 
 
+def as_fixed(component: Component, feed: Feed) -> dict[str, Array] | None:
+    """What the model of fixed shapes is fed for a feed; None where the engine runs the one for any shape."""
+    usual, filled = fixed_sizes(component), fillable(component)
+    actual = sizes_of(dimensions(component), feed)
+    sizes = fitting(usual, actual, filled) if usual is not None else None
+    if sizes is None:
+        return None
+    room = FilledInputs(component, sizes, filled)
+    return room.fill(feed, actual) | room.arrays
+
+
+def sizes_of(places: Mapping[str, tuple[str, int]], feed: Feed) -> dict[str, int]:
+    """Dimension -> its size in a feed, by the places that :func:`dimensions` found."""
+    return {size: feed[name].shape[axis] for size, (name, axis) in places.items()}
+
+
 class FilledInputs:
     """The inputs with room, in memory that the model reads: zeros, and a feed's arrays at the end of them."""
 

@@ -24,7 +24,7 @@ from vlm_edge.evaluation.explain_session import LARGEST_INLINE_BYTES, LoadedGrap
 from vlm_edge.numerics.int8_causes import explain_graph
 from vlm_edge.numerics.int8_view import Int8Speed, Int8View
 from vlm_edge.numerics.qdq_graph import Graph
-from vlm_edge.processing.manifest import MANIFEST_NAME, PipelineManifest, read_manifest
+from vlm_edge.processing.manifest import MANIFEST_NAME, Component, PipelineManifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Asked:
 class Part:
     """One file to look at: a component's, or a graph on its own (its options are the engine's defaults).
 
-    scheme: how the component was quantized, as the manifest tells.
+    scheme: how the component was quantized, as the manifest tells. component: its row there.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Part:
     feed: Feed | None
     fed: str = "noise"
     scheme: str = ""
+    component: Component | None = None
 
 
 def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
@@ -80,7 +81,13 @@ def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
                 from vlm_edge.evaluation.explain_openvino import explain_ir
 
                 found[part.name] = explain_ir(
-                    part.file, part.feed, part.threads, part.options, runs=asked.runs, dims=asked.dims or {}
+                    part.file,
+                    part.feed,
+                    part.threads,
+                    part.options,
+                    runs=asked.runs,
+                    dims=asked.dims or {},
+                    component=part.component,
                 )
                 found[part.name] |= {"fed": part.fed} if asked.runs else {}
             else:
@@ -157,10 +164,15 @@ def _parts(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[
     limit = manifest.engine.threads if manifest.engine else asked.threads
     return [
         Part(
-            name, path / row.file, min(asked.threads, row.threads or limit), options, *_fed(feeds, name, asked), scheme
+            name,
+            path / row.file,
+            min(asked.threads, row.threads or limit),
+            {**options, **row.options},
+            *_fed(feeds, name, asked),
+            manifest.precision.get(name, ""),
+            row,
         )
         for name, row in manifest.components.items()
-        for scheme in (manifest.precision.get(name, ""),)
         if not asked.components or name in asked.components
     ]
 

@@ -66,7 +66,7 @@ def generated_feed(inputs: Mapping[str, tuple[Any, tuple[int | str | None, ...]]
     """Arrays of the inputs' types and shapes: normal numbers, ones for integers and for what is true or false.
 
     A dimension without a number takes it from ``dims`` by its name. Where it is not there, the first one (the batch)
-    is 1, and so is each that counts images; any other is :data:`USUAL_TOKENS`.
+    is 1, and so is each that counts images; ``past + new`` is the sum of both; any other is :data:`USUAL_TOKENS`.
 
     Args:
         inputs: name -> numpy type and shape.
@@ -98,4 +98,6 @@ def _size(dim: int | str | None, place: int, dims: Mapping[str, int]) -> int:
     name = dim or ""
     if name in dims:
         return dims[name]
+    if name.count(" + ") == 1:
+        return sum(_size(part, place, dims) for part in name.split(" + "))
     return 1 if place == 0 or "image" in name else USUAL_TOKENS

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from vlm_edge.engines.openvino import compile_properties
+from vlm_edge.engines.openvino_fixed import as_fixed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.explain_facts import NAMES_SHOWN
 from vlm_edge.evaluation.explain_feeds import Feed, generated_feed
+from vlm_edge.processing.manifest import Component
 
 _CONSTANT = frozenset({"Input", "Const", "Output", "Result", "Parameter"})
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Deconvolution")
@@ -99,8 +101,11 @@ def explain_ir(
     *,
     runs: int,
     dims: Mapping[str, int],
+    component: Component | None = None,
 ) -> dict[str, Any]:
     """The same JSON values as for an ONNX graph, without what OpenVINO doesn't tell.
+
+    With ``component`` and a feed the model gets the shapes that the engine would fix for it.
 
     Raises:
         VlmEdgeError: OpenVINO can't compile the model, or the feed doesn't fit it.
@@ -109,7 +114,12 @@ def explain_ir(
 
     try:
         properties = compile_properties(threads, options) | {"PERF_COUNT": True}
-        compiled = openvino.Core().compile_model(str(path), "CPU", properties)
+        core = openvino.Core()
+        model = core.read_model(str(path))
+        if component is not None and feed is not None and (filled := as_fixed(component, feed)) is not None:
+            feed = filled
+            model.reshape({name: list(array.shape) for name, array in feed.items()})
+        compiled = core.compile_model(model, "CPU", properties)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise VlmEdgeError(f"{path}: OpenVINO can't compile it: {reason}", "compile the model again") from error
