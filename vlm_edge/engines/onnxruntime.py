@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import check_feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Component, TensorSpec
+from vlm_edge.processing.manifest import Component
 
 ORT_ERRORS: tuple[type[BaseException], ...] = (
     ort_errors.EPFail,
@@ -105,7 +105,7 @@ class OnnxRuntimeEngine:
                 "the file is corrupt or of a newer format: export or compile it again",
             ) from error
         self._path = model_path
-        self._component = component
+        self.inputs, self.outputs = component.inputs, component.outputs
         self._output_names = list(component.outputs)
         found = [output.name for output in self._session.get_outputs()]
         if missing := [name for name in component.outputs if name not in found]:
@@ -114,19 +114,11 @@ class OnnxRuntimeEngine:
                 "the manifest belongs to another file: export or compile it again",
             )
 
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.outputs
-
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; see :class:`vlm_edge.engines.base.Engine`."""
         try:
             values: list[Any] = self._session.run(self._output_names, feed)
         except ORT_ERRORS as error:
-            check_feed(feed, self._component.inputs, str(self._path))
+            check_feed(feed, self.inputs, str(self._path))
             raise VlmEdgeError(f"{self._path}: onnxruntime: {error}") from error
         return dict(zip(self._output_names, values, strict=True))

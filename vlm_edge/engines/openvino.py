@@ -14,7 +14,7 @@ from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import FeedChecker
 from vlm_edge.engines.openvino_fixed import FilledInputs, dimensions, fillable, fitting, fixed_sizes, shape_of, sizes_of
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Component, TensorSpec
+from vlm_edge.processing.manifest import Component
 
 
 def unavailable() -> str | None:
@@ -91,6 +91,7 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         self._path = model_path
         self._component = component
+        self.inputs, self.outputs = component.inputs, component.outputs
         self._properties = compile_properties(threads, options)
         self._checker = FeedChecker(component.inputs, str(model_path))
         self._dimensions = dimensions(component)
@@ -103,14 +104,6 @@ class OpenVinoEngine:
             self._any = self._request(None)
         else:
             self._fix(self._sizes)
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; outputs are copies, since OpenVINO writes the next run's into the same memory."""

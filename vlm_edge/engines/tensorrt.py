@@ -19,7 +19,7 @@ from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.cuda_memory import Stream, device_count, load_cudart
 from vlm_edge.engines.feed import FeedChecker, Signature
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Component, PatchRows, PipelineManifest, TensorSpec
+from vlm_edge.processing.manifest import NEW, PAST, TOTAL, Component, PatchRows, PipelineManifest
 from vlm_edge.processing.patch_rows import most_patches
 
 Range = tuple[int, int, int]
@@ -53,18 +53,23 @@ def _require() -> Any:
 def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Range]:
     """A range for every dynamic dimension of a pipeline's inputs, tuned for one sample at a time.
 
-    Text is as long as the tokenizer lets it be; the decoder takes one new token, after at most as many as it may make;
-    a list of patches is as long as the image processing lets it be; every other dimension counts samples.
+    Text is as long as the tokenizer lets it be. A decoder takes one token after the other; where it is given a prompt,
+    that comes at once, and what it makes comes behind it. A list of patches is as long as the image processing lets it
+    be, and there are no more image tokens than fit into a prompt; every other dimension counts samples.
     """
     names = {dim for row in manifest.components.values() for spec in row.inputs.values() for dim in spec.shape}
     fixed = manifest.text.pad_to if manifest.text else 1
     longest = fixed or (manifest.text.max_length if manifest.text else 1)
-    past = manifest.generation.max_new_tokens if manifest.generation else 1
+    usual = fixed or min(16, longest)
+    made = manifest.generation.max_new_tokens if manifest.generation else 1
+    prompt = longest if manifest.pipeline in ("generate", "captioning") else 1
+    past = prompt + made - 1
     known = {
-        "question_tokens": (1, fixed or min(16, longest), longest),
-        "tokens": (1, fixed or min(16, longest), longest),
-        "new": (1, 1, 1),
-        "past": (0, min(1, past), past),
+        "question_tokens": (1, usual, longest),
+        "tokens": (1, usual, longest),
+        NEW: (1, 1, prompt),
+        PAST: (0, min(usual, past), past),
+        TOTAL: (1, min(usual, past) + 1, past + prompt),
     }
     if isinstance(manifest.image.tiles, PatchRows):
         most = most_patches(manifest.image, manifest.image.tiles)
@@ -138,18 +143,10 @@ class TensorRtEngine:
             )
         self._context = self._engine.create_execution_context()
         self._stream = Stream(load_cudart())
-        self._component = component
+        self.inputs, self.outputs = component.inputs, component.outputs
         self._path = model_path
         self._checker = FeedChecker(component.inputs, str(model_path))
         self._shaped: Signature | None = None
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; see :class:`vlm_edge.engines.base.Engine`."""
@@ -164,7 +161,7 @@ class TensorRtEngine:
             self._set_shapes(arrays)
             self._shaped = signature
         results = {}
-        for name, spec in self._component.outputs.items():
+        for name, spec in self.outputs.items():
             result = np.empty(tuple(self._context.get_tensor_shape(name)), spec.dtype)
             self._context.set_tensor_address(name, self._stream.buffer(name, result.nbytes))
             results[name] = result

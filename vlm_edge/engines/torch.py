@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import check_feed
-from vlm_edge.processing.manifest import Component, TensorSpec
+from vlm_edge.processing.manifest import Component
 
 
 class TorchEngine:
@@ -25,21 +23,13 @@ class TorchEngine:
 
     def __init__(self, module: nn.Module, component: Component, *, device: str = "cpu") -> None:
         self._module = module.eval().to(device)
-        self._component = component
+        self.inputs, self.outputs = component.inputs, component.outputs
         self._device = device
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; see :class:`vlm_edge.engines.base.Engine`."""
-        check_feed(feed, self._component.inputs, "torch")
-        tensors = [torch.from_numpy(feed[name]).to(self._device) for name in self._component.inputs]
+        check_feed(feed, self.inputs, "torch")
+        tensors = [torch.from_numpy(feed[name]).to(self._device) for name in self.inputs]
         with torch.inference_mode():
             values = self._module(*tensors)
-        return {name: value.cpu().numpy() for name, value in zip(self._component.outputs, values, strict=True)}
+        return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.queries import Samples, queries_of, read_images
 from vlm_edge.numerics.macs import Shape, UncountedOperator, multiplying_nodes, node_macs
-from vlm_edge.processing.manifest import TensorSpec, read_manifest
+from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime.pipeline import build_pipeline, load_engines
 
 
@@ -23,15 +22,8 @@ class Recorder:
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self._engine = engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
         self.feeds: list[dict[str, Array]] = []
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; see :class:`vlm_edge.engines.base.Engine`."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.evaluation.queries import Query
-from vlm_edge.processing.manifest import TensorSpec
 
 PREPROCESSING, OTHER = "preprocessing", "other"
 
@@ -18,16 +17,9 @@ class ClockedEngine:
     def __init__(self, engine: Engine) -> None:
         self.name = engine.name
         self._engine = engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
         self.spent_ms = 0.0
         self.began_ns: int | None = None
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; see :class:`vlm_edge.engines.base.Engine`."""

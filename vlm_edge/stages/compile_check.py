@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from vlm_edge.numerics.integer_forms import in_float
 from vlm_edge.numerics.qdq_graph import save_graph
 from vlm_edge.numerics.quantization import agreement
 from vlm_edge.processing.images import Pixels
-from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
+from vlm_edge.processing.manifest import Component, PipelineManifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.pipeline import build_pipeline
 
@@ -35,29 +34,23 @@ STEPS = 3
 """Decoder steps that are compared: the first has no past."""
 
 
-@dataclass
 class ReferenceEngine:
     """The source graph on onnxruntime without any graph optimization, keeping what goes in and comes out.
 
     The first ``single_runs`` of its ``runs`` were at batch 1.
     """
 
-    engine: Engine
-    runs: list[Run] = field(default_factory=list)
-    name: str = "onnxruntime"
-    single_runs: int = 0
+    name = "onnxruntime"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+        self.runs: list[Run] = []
+        self.single_runs = 0
 
     @property
     def single(self) -> list[Run]:
         return self.runs[: self.single_runs]
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self.engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self.engine.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         outputs = self.engine.infer(feed)

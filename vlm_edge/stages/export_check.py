@@ -15,7 +15,7 @@ import numpy as np
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import Component, TensorSpec
+from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.export_references import Reference
 
 REPORT_HINT = "the graph computes something else than the model: report it with the model's config.json"
@@ -102,14 +102,7 @@ class _OneOf:
         self.name = name
         self._group = group
         self._component = component
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.outputs
+        self.inputs, self.outputs = component.inputs, component.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         return self._group.engine(self.name, self._component).infer(feed)

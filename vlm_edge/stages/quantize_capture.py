@@ -17,7 +17,7 @@ from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
-from vlm_edge.processing.manifest import PipelineManifest, TensorSpec
+from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.pipeline import Pipeline, build_pipeline
@@ -118,16 +118,9 @@ class ListeningEngine:
         self.name = engine.name
         self.held_out = False
         self._engine = engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
         self._calibration = ThinnedFiles(captured.calibration)
         self._held_out = ThinnedFiles(captured.held_out, captured.references)
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._engine.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         outputs = self._engine.infer(feed)

@@ -12,7 +12,7 @@ from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.numerics.quant_fallback import fewest
-from vlm_edge.processing.manifest import Component, PipelineManifest, TensorSpec
+from vlm_edge.processing.manifest import Component, PipelineManifest
 from vlm_edge.runtime.pipeline import build_pipeline
 from vlm_edge.stages.quantize_layers import interval_of
 
@@ -75,17 +75,9 @@ class SwitchedEngine:
     name = "onnxruntime"
 
     def __init__(self, component: Component, graph: SwitchedGraph, quantized: frozenset[str]) -> None:
-        self._component = component
+        self.inputs, self.outputs = component.inputs, component.outputs
         self._graph = graph
         self._quantized = quantized
-
-    @property
-    def inputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.inputs
-
-    @property
-    def outputs(self) -> Mapping[str, TensorSpec]:
-        return self._component.outputs
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         return self._graph.run(feed, self._quantized)
