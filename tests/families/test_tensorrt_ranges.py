@@ -1,5 +1,7 @@
-"""TensorRT's optimization profiles hold every shape that a family's pipeline feeds. (No TensorRT is needed for that, nor
-does this say that it builds them.)"""
+"""TensorRT's optimization profiles hold every shape that a family's pipeline feeds.
+
+No TensorRT is needed for that, nor does it say that TensorRT builds them.
+"""
 
 from __future__ import annotations
 

@@ -118,7 +118,10 @@ class FakeTuner:
 
     forms: Mapping[str, str] = {}
 
-    def __init__(self, model: onnx.ModelProto, feeds: list[Feed], load: Any, shapes: Any, seconds: float) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, feeds: list[Feed], load: Any, shapes: Any, seconds: float, load_threaded: Any
+    ) -> None:
+        assert load_threaded is None  # so small a component has one thread
         assert {len(feed["pixel_values"]) for feed in feeds} == {1}
         assert seconds == 5
         self.engine = load(model)

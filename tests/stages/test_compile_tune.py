@@ -20,7 +20,7 @@ from vlm_edge.numerics.integer_forms import integer_layers
 from vlm_edge.numerics.quant_forms import QuantForm
 from vlm_edge.stages import compile_tune
 from vlm_edge.stages.compile_onnxruntime import tensor_shapes
-from vlm_edge.stages.compile_tune import REVERTED, Tuner, race
+from vlm_edge.stages.compile_tune import REVERTED, REVERTED_BY_CLOCK, Tuner, race
 from vlm_edge.stages.quantize_component import quantize_graph
 
 FORM = QuantForm(signed=False, symmetric=False, weight_bits=7, kernels=True, decompression="cast")
@@ -98,16 +98,32 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def tuned(
-    clock: Clock, costs: Costs, tmp_path: Path, seconds: float = 1e6, model: onnx.ModelProto = MODEL
+    clock: Clock,
+    costs: Costs,
+    tmp_path: Path,
+    seconds: float = 1e6,
+    model: onnx.ModelProto = MODEL,
+    threaded: Costs | None = None,
 ) -> tuple[Tuner, dict[str, Any], list[dict[str, str]]]:
-    """The tuner after its search, its facts, and the graphs that it raced."""
+    """The tuner after its search, its facts, and the graphs that it raced on one thread."""
     loaded: list[dict[str, str]] = []
 
     def load(candidate: onnx.ModelProto) -> TimedEngine:
         loaded.append(forms_of(candidate))
         return TimedEngine(clock, 1e-3 + sum(costs[name][form] for name, form in loaded[-1].items()))
 
-    tuner = Tuner(model, [FEED], load, lambda names: tensor_shapes(model, names, FEED, tmp_path), seconds)
+    def load_threaded(candidate: onnx.ModelProto) -> TimedEngine:
+        assert threaded is not None
+        return TimedEngine(clock, sum(threaded[name][form] for name, form in forms_of(candidate).items()))
+
+    tuner = Tuner(
+        model,
+        [FEED],
+        load,
+        lambda names: tensor_shapes(model, names, FEED, tmp_path),
+        seconds,
+        load_threaded if threaded else None,
+    )
     return tuner, tuner.run(), loaded
 
 
@@ -199,6 +215,34 @@ class TestFloat:
         assert facts["faster_than_untuned"] == pytest.approx(11 / 10.95, abs=1e-3)
 
 
+class TestByTheClock:
+    """With several threads: integers win on one, and take what ``seconds`` says on all of them; float takes 1 ms."""
+
+    def threaded(self, seconds: float) -> Costs:
+        return {name: {"static": seconds, "dynamic": seconds, "float": 0.001} for name in LAYERS}
+
+    @pytest.mark.parametrize("seconds", [0.0011, 0.002])
+    def test_where_float_is_faster_by_the_clock_it_is_taken(self, clock: Clock, tmp_path: Path, seconds: float) -> None:
+        costly = costs(**dict.fromkeys(LAYERS, "static"))
+        tuner, facts, _ = tuned(clock, costly, tmp_path, threaded=self.threaded(seconds))
+        assert set(tuner.forms.values()) == {"float"}
+        assert facts["reverted"] == REVERTED_BY_CLOCK
+        assert facts["faster_than_float"] == 1.0
+        assert facts["layers"] == {"float": 5}
+
+    @pytest.mark.parametrize("seconds", [0.00104, 0.0005])
+    def test_else_integers_stay(self, clock: Clock, tmp_path: Path, seconds: float) -> None:
+        costly = costs(**dict.fromkeys(LAYERS, "static"))
+        tuner, facts, _ = tuned(clock, costly, tmp_path, threaded=self.threaded(seconds))
+        assert set(tuner.forms.values()) == {"static"}
+        assert "reverted" not in facts
+        assert facts["faster_than_float_by_clock"] == pytest.approx(0.001 / seconds, abs=1e-3)
+
+    def test_one_thread_is_not_raced_again(self, clock: Clock, tmp_path: Path) -> None:
+        _, facts, _ = tuned(clock, costs(**dict.fromkeys(LAYERS, "static")), tmp_path)
+        assert "faster_than_float_by_clock" not in facts
+
+
 class TestTimeLimit:
     def test_at_its_end_the_starts_were_tried_and_no_shape(self, clock: Clock, tmp_path: Path) -> None:
         table = costs(conv="float", first="dynamic", second="dynamic", wide="static", small="dynamic")
@@ -247,6 +291,18 @@ class TestRace:
         engine.infer = slow_at_first  # type: ignore[method-assign]
         assert race([engine], [FEED]) == pytest.approx([0.002])
         assert calls["runs"] >= compile_tune.ROUNDS
+
+    def test_by_the_clock_the_shortest_counts(self, clock: Clock) -> None:
+        engine = TimedEngine(clock, 0.002)
+        calls = Counter[str]()
+
+        def infer(_: Any) -> dict[str, Any]:
+            calls["runs"] += 1
+            clock.now += 0.001 if calls["runs"] == 9 else 0.002
+            return {}
+
+        engine.infer = infer  # type: ignore[method-assign]
+        assert race([engine], [FEED], by_clock=True) == pytest.approx([0.001])
 
     def test_a_slow_engine_is_not_run_for_ever(self, clock: Clock) -> None:
         engines = [TimedEngine(clock, 5.0), TimedEngine(clock, 6.0)]

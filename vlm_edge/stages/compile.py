@@ -166,7 +166,7 @@ def _size_bytes(folder: Path, file: str) -> int:
 
 SPEC = StageSpec(
     name="compile",
-    version=3,
+    version=4,
     level=Level.GRAPH,
     config=CompileConfig,
     output=ArtifactKind.ENGINE,

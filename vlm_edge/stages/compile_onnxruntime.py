@@ -84,20 +84,21 @@ def _tuned(
     def shapes(names: list[str]) -> dict[str, tuple[int, ...]]:
         return tensor_shapes(model, names, feeds[0], scratch)
 
-    tuner = Tuner(model, feeds, _loader(row, scratch), shapes, seconds)
+    threaded = _loader(row, scratch, row.threads) if row.threads and row.threads > 1 else None
+    tuner = Tuner(model, feeds, _loader(row, scratch), shapes, seconds, threaded)
     facts = tuner.run()
     return tuner.forms, facts
 
 
-def _loader(row: Component, scratch: Path) -> Load:
-    """Makes engines of one thread of graphs, through a file that is gone again."""
+def _loader(row: Component, scratch: Path, threads: int = 1) -> Load:
+    """Makes engines of graphs, through a file that is gone again."""
     folder = scratch / "tune"
 
     def load(candidate: onnx.ModelProto) -> Engine:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         folder.mkdir()
         save_graph(candidate, folder / row.file)
-        engine = OnnxRuntimeEngine(folder / row.file, row, threads=1, options=OPTIONS)
+        engine = OnnxRuntimeEngine(folder / row.file, row, threads=threads, options=OPTIONS)
         shutil.rmtree(folder)
         return engine
 
