@@ -19,7 +19,16 @@ from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.cuda_memory import Stream, device_count, load_cudart
 from vlm_edge.engines.feed import FeedChecker, Signature
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import NEW, PAST, TOTAL, Component, PatchRows, PipelineManifest
+from vlm_edge.processing.manifest import (
+    CROSS_PREFIX,
+    NEW,
+    PAST,
+    TOTAL,
+    Component,
+    PatchGrid,
+    PatchRows,
+    PipelineManifest,
+)
 from vlm_edge.processing.patch_rows import most_patches
 
 Range = tuple[int, int, int]
@@ -55,7 +64,8 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
 
     Text is as long as the tokenizer lets it be. A decoder takes one token after the other; where it is given a prompt,
     that comes at once, and what it makes comes behind it. A list of patches is as long as the image processing lets it
-    be, and there are no more image tokens than fit into a prompt; every other dimension counts samples.
+    be. Image tokens that stand in a prompt are no more than fit into it; those that cross-attention reads are those of
+    as many images as there are layouts for. Every other dimension counts samples.
     """
     names = {dim for row in manifest.components.values() for spec in row.inputs.values() for dim in spec.shape}
     fixed = manifest.text.pad_to if manifest.text else 1
@@ -71,9 +81,25 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
         PAST: (0, min(usual, past), past),
         TOTAL: (1, min(usual, past) + 1, past + prompt),
     }
-    if isinstance(manifest.image.tiles, PatchRows):
-        most = most_patches(manifest.image, manifest.image.tiles)
+    rows = manifest.components.values()
+    if seen := [row.inputs["image_features"].shape for row in rows if "image_features" in row.inputs]:
+        images = [int(shape[1]) for shape in seen if len(shape) == 3 and isinstance(shape[1], int)]
+        known["memory_tokens"] = (1, max(images, default=0) + usual, max(images, default=0) + longest)
+    if manifest.prompt:
+        pictures, each = max(1, len(manifest.prompt.layouts) - 1), min(manifest.prompt.image_tokens, longest)
+        crosses = [spec.shape[2] for row in rows for name, spec in row.outputs.items() if name.startswith(CROSS_PREFIX)]
+        if crosses and isinstance(crosses[0], int):
+            known["image_tokens"] = (1, crosses[0], pictures * crosses[0])
+        else:
+            known["image_tokens"] = (0, each, longest * max_batch)
+    tiles = manifest.image.tiles
+    if isinstance(tiles, PatchRows):
+        most = most_patches(manifest.image, tiles)
         known["patches"] = (1, most, most)
+    if isinstance(tiles, PatchGrid):
+        side = tiles.patch * tiles.merge
+        least, most = (max(1, pixels // side**2) for pixels in (tiles.min_pixels, tiles.max_pixels))
+        known["groups"] = (least, most, most)
     return {name: known.get(name, (1, 1, max_batch)) for name in names if isinstance(name, str)}
 
 

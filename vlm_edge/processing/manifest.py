@@ -180,6 +180,8 @@ class Prompt(_Frozen):
 
 NEW, PAST, TOTAL = "new", "past", "past + new"
 """A decoder's dimensions: the tokens that it is given, those that its cache holds, and both."""
+CROSS_PREFIX = "cross_key_values."
+"""What the names of cross-attention's keys and values begin with."""
 SELF_MASK = "decoder_attention_mask"
 """Input of a decoder with cross-attention: which tokens of the cache count, and the new ones."""
 

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vlm_edge.engines.base import Array
-from vlm_edge.processing.manifest import Prompt, TensorSpec
+from vlm_edge.processing.manifest import CROSS_PREFIX, Prompt, TensorSpec
 from vlm_edge.processing.text import Ids
 from vlm_edge.runtime.vision import EncodedImage
-
-CROSS_PREFIX = "cross_key_values."
 
 
 def cross_feed(
