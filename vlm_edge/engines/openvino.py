@@ -48,8 +48,8 @@ def computes_bfloat16() -> bool:
 def write_ir(onnx_path: Path, xml_path: Path) -> None:
     """Convert an ONNX file to OpenVINO's IR: ``xml_path`` and the weights beside it, at the graph's own precision.
 
-    What OpenVINO would compute of constants at every load is computed now (``ov.convert_model`` does the same, and
-    reports that it was called): half the operators, and half the XML.
+    What OpenVINO would compute of constants at every load is computed now: half the operators, and half the XML.
+    (``ov.convert_model`` does the same, and sends usage statistics.)
 
     Raises:
         VlmEdgeError: OpenVINO can't read the graph.
