@@ -165,6 +165,34 @@ class TestOptions:
 
 
 @needs_openvino
+def test_products_transpose_keys_themselves(tmp_path: Path) -> None:
+    """A product of queries and k^T, and one of other things that only looks like it."""
+    import openvino
+
+    path, row = saved(
+        tiny(
+            "float[batch, 2, 4, 3] q, float[batch, 5, 2, 3] k, float[batch, 3, 2, 5] other",
+            """t = Transpose <perm = [0, 2, 3, 1]> (k)
+            scores = MatMul (q, t)
+            u = Transpose <perm = [0, 2, 1, 3]> (other)
+            more = MatMul (q, u)
+            y = Add (scores, more)""",
+            "float[batch, 2, 4, 5] y",
+        ),
+        tmp_path,
+    )
+    write_ir(path, tmp_path / "net.xml")
+    operators = openvino.Core().read_model(str(tmp_path / "net.xml")).get_ordered_ops()
+    products = [node.get_attributes()["transpose_b"] for node in operators if node.get_type_name() == "MatMul"]
+    assert sorted(products) == [False, True]
+    generator = np.random.default_rng(0)
+    feed = {name: generator.normal(size=[2, *spec.shape[1:]]).astype(np.float32) for name, spec in row.inputs.items()}
+    wanted = feed["q"] @ feed["k"].transpose(0, 2, 3, 1) + feed["q"] @ feed["other"].transpose(0, 2, 1, 3)
+    found = load_engine("openvino", tmp_path / "net.xml", row).infer(feed)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@needs_openvino
 class TestFixedCache:
     """A decoder of one layer without weights: ``y`` adds up the cached tokens that count, and what memory shows."""
 

@@ -38,6 +38,26 @@ def compile_properties(threads: int, options: Mapping[str, str | int | float | b
     }
 
 
+def transpose_in_products(model: Any) -> None:
+    """Write attention's q k^T as a product that transposes k itself: OpenVINO's attention kernel takes in the Transpose
+    that then is left, (B, S, N, D) to (B, N, S, D), and not the one that makes k^T at once."""
+    from openvino import opset13
+
+    for product in model.get_ordered_ops():
+        if product.get_type_name() != "MatMul" or product.get_attributes()["transpose_b"]:
+            continue
+        keys = product.input_value(1).get_node()
+        if keys.get_type_name() != "Transpose":
+            continue
+        order = keys.input_value(1).get_node()
+        if order.get_type_name() != "Constant" or order.get_data().tolist() != [0, 2, 3, 1]:
+            continue
+        by_head = opset13.transpose(keys.input_value(0), opset13.constant(np.array([0, 2, 1, 3], np.int64)))
+        transposed = product.get_attributes()["transpose_a"]
+        product.output(0).replace(opset13.matmul(product.input_value(0), by_head, transposed, True).output(0))
+    model.validate_nodes_and_infer_types()
+
+
 def computes_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16."""
     import openvino
@@ -60,6 +80,7 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
     try:
         model = openvino.Core().read_model(str(onnx_path))
         apply_moc_transformations(model, cf=True, smart_reshape=False)
+        transpose_in_products(model)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise VlmEdgeError(
