@@ -250,8 +250,10 @@ class TestFixedCache:
         np.testing.assert_allclose(found["y"], present.sum(2, keepdims=True) + added, rtol=1e-4, atol=1e-4)
 
     def test_any_length_up_to_the_fixed_one_runs_on_one_model(self, engine: Any) -> None:
+        assert compiled(engine) == set()
+        self.check(engine, 0, 2)
         first = engine._fixed
-        for past, seen in ((0, 1), (1, 1), (2, 1), (0, 5), (31, 32), (32, 32), (0, 3), (5, 2)):
+        for past, seen in ((0, 1), (1, 1), (2, 1), (0, 5), (15, 16), (16, 16), (0, 3), (5, 2)):
             self.check(engine, past, seen)
         assert engine._fixed is first
         assert compiled(engine) == {"fixed"}
@@ -271,27 +273,38 @@ class TestFixedCache:
         assert compiled(engine) == {"fixed"}
 
     def test_the_cache_grows_where_it_is_too_short(self, engine: Any) -> None:
+        self.check(engine, 1, 4)
         first = engine._fixed
-        self.check(engine, 33, 4)
+        self.check(engine, 17, 4)
         grown = engine._fixed
         assert grown is not first
-        assert engine._sizes == {"batch": 1, "new": 1, "past": 128, "past + new": 129, "seen": 32}
-        for past, seen in ((3, 3), (128, 32), (0, 1)):
+        assert engine._sizes == {"batch": 1, "new": 1, "past": 64, "past + new": 65, "seen": 16}
+        for past, seen in ((3, 3), (64, 16), (0, 1)):
             self.check(engine, past, seen)
         assert engine._fixed is grown
-        self.check(engine, 1, 100)
-        assert engine._sizes["seen"] == 128
+        self.check(engine, 1, 50)
+        assert engine._sizes["seen"] == 64
         assert compiled(engine) == {"fixed"}
 
     @pytest.mark.parametrize(
-        ("past", "seen", "batch", "new"), [(129, 3, 1, 1), (2, 129, 1, 1), (2, 3, 2, 1), (2, 3, 1, 4)]
+        ("past", "seen", "batch", "new"), [(65, 3, 1, 1), (2, 65, 1, 1), (2, 3, 2, 1), (2, 3, 1, 4)]
     )
     def test_other_shapes_run_on_the_model_for_any(
         self, engine: Any, past: int, seen: int, batch: int, new: int
     ) -> None:
         self.check(engine, past, seen, batch=batch, new=new)
-        assert compiled(engine) == {"fixed", "any"}
+        assert compiled(engine) == {"any"}
         self.check(engine, 4, 3)
+        assert compiled(engine) == {"fixed", "any"}
+
+    def test_a_first_feed_that_is_long_gets_a_long_cache_at_once(self, engine: Any) -> None:
+        self.check(engine, 2, 30)
+        assert engine._sizes == {"batch": 1, "new": 1, "past": 16, "past + new": 17, "seen": 64}
+
+    def test_a_corrupt_file_is_told_when_it_is_loaded(self, engine: Any) -> None:
+        engine._path.write_bytes(engine._path.read_bytes()[:50])
+        with pytest.raises(VlmEdgeError, match=r"net\.onnx: OpenVINO .* can't compile it"):
+            OpenVinoEngine(engine._path, engine._component, threads=1, options={})
 
     def test_a_result_stays_when_the_next_one_comes(self, engine: Any) -> None:
         feed = {

@@ -103,8 +103,9 @@ class OpenVinoEngine:
     """One model, as it is for any shape, and once more with all sizes fixed where the component has usual ones
     (:mod:`vlm_edge.engines.openvino_fixed`).
 
-    The fixed one is compiled when the engine is loaded, since its sizes are the usual ones, and again where a cache of
-    a fixed length has to grow; the other one when it is first needed. Where there is one alone, it is compiled at once.
+    A tower is compiled for batch 1 when the engine is loaded, and for any shape when that is first needed. A decoder is
+    compiled when it is first fed, since only the feed tells how long is what it reads, and again where a cache of a
+    fixed length has to grow. A model without usual sizes is compiled at once.
     """
 
     name = "openvino"
@@ -126,7 +127,9 @@ class OpenVinoEngine:
         self._any: Any = None
         self._fixed: Any = None
         self._sizes = fixed_sizes(component)
-        if self._sizes is None:
+        if self._filled:
+            self._read()  # so that a corrupt file is told now
+        elif self._sizes is None:
             self._any = self._request(None)
         else:
             self._fix(self._sizes)
@@ -148,10 +151,10 @@ class OpenVinoEngine:
         return {name: results[position] for name, position in self._positions.items()}
 
     def _infer_fixed(self, feed: Feed, actual: Mapping[str, int], sizes: dict[str, int]) -> dict[str, Array]:
-        if sizes != self._sizes:
+        if self._fixed is None or sizes != self._sizes:
             self._fix(sizes)
         rest = known(self._room.fill(feed, actual))
-        results = self._fixed.infer(rest, share_inputs=True, share_outputs=True)
+        results = list(self._fixed.infer(rest, share_inputs=True, share_outputs=True).values())
         return {name: self._room.cut(name, results[at], actual) for name, at in self._positions.items()}
 
     def _fix(self, sizes: dict[str, int]) -> None:
@@ -165,25 +168,41 @@ class OpenVinoEngine:
 
     def _request(self, sizes: Mapping[str, int] | None) -> Any:
         """A new infer request, for ``sizes`` or for any."""
-        import openvino
-
+        model = self._read()
         try:
-            model = self._core.read_model(str(self._path))
             if sizes is not None:
                 model.reshape({name: shape_of(spec, sizes) for name, spec in self._component.inputs.items()})
             compiled = self._core.compile_model(model, "CPU", self._properties)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise VlmEdgeError(
-                f"{self._path}: OpenVINO {openvino.__version__} can't compile it: {reason}",
-                "the file is corrupt, an option is unknown, or an operator is not supported: compile it again",
-            ) from error
-        wanted = list(self._component.outputs)
-        names = [next((name for name in wanted if name in port.names), "") for port in compiled.outputs]
+            raise self._refused(error) from error
+        self._positions = self._places(compiled)
+        return compiled.create_infer_request()
+
+    def _read(self) -> Any:
+        """The model of the file, with every output that the manifest names."""
+        try:
+            model = self._core.read_model(str(self._path))
+        except RuntimeError as error:
+            raise self._refused(error) from error
+        self._places(model)
+        return model
+
+    def _refused(self, error: RuntimeError) -> VlmEdgeError:
+        import openvino
+
+        reason = str(error).strip().splitlines()[-1]
+        return VlmEdgeError(
+            f"{self._path}: OpenVINO {openvino.__version__} can't compile it: {reason}",
+            "the file is corrupt, an option is unknown, or an operator is not supported: compile it again",
+        )
+
+    def _places(self, model: Any) -> dict[str, int]:
+        """Where each of the manifest's outputs stands."""
+        wanted = list(self.outputs)
+        names = [next((name for name in wanted if name in port.names), "") for port in model.outputs]
         if missing := [name for name in wanted if name not in names]:
             raise VlmEdgeError(
                 f"{self._path}: no output {missing[0]!r}, which the manifest names",
                 "the manifest belongs to another file: export or compile it again",
             )
-        self._positions = {name: names.index(name) for name in wanted}
-        return compiled.create_infer_request()
+        return {name: names.index(name) for name in wanted}

@@ -21,7 +21,7 @@ from vlm_edge.processing.manifest import NEW, PAST, SELF_MASK, TOTAL, Component,
 
 BATCH_NAMES = frozenset({"batch", "images"})
 """What the families call a batch where nothing else of a graph varies; `groups` (of an image's patches) is none."""
-FIRST, GROWTH, MOST = 32, 4, 128
+FIRST, GROWTH, MOST = 16, 4, 64
 """Tokens that a fixed cache holds at first, by how much it grows where they are not enough, and at most: with more,
 copying what is padding takes what fixed sizes save."""
 
