@@ -73,7 +73,8 @@ def test_it_is_what_the_exported_modules_compute(model: Any, features: Tensor) -
     batch = questions([0, 1, 0, 2, 2, 2], [4, 6, 2, 3, 6, 5])
     cross = TextEncoder(model)(batch.input_ids, batch.attention_mask, features[batch.image_index])
     past = [torch.zeros(6, 4, 0, 8, dtype=torch.float64)] * 4
-    expected = Decoder(model)(batch.decoder_input_ids, batch.attention_mask, *cross, *past)[0]
+    tokens = torch.ones_like(batch.decoder_input_ids)
+    expected = Decoder(model)(batch.decoder_input_ids, tokens, batch.attention_mask, *cross, *past)[0]
     torch.testing.assert_close(answer_logits(model, features, batch), expected, rtol=0, atol=1e-10)
 
 
