@@ -1,7 +1,7 @@
 """Which sizes an OpenVINO model may have fixed, and feeding such a model with less than it holds.
 
 OpenVINO plans memory and layouts ahead where every dimension is known, and infers no shapes while it runs: a tenth of
-the time of a tower of 16 ms, a third of a cached decoder's step. Two kinds of components have usual sizes:
+the time of a tower of 16 ms, a quarter to a third of a cached decoder's step. Two kinds of components have usual sizes:
 
 - towers, of which nothing but the batch varies: batch 1;
 - decoders that are told by ``decoder_attention_mask`` which cached tokens count (:mod:`vlm_edge.families.
