@@ -5,7 +5,6 @@ No TensorRT is needed for that, nor does it say that TensorRT builds them.
 
 from __future__ import annotations
 
-import pytest
 from family_checkpoints import Exported
 from tiny_families import TINY
 
@@ -15,11 +14,10 @@ from vlm_edge.stages.compile_check import BATCHES, reference_runs
 SUBJECTS = list(TINY)
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_every_shape_that_is_fed_is_inside(subject: Exported, seed: int) -> None:
+def test_every_shape_that_is_fed_is_inside(subject: Exported) -> None:
     manifest = subject.manifest
     ranges = dimension_ranges(manifest, max(BATCHES))
-    runs = reference_runs(subject.folder, manifest, 1, seed)
+    runs = reference_runs(subject.folder, manifest, 1, 0)
     for name, component in manifest.components.items():
         shapes = profile_shapes(component, ranges)
         for feed, _ in runs[name].runs:

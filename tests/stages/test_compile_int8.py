@@ -50,7 +50,9 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compiled(source: Path, out: Path, tune_seconds: float, engine: str = "onnxruntime") -> tuple[Path, dict[str, Any]]:
+def compiled(
+    source: Path, out: Path, tune_seconds: float, engine: str = "onnxruntime", threads: int = 1
+) -> tuple[Path, dict[str, Any]]:
     """Run the stage; the engine's folder and the component's facts."""
     if (reason := engine_available(engine)) is not None:
         pytest.skip(reason)
@@ -58,7 +60,7 @@ def compiled(source: Path, out: Path, tune_seconds: float, engine: str = "onnxru
     out.mkdir(parents=True)
     scratch.mkdir()
     work = StageWork(out=out, scratch=scratch, seed=7)
-    target = Target.model_validate({"name": "test", "engine": engine, "threads": 1})
+    target = Target.model_validate({"name": "test", "engine": engine, "threads": threads})
     inputs = StageInputs(source=Artifact(ArtifactKind.GRAPHS, digest_folder(source), source), target=target)
     SPEC.run(CompileConfig(tune_seconds=tune_seconds), inputs, work)
     assert not list(scratch.iterdir())
@@ -145,6 +147,16 @@ class TestWithSearch:
         assert facts["cosine"] >= MIN_COSINE or facts["float_cosine"] > 0.99
         assert cosine(embedded(graphs), embedded(folder)) > 0.99
         assert json.loads(json.dumps(facts)) == facts
+
+    def test_with_two_threads_the_clock_is_asked_too(
+        self, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of real engines, so either may win: unless float did in CPU time already, the clock's verdict is told."""
+        monkeypatch.setattr(compile_onnxruntime, "WORK_PER_THREAD", 1000)
+        _, facts = compiled(graphs, tmp_path / "engine", 0.2, threads=2)
+        tuned = facts["tuned"]
+        assert facts["threads"] == 2
+        assert ("faster_than_float_by_clock" in tuned) == ("reverted" not in tuned)
 
     @pytest.mark.parametrize("form", ["dynamic", "float"])
     def test_the_forms_that_are_found_are_written(

@@ -86,6 +86,20 @@ class TimedEngine:
         return {}
 
 
+class ScriptedEngine(TimedEngine):
+    """Takes as long as ``seconds_of`` says of each run, the first of which is number 1."""
+
+    def __init__(self, clock: Clock, seconds_of: Callable[[int], float]) -> None:
+        super().__init__(clock, 0)
+        self.seconds_of = seconds_of
+        self.runs = 0
+
+    def infer(self, feed: Any) -> dict[str, Any]:
+        self.runs += 1
+        self.clock.now += self.seconds_of(self.runs)
+        return {}
+
+
 def forms_of(model: onnx.ModelProto) -> dict[str, str]:
     return {node.name: OPERATORS[node.op_type] for node in model.graph.node if node.name in LAYERS}
 
@@ -264,44 +278,19 @@ class TestTimeLimit:
 class TestRace:
     def test_the_lower_quartile_of_what_each_took(self, clock: Clock) -> None:
         """One run in five is disturbed: it doesn't show."""
-        steady, disturbed = TimedEngine(clock, 0.002), TimedEngine(clock, 0.001)
-        runs = Counter[str]()
-
-        def infer(_: Any) -> dict[str, Any]:
-            runs["disturbed"] += 1
-            clock.now += 0.5 if runs["disturbed"] % 5 == 0 else 0.001
-            return {}
-
-        disturbed.infer = infer  # type: ignore[method-assign]
-        assert race([steady, disturbed], [FEED]) == pytest.approx([0.002, 0.001])
+        disturbed = ScriptedEngine(clock, lambda run: 0.5 if run % 5 == 0 else 0.001)
+        assert race([TimedEngine(clock, 0.002), disturbed], [FEED]) == pytest.approx([0.002, 0.001])
 
     def test_all_feeds_count(self, clock: Clock) -> None:
         assert race([TimedEngine(clock, 0.002)], [FEED, FEED, FEED]) == pytest.approx([0.006])
 
     def test_warm_up_does_not(self, clock: Clock) -> None:
-        engine = TimedEngine(clock, 0.002)
-        infer: Callable[[Any], dict[str, Any]] = engine.infer
-        calls = Counter[str]()
-
-        def slow_at_first(feed: Any) -> dict[str, Any]:
-            calls["runs"] += 1
-            clock.now += 60.0 if calls["runs"] <= 2 else 0.0
-            return infer(feed)
-
-        engine.infer = slow_at_first  # type: ignore[method-assign]
+        engine = ScriptedEngine(clock, lambda run: 60.002 if run <= 2 else 0.002)
         assert race([engine], [FEED]) == pytest.approx([0.002])
-        assert calls["runs"] >= compile_tune.ROUNDS
+        assert engine.runs >= compile_tune.ROUNDS
 
     def test_by_the_clock_the_shortest_counts(self, clock: Clock) -> None:
-        engine = TimedEngine(clock, 0.002)
-        calls = Counter[str]()
-
-        def infer(_: Any) -> dict[str, Any]:
-            calls["runs"] += 1
-            clock.now += 0.001 if calls["runs"] == 9 else 0.002
-            return {}
-
-        engine.infer = infer  # type: ignore[method-assign]
+        engine = ScriptedEngine(clock, lambda run: 0.001 if run == 9 else 0.002)
         assert race([engine], [FEED], by_clock=True) == pytest.approx([0.001])
 
     def test_a_slow_engine_is_not_run_for_ever(self, clock: Clock) -> None:
@@ -309,7 +298,7 @@ class TestRace:
         assert race(engines, [FEED]) == pytest.approx([5.0, 6.0])
         assert clock.now <= 5 * 11
 
-    def test_waiting_is_not_counted_but_computing_is(self) -> None:
+    def test_waiting_counts_by_the_clock_alone(self) -> None:
         """With the real clock: one engine waits for what the machine gives to others, the other one computes."""
 
         class Waiting(TimedEngine):
@@ -324,8 +313,11 @@ class TestRace:
                     pass
                 return {}
 
-        waits, computes = race([Waiting(Clock(), 0), Computing(Clock(), 0)], [FEED])
+        engines = Waiting(Clock(), 0), Computing(Clock(), 0)
+        waits, computes = race(engines, [FEED])
         assert waits < computes
+        waits, computes = race(engines, [FEED], by_clock=True)
+        assert waits > 0.004 > computes
 
 
 def test_the_layers_of_these_tests_are_what_they_should_be() -> None:

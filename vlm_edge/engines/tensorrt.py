@@ -67,7 +67,8 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
     be. Image tokens that stand in a prompt are no more than fit into it; those that cross-attention reads are those of
     as many images as there are layouts for. Every other dimension counts samples.
     """
-    names = {dim for row in manifest.components.values() for spec in row.inputs.values() for dim in spec.shape}
+    rows = manifest.components.values()
+    names = {dim for row in rows for spec in row.inputs.values() for dim in spec.shape}
     fixed = manifest.text.pad_to if manifest.text else 1
     longest = fixed or (manifest.text.max_length if manifest.text else 1)
     usual = fixed or min(16, longest)
@@ -81,10 +82,9 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
         PAST: (0, min(usual, past), past),
         TOTAL: (1, min(usual, past) + 1, past + prompt),
     }
-    rows = manifest.components.values()
-    if seen := [row.inputs["image_features"].shape for row in rows if "image_features" in row.inputs]:
-        images = [int(shape[1]) for shape in seen if len(shape) == 3 and isinstance(shape[1], int)]
-        known["memory_tokens"] = (1, max(images, default=0) + usual, max(images, default=0) + longest)
+    seen = [row.inputs["image_features"].shape for row in rows if "image_features" in row.inputs]
+    image = max((shape[1] for shape in seen if len(shape) == 3 and isinstance(shape[1], int)), default=0)
+    known["memory_tokens"] = (1, image + usual, image + longest)
     if manifest.prompt:
         pictures, each = max(1, len(manifest.prompt.layouts) - 1), min(manifest.prompt.image_tokens, longest)
         crosses = [spec.shape[2] for row in rows for name, spec in row.outputs.items() if name.startswith(CROSS_PREFIX)]
