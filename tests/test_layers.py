@@ -17,6 +17,7 @@ PACKAGE = Path(vlm_edge.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "names": set(),
+    "machine": set(),
     "core": set(),
     "numerics": set(),
     "processing": set(),
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "processing", "zoo",
             "data"},
 }  # fmt: skip
-ANYONE = {"errors", "names", "__version__"}
+ANYONE = {"errors", "names", "machine", "__version__"}
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 
 

@@ -87,7 +87,7 @@ def cpus(tmp_path, monkeypatch):
     """Four CPUs on two cores; the first core is the slower one."""
     monkeypatch.setattr(affinity, "CPUS", tmp_path / "cpu")
     monkeypatch.setattr(affinity, "STAT", tmp_path / "stat")
-    monkeypatch.setattr(affinity, "usable_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(affinity, "allowed_cpus", lambda: [0, 1, 2, 3])
     for cpu in range(4):
         write(tmp_path / "cpu" / f"cpu{cpu}", {"topology/thread_siblings_list": "0-1" if cpu < 2 else "2-3"})
     (tmp_path / "stat").write_text(stat({0: 10, 1: 20, 2: 30, 3: 40}))
@@ -116,8 +116,8 @@ def test_faster_cpus_come_before_idler_ones(cpus):
 def test_where_nothing_can_be_read_there_is_still_an_order(tmp_path, monkeypatch):
     monkeypatch.setattr(affinity, "CPUS", tmp_path)
     monkeypatch.setattr(affinity, "STAT", tmp_path / "none")
-    monkeypatch.setattr(affinity, "usable_cpus", lambda: [0, 1, 2])
+    monkeypatch.setattr(affinity, "allowed_cpus", lambda: [0, 1, 2])
     assert affinity.idle_ticks() == {}
     assert affinity.quiet_cpus(2, {}, {}) == [1, 2]
-    monkeypatch.setattr(affinity, "usable_cpus", lambda: None)
+    monkeypatch.setattr(affinity, "allowed_cpus", lambda: None)
     assert affinity.quiet_cpus(1, {}, {}) is None

@@ -19,7 +19,7 @@ from vlm_edge.core.stage import SilentProgress
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.explain import Asked, equal_weights, explain
 from vlm_edge.evaluation.explain_feeds import USUAL_TOKENS, generated_feed, pipeline_feeds, read_feed
-from vlm_edge.evaluation.explain_host import lacks, machine_of, measure_speed
+from vlm_edge.evaluation.explain_host import lacks, measure_speed
 from vlm_edge.evaluation.explain_session import WARM_UPS, LoadedGraph, median_node_ms
 from vlm_edge.numerics.qdq_lower import dynamic_linears
 from vlm_edge.processing.manifest import EngineInfo, read_manifest, write_manifest
@@ -257,16 +257,13 @@ def test_what_can_t_be_explained(tmp_path, bench):
 
 def test_what_a_cpu_lacks():
     def names(machine, *isa):
-        return [lack.name for lack in lacks(machine, frozenset(isa))]
+        return list(lacks(machine, frozenset(isa)))
 
     assert names("x86", "avx2") == ["AVX512", "VNNI", "AMX"]
     assert names("x86", "avx2", "avx_vnni", "avx512f", "amx_int8") == []
     assert names("arm", "asimd", "asimddp") == ["i8mm"]
     assert names("arm", "asimd") == ["dot product", "i8mm"]
     assert names("other") == []
-    assert [machine_of({"machine": name}) for name in ("x86_64", "AMD64", "aarch64", "riscv64")] == [
-        "x86", "x86", "arm", "other",
-    ]  # fmt: skip
 
 
 def test_integer_products_are_measured():

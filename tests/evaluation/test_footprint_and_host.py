@@ -14,6 +14,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation import host
 from vlm_edge.evaluation.footprint import footprint, parameters
 from vlm_edge.evaluation.host import host_fingerprint, host_record
+from vlm_edge.machine import Processor
 
 
 def test_footprint_counts_bytes_and_weights(bench):
@@ -80,6 +81,6 @@ def test_a_target_of_another_instruction_set_is_named(
     monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], isa: str, reason: str | None
 ) -> None:
     monkeypatch.setattr(host.platform, "machine", lambda: machine)
-    monkeypatch.setattr(host, "_cpu", lambda: ("cpu", frozenset(flags)))
+    monkeypatch.setattr("vlm_edge.machine.processor", lambda: Processor("cpu", frozenset(flags)))
     found = host.lacks_isa(isa)
     assert found is None if reason is None else found is not None and reason in found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from families_page import BEGIN, PAGE, Row, agree, read_rows, row, write_rows
+from families_page import BEGIN, PAGE, Row, read_rows, row, write_rows
 from family_checkpoints import Exported
 from shared_exports import exported_once
 from tiny_families import TINY
@@ -52,6 +52,6 @@ def families_page(subject: Exported, _measured: dict[str, Row]) -> Callable[...,
         _measured[name] = row(name, subject, differs, **found)
         if WRITE not in os.environ:
             said = read_rows()[name]
-            assert agree(said, _measured[name]), f"{PAGE.name}: the row is {said}, measured {_measured[name]}; {BEGIN}"
+            assert said == _measured[name], f"{PAGE.name}: the row is {said}, measured {_measured[name]}; {BEGIN}"
 
     return hold

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from pathlib import Path
 
 import pytest
-from families_page import BOUNDS, Row, agree, bound, read_rows
+from families_page import COMPONENT_BAR, COSINE_BAR, PAGE, SCORE_BAR, read_rows
 from tiny_families import TINY
 
 from vlm_edge.families import FAMILIES
@@ -29,17 +29,7 @@ def test_every_row_is_measured(request: pytest.FixtureRequest) -> None:
     assert sorted(rows) == sorted(TINY)
 
 
-@pytest.mark.parametrize(("value", "said"), [(0.0, "< 1e-06"), (3e-7, "< 1e-06"), (4e-7, "< 1e-05"), (3e-5, "< 1e-04")])
-def test_bounds_leave_room_for_another_machine(value: float, said: str) -> None:
-    assert bound(value) == said
-    assert 3 * value <= float(said[1:]) in BOUNDS
-
-
-def test_a_smaller_error_still_agrees_and_anything_else_does_not() -> None:
-    said = Row("m", "`M`", "decoder", "vqa", "< 1e-05", "embeddings' cosine distance < 1e-06", "nothing")
-    assert agree(said, said)
-    assert agree(said, replace(said, error="< 1e-06"))
-    assert not agree(said, replace(said, error="< 1e-04"))
-    assert not agree(said, replace(said, answers="embeddings' cosine distance < 1e-05"))
-    assert not agree(said, replace(said, components="decoder, fusion"))
-    assert not agree(said, replace(said, answers="32 tokens identical, with and without cache"))
+def test_the_page_names_the_bars_and_no_other_bound() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    bars = {f"{bar:.0e}" for bar in (COMPONENT_BAR, COSINE_BAR, SCORE_BAR)}
+    assert set(re.findall(r"\d(?:\.\d+)?e-\d+", text.replace("1e-4", "1e-04").replace("1e-5", "1e-05"))) == bars

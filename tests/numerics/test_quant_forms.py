@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics.quant_forms import host_isa, quant_form, resolve_isa
+from vlm_edge.machine import Processor
+from vlm_edge.numerics.quant_forms import quant_form, resolve_isa
 
 
 @pytest.mark.parametrize(
@@ -36,25 +36,20 @@ def test_an_engine_without_a_form_is_named() -> None:
 @pytest.mark.parametrize(
     ("machine", "flags", "isa"),
     [
-        ("x86_64", "flags : sse4_2 avx2 avx512_vnni", "x86-vnni"),
-        ("AMD64", "flags : avx2 avx_vnni", "x86-vnni"),
-        ("x86_64", "flags : sse4_2 avx2", "x86"),
-        ("aarch64", "Features : asimd asimddp", "arm"),
+        ("x86_64", "sse4_2 avx2 avx512_vnni", "x86-vnni"),
+        ("AMD64", "avx2 avx_vnni", "x86-vnni"),
+        ("x86_64", "sse4_2 avx2", "x86"),
+        ("aarch64", "asimd asimddp", "arm"),
         ("arm64", None, "arm"),
         ("x86_64", None, "x86"),
     ],
 )
 def test_the_host_s_instruction_set(machine: str, flags: str | None, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(Path, "is_file", lambda _: flags is not None)
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: flags)
-    host_isa.cache_clear()
-    try:
-        assert resolve_isa("auto", "onnxruntime") == isa
-        assert resolve_isa("auto", "tensorrt") == "cuda"
-        assert resolve_isa("x86", "onnxruntime") == "x86"
-    finally:
-        host_isa.cache_clear()
+    monkeypatch.setattr("vlm_edge.machine.processor", lambda: Processor(None, frozenset((flags or "").split())))
+    assert resolve_isa("auto", "onnxruntime") == isa
+    assert resolve_isa("auto", "tensorrt") == "cuda"
+    assert resolve_isa("x86", "onnxruntime") == "x86"
 
 
 def test_an_unknown_instruction_set_is_refused() -> None:

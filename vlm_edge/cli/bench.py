@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -10,6 +9,7 @@ import click
 from vlm_edge.cli.answer import bundle_folder
 from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.errors import UsageError
+from vlm_edge.machine import usable_cpus
 
 
 @click.command()
@@ -75,7 +75,7 @@ def bench(
             against,
             candidate,
             find_task(data),
-            threads=threads or (info.threads if info else os.cpu_count() or 1),
+            threads=threads or (info.threads if info else usable_cpus()),
             asked=LatencyAsked(
                 percentiles=tuple(percent / 100 for percent in percentiles), batch=batch, cold_start=cold_start
             ),

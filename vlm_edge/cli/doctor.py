@@ -149,10 +149,15 @@ def _first_line(error: Exception) -> str:
 
 def _hardware() -> Iterator[Check]:
     from vlm_edge.evaluation.host import host_fingerprint, host_record
+    from vlm_edge.machine import kernels
 
     host = host_record()
     yield Check("Machine", "cpu", "ok", str(host["cpu"] or host["machine"]))
     yield Check("Machine", "instruction sets", "ok", ", ".join(host["isa"]) or "none that matter to INT8")
+    has = kernels()
+    none = ", ".join(name for name, there in has.items() if not there)
+    there = ", ".join(name for name, there in has.items() if there) or "plain"
+    yield Check("Machine", "kernels", "ok", f"{there}{none and f' (no {none})'}: engines compute with these")
     yield Check("Machine", "threads", "ok", f"{host['cores']} usable of {os.cpu_count()}")
     memory = f"{host['memory_mb']:,} MiB" if host["memory_mb"] else "unknown"
     yield Check("Machine", "memory", "ok", memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from vlm_edge.cli.answer import bundle_folder
 from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.machine import usable_cpus
 
 OPERATORS_SHOWN = 8
 NEGLIGIBLE = 0.005
@@ -66,7 +66,7 @@ def explain(
 
     folder = bundle_folder(source)
     manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
-    own = manifest.engine.threads if manifest and manifest.engine else os.cpu_count() or 1
+    own = manifest.engine.threads if manifest and manifest.engine else usable_cpus()
     asked = Asked(
         runs=0 if no_time else runs,
         threads=threads or own,

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import check_feed
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
 
 ORT_ERRORS: tuple[type[BaseException], ...] = (
@@ -61,9 +62,9 @@ def unavailable() -> str | None:
 
 
 def session_options(threads: int, options: OnnxRuntimeOptions) -> ort.SessionOptions:
-    """Sequential execution on ``threads`` intra-op threads, no log."""
+    """Sequential execution on ``threads`` intra-op threads (on no more than there are usable CPUs), no log."""
     session = ort.SessionOptions()
-    session.intra_op_num_threads = threads
+    session.intra_op_num_threads = min(threads, usable_cpus())
     session.inter_op_num_threads = 1
     session.log_severity_level = 4  # what goes wrong is raised
     session.graph_optimization_level = _GRAPH_LEVELS[options.graph_optimization]

@@ -14,6 +14,7 @@ from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import FeedChecker
 from vlm_edge.engines.openvino_fixed import FilledInputs, dimensions, fillable, fitting, fixed_sizes, shape_of, sizes_of
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
 
 
@@ -32,7 +33,7 @@ def compile_properties(threads: int, options: Mapping[str, str | int | float | b
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_NUM_THREADS": min(threads, usable_cpus()),
         "INFERENCE_PRECISION_HINT": "f32",
         **options,
     }
@@ -56,13 +57,6 @@ def transpose_in_products(model: Any) -> None:
         transposed = product.get_attributes()["transpose_a"]
         product.output(0).replace(opset13.matmul(product.input_value(0), by_head, transposed, True).output(0))
     model.validate_nodes_and_infer_types()
-
-
-def computes_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def write_ir(onnx_path: Path, xml_path: Path) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vlm_edge.machine import allowed_cpus, first_line
+
 CPUS = Path("/sys/devices/system/cpu")
 STAT = Path("/proc/stat")
-
-
-def usable_cpus() -> list[int] | None:
-    """The CPUs that this process may use, in order; None where the platform can't pin."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else None
 
 
 def idle_ticks() -> dict[int, int]:
@@ -31,7 +27,7 @@ def quiet_cpus(count: int, before: Mapping[int, int], after: Mapping[int, int]) 
     ``before`` and ``after`` are two readings of :func:`idle_ticks`. None where the platform can't pin, or there are
     fewer CPUs than threads.
     """
-    usable = usable_cpus()
+    usable = allowed_cpus()
     if usable is None or len(usable) < count:
         return None
     seen: dict[str, int] = {}
@@ -42,7 +38,7 @@ def quiet_cpus(count: int, before: Mapping[int, int], after: Mapping[int, int]) 
     ranked = sorted(usable, key=order)
     siblings = {}
     for cpu in ranked:
-        core = _first_line(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
+        core = first_line(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
         siblings[cpu] = seen.get(core, 0)
         seen[core] = seen.get(core, 0) + 1
     return sorted(sorted(ranked, key=lambda cpu: siblings[cpu])[:count])
@@ -52,14 +48,7 @@ def _speed(cpu: int) -> float:
     """How fast a CPU of a mixed set is at most: its capacity (ARM's big and little cores), else its clock rate."""
     folder = CPUS / f"cpu{cpu}"
     for file in (folder / "cpu_capacity", folder / "cpufreq" / "cpuinfo_max_freq"):
-        text = _first_line(file)
+        text = first_line(file)
         if text is not None and text.isdigit():
             return float(text)
     return 0.0
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").splitlines()[0].strip()
-    except (OSError, IndexError):
-        return None

@@ -4,67 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vlm_edge.engines.base import Array
 from vlm_edge.evaluation.host import host_record
+from vlm_edge.machine import Machine, kernels, machine
 from vlm_edge.numerics.int8_view import Int8Speed
-
-Machine = Literal["x86", "arm", "other"]
 
 _ROWS, _INNER, _COLUMNS = 64, 512, 512
 _REPETITIONS = 12
 
 
-@dataclass(frozen=True)
-class Lack:
-    """An instruction set that INT8 would use and this CPU has not, and what that means."""
-
-    name: str
-    any_of: tuple[str, ...]
-    means: str
-
-
-_LACKS: dict[Machine, tuple[Lack, ...]] = {
-    "x86": (
-        Lack("AVX2", ("avx2",), "onnxruntime's integer kernels fall back to SSE: INT8 may lose against float"),
-        Lack("AVX512", ("avx512f",), "kernels work on 256 bits at a time"),
-        Lack(
-            "VNNI",
-            ("avx512_vnni", "avx_vnni"),
-            "a product of 8-bit integers takes 3 instructions, gains less over float, and u8 x s8 may saturate at 16 "
-            "bits: quantize for `isa: x86` (7-bit weights)",
-        ),
-        Lack("AMX", ("amx_int8",), "no tile unit: matrix products of many rows run on VNNI"),
-    ),
-    "arm": (
-        Lack("dot product", ("asimddp",), "INT8 products are widened by hand and gain little over float"),
-        Lack("i8mm", ("i8mm",), "no 8-bit matrix instruction: products run on the dot product"),
-    ),
-    "other": (),
+_LACKS = {
+    "AVX2": "onnxruntime's integer kernels fall back to SSE: INT8 may lose against float",
+    "AVX512": "kernels work on 256 bits at a time",
+    "VNNI": "a product of 8-bit integers takes 3 instructions, gains less over float, and u8 x s8 may saturate at 16 "
+    "bits: quantize for `isa: x86` (7-bit weights)",
+    "AMX": "no tile unit: matrix products of many rows run on VNNI",
+    "dot product": "INT8 products are widened by hand and gain little over float",
+    "i8mm": "no 8-bit matrix instruction: products run on the dot product",
 }
+"""Of each kernel that INT8 would use (:data:`vlm_edge.machine.KERNELS`), what its absence means, the worst first."""
 
 
-def machine_of(record: dict[str, Any]) -> Machine:
-    """The family of the host's instruction set."""
-    known: dict[str, Machine] = {"x86_64": "x86", "amd64": "x86", "aarch64": "arm", "arm64": "arm"}
-    return known.get(str(record["machine"]).lower(), "other")
-
-
-def lacks(machine: Machine, isa: frozenset[str]) -> list[Lack]:
-    """What this CPU lacks, in the order in which it matters."""
-    return [lack for lack in _LACKS[machine] if not isa.intersection(lack.any_of)]
+def lacks(of: Machine, isa: frozenset[str]) -> dict[str, str]:
+    """Each kernel that this CPU lacks, in the order in which it matters, and what that means."""
+    have = kernels(of, isa)
+    return {name: means for name, means in _LACKS.items() if not have.get(name, True)}
 
 
 def describe_host() -> tuple[dict[str, Any], Machine, frozenset[str]]:
     """The record's parts that matter here, the machine, and its instruction sets."""
     record = host_record()
-    machine, isa = machine_of(record), frozenset(record["isa"])
-    rows = [{"name": lack.name, "means": lack.means} for lack in lacks(machine, isa)]
-    return {name: record[name] for name in ("cpu", "machine", "isa", "cores")} | {"lacks": rows}, machine, isa
+    family, isa = machine(record["machine"]), frozenset(record["isa"])
+    rows = [{"name": name, "means": means} for name, means in lacks(family, isa).items()]
+    return {name: record[name] for name in ("cpu", "machine", "isa", "cores")} | {"lacks": rows}, family, isa
 
 
 def measure_speed() -> Int8Speed:

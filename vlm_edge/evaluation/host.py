@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.machine import first_line, kernels, machine, processor, usable_cpus
+
 ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "tokenizers", "pillow")
 OTHER_PACKAGES = ("vlm-edge", "torch", "transformers", "onnx", "onnxscript", "nncf", "optimum")
 ISA_FLAGS = (
@@ -34,17 +36,17 @@ def host_fingerprint() -> str:
 
 def host_record() -> dict[str, Any]:
     """The host as JSON values; what cannot be read is None. Load and governor are those of this moment."""
-    model, flags = _cpu()
+    found = processor()
     return {
-        "cpu": model,
-        "isa": [flag for flag in ISA_FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": found.model,
+        "isa": [flag for flag in ISA_FLAGS if flag in found.flags],
+        "cores": usable_cpus(),
         "machine": platform.machine(),
         "system": platform.system(),
         "release": platform.release(),
         "python": platform.python_version(),
         "memory_mb": _memory_mb(),
-        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "governor": first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "packages": _packages(),
     }
@@ -52,30 +54,11 @@ def host_record() -> dict[str, Any]:
 
 def lacks_isa(isa: str) -> str | None:
     """Why this host can't run code lowered for an instruction set of :class:`vlm_edge.core.target.Target`, or None."""
-    machine, flags = platform.machine(), _cpu()[1]
-    wanted = {"x86": ("x86_64", "AMD64"), "x86-vnni": ("x86_64", "AMD64"), "arm": ("aarch64", "arm64")}.get(isa)
-    if wanted is not None and machine not in wanted:
-        return f"the target's instruction set is {isa}, this host is {machine}"
-    if isa == "x86-vnni" and not flags & {"avx512_vnni", "avx_vnni"}:
+    if isa in ("x86", "x86-vnni", "arm") and machine() != isa.removesuffix("-vnni"):
+        return f"the target's instruction set is {isa}, this host is {platform.machine()}"
+    if isa == "x86-vnni" and not kernels()["VNNI"]:
         return "the target's instruction set is x86-vnni, this host's CPU has no VNNI"
     return None
-
-
-@cache
-def _cpu() -> tuple[str | None, frozenset[str]]:
-    """Model name and flags of the first CPU."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or None, frozenset()
-    fields = {}
-    for line in text.split("\n\n", 1)[0].splitlines():
-        key, _, value = line.partition(":")
-        fields[key.strip()] = value.strip()
-    flags = frozenset(fields.get("flags", fields.get("Features", "")).split())
-    parts = [fields.get(key) for key in ("CPU implementer", "CPU part", "CPU variant")]
-    arm = " ".join(part for part in parts if part)
-    return fields.get("model name") or _first_line(Path("/proc/device-tree/model")) or arm or None, flags
 
 
 @cache
@@ -94,11 +77,4 @@ def _memory_mb() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     except (ValueError, OSError):
-        return None
-
-
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()[0].strip("\0 ")
-    except (OSError, IndexError):
         return None

@@ -19,6 +19,7 @@ from vlm_edge.evaluation.latency_rounds import Bench, Rounds, cold_starts, take_
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
+from vlm_edge.machine import usable_cpus
 from vlm_edge.numerics.statistics import percentile, percentile_interval
 from vlm_edge.numerics.timing import Estimate, geometric_mean, round_percentile
 from vlm_edge.processing.manifest import read_manifest
@@ -48,7 +49,7 @@ def measure_latency(
     ratio is the A/A control, and the speed-up is 1 by definition. With None the candidate is measured alone.
 
     Args:
-        threads: most intra-op threads of a component.
+        threads: most intra-op threads of a component; no more count than this process has usable CPUs.
         price_per_hour: of the machine, for ``cost_per_1000`` at the throughput of the batch that is asked.
         worker: what starts a process.
 
@@ -57,7 +58,7 @@ def measure_latency(
     """
     asked, settings = asked or LatencyAsked(), settings or LatencySettings()
     samples = draw_samples(task, settings.samples, settings.seed)
-    bench = Bench(samples, threads, asked, settings, worker)
+    bench = Bench(samples, min(threads, usable_cpus()), asked, settings, worker)
     control = baseline == candidate
     engines = [Engine("candidate", candidate)]
     if baseline is not None:

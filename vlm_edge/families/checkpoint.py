@@ -24,6 +24,7 @@ from vlm_edge.families.saved_names import as_in_model
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
 from vlm_edge.families.table import family_for
 from vlm_edge.families.weights import WEIGHTS_NAME, load_weights, read_weights, tied_aliases
+from vlm_edge.machine import usable_cpus
 
 KEPT_FILES = (
     "generation_config.json",
@@ -118,6 +119,7 @@ def load_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> LoadedC
     Raises:
         VlmEdgeError: anything in the folder is missing, broken, unknown, or does not fit; the message names the file.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # torch knows no control group's quota
     config = read_config(folder)
     if not trust_remote_code:
         refuse_code(folder, config)

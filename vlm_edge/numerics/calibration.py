@@ -20,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import usable_cpus
 from vlm_edge.numerics.ranges import Histogram
 
 Feed = Mapping[str, NDArray[Any]]
@@ -115,7 +116,7 @@ def _add(statistics: TensorStatistics, name: str, values: NDArray[Any], channels
 def _session(model: onnx.ModelProto, tensors: Sequence[str], threads: int) -> ort.InferenceSession:
     """A session that gives inner tensors, and hands memory back between runs of different shapes."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = min(threads, usable_cpus())
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

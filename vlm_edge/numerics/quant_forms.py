@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import kernels, machine
 from vlm_edge.numerics.quant_weights import Decompression
 
 Isa = Literal["x86-vnni", "x86", "arm", "cuda"]
@@ -64,11 +62,8 @@ def resolve_isa(isa: str, engine: str) -> Isa:
     raise VlmEdgeError(f"quantize: unknown instruction set {isa!r}", "give auto, x86-vnni, x86, arm or cuda")
 
 
-@cache
 def host_isa() -> Isa:
-    """This host's: ``arm``, or ``x86-vnni`` or ``x86`` by the flags in /proc/cpuinfo."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
+    """This host's: ``arm``, or ``x86-vnni`` or ``x86`` by its processor's flags."""
+    if machine() == "arm":
         return "arm"
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8", errors="replace").split() if info.is_file() else []
-    return "x86-vnni" if {"avx512_vnni", "avx_vnni"}.intersection(flags) else "x86"
+    return "x86-vnni" if kernels("x86")["VNNI"] else "x86"

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from vlm_edge.machine import usable_cpus
 from vlm_edge.numerics.calibration import Feed
 from vlm_edge.numerics.qdq_graph import Graph, edited
 from vlm_edge.numerics.qdq_layers import quantized_weight, restored_constant
@@ -63,7 +64,7 @@ class SwitchedGraph:
     ) -> None:
         model, self.layers = _switched(floating, quantized, outputs)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = min(threads, usable_cpus())
         options.log_severity_level = 4
         options.enable_cpu_mem_arena = False
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Engine
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest, read_manifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.answer_head import AnswerHeadPipeline
@@ -47,7 +47,7 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
         folder: where ``manifest.json`` lies.
         engine: default: the manifest's, or onnxruntime for graphs that were not compiled. Graphs run on onnxruntime
             or openvino as they are; a compiled folder runs on the engine that it was compiled for.
-        threads: most intra-op threads of a component; default: the manifest's, or the machine's CPU count.
+        threads: most intra-op threads of a component; default: the manifest's, or the CPUs that this process may use.
 
     Raises:
         VlmEdgeError: the manifest can't be read, a file is missing or corrupt, or the engine can't run here.
@@ -67,7 +67,7 @@ def load_engines(
         raise VlmEdgeError(
             f"{folder}: compiled for {info.name}, so {name} can't run it", f"leave engine out, or compile it for {name}"
         )
-    limit = threads or (info.threads if info else os.cpu_count() or 1)
+    limit = threads or (info.threads if info else usable_cpus())
     return {
         key: load_engine(
             name,

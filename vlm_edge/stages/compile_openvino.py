@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.engines.base import Engine
-from vlm_edge.engines.openvino import OpenVinoEngine, computes_bfloat16
+from vlm_edge.engines.openvino import OpenVinoEngine
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import computes_bfloat16
 from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.compile_check import ReferenceEngine, check_component
 from vlm_edge.stages.compile_tune import MARGIN, race

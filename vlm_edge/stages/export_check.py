@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.export_references import Reference
 
@@ -39,7 +39,7 @@ class Difference:
 
 def load_graph(path: Path, component: Component) -> Engine:
     """One exported file on ONNX Runtime, on every core of this host, its weights left in their file."""
-    return load_engine("onnxruntime", path, component, threads=os.cpu_count() or 1, options={"memory": "small"})
+    return load_engine("onnxruntime", path, component, threads=usable_cpus(), options={"memory": "small"})
 
 
 @contextmanager

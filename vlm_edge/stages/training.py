@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import TrainingBatch
+from vlm_edge.machine import computes_bfloat16
 from vlm_edge.stages.training_config import TrainingConfig
 from vlm_edge.stages.training_data import RowCache, TrainingSet, write_atomically
 
@@ -58,9 +59,7 @@ def training_device() -> torch.device:
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[Any]:
     """Bfloat16 autocast where the processor multiplies bfloat16 natively (CUDA, AVX512-BF16, AMX), else nothing."""
-    capabilities = torch.cpu.get_capabilities()
-    native = device.type == "cuda" or bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    if precision == "auto" and native:
+    if precision == "auto" and (device.type == "cuda" or computes_bfloat16()):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
