@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "names": set(),
     "machine": set(),
+    "files": set(),
     "core": set(),
     "numerics": set(),
     "processing": set(),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "processing", "zoo",
             "data"},
 }  # fmt: skip
-ANYONE = {"errors", "names", "machine", "__version__"}
+ANYONE = {"errors", "files", "machine", "names", "__version__"}
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from vlm_edge.cli.main import main
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.record import RECORD_NAME, RunRecord, read_record
-from vlm_edge.core.store import Store
+from vlm_edge.core.store import Store, key_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Workplace:
         return CliRunner().invoke(main, ["--store", str(self.store), "--runs", str(self.runs), *arguments])
 
 
-def seal(store: Store, key: str, stage: str, kind: ArtifactKind, content: bytes) -> str:
+def seal(store: Store, stage: str, kind: ArtifactKind, content: bytes) -> str:
+    key = key_of({"stage": stage})
     with store.begin(key) as (out, _):
         (out / "model.bin").write_bytes(content)
         artifact, _ = store.seal(key, kind, {"stage": stage}, {}, 1.5)
@@ -48,9 +49,9 @@ def empty(tmp_path: Path) -> Workplace:
 @pytest.fixture
 def workplace(tmp_path: Path, sample_record: RunRecord) -> Workplace:
     store = Store(tmp_path / "store")
-    graphs = seal(store, "a" * 64, "export", ArtifactKind.GRAPHS, b"g" * 1000)
-    engine = seal(store, "b" * 64, "compile", ArtifactKind.ENGINE, b"e" * 2_000_000)
-    gone = seal(store, "c" * 64, "prune", ArtifactKind.CHECKPOINT, b"c" * 500)
+    graphs = seal(store, "export", ArtifactKind.GRAPHS, b"g" * 1000)
+    engine = seal(store, "compile", ArtifactKind.ENGINE, b"e" * 2_000_000)
+    gone = seal(store, "prune", ArtifactKind.CHECKPOINT, b"c" * 500)
     variants = [variant.model_copy(update={"runs": []}) for variant in sample_record.variants]
     variants = [variant.model_copy(update={"artifacts": {"graphs": graphs, "engine": engine}}) for variant in variants]
     record = sample_record.model_copy(update={"variants": variants})

@@ -61,7 +61,8 @@ def test_gc_removes_what_no_run_names_and_nothing_else(workplace: Any) -> None:
 
     result = workplace.invoke("gc")
     assert result.exit_code == 0
-    assert result.stdout.startswith("removed 1 artifacts, 0 cached measurements, 0 unfinished stage runs: 0.0 MB (500")
+    assert result.stdout.startswith("removed 1 artifacts, 0 cached measurements, 0 unfinished stage runs, ")
+    assert "0 temporary files: 0.0 MB (500 bytes)" in result.stdout
     assert f"{workplace.unreferenced[:12]} prune" in result.stdout
     assert {record.digest for record in store.records()} == set(workplace.kept)
     assert json.loads(workplace.invoke("gc", "--json").stdout)["artifacts"] == []

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from vlm_edge.core.budget import Verdict
-from vlm_edge.core.files import write_atomically
 from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import write_atomically
 from vlm_edge.report.github import annotate, crash_summary, job_summary, workflow_command
 from vlm_edge.report.junit import crash_junit, run_junit
 

@@ -40,9 +40,9 @@ def evaluate(
     read are left out, named and counted; more than 1% of them is an error.
     """
     from vlm_edge.api import find_task
-    from vlm_edge.core.files import write_atomically
     from vlm_edge.evaluation.accuracy import compare, describe
     from vlm_edge.evaluation.accuracy import evaluate as measure
+    from vlm_edge.files import write_atomically
     from vlm_edge.report.table import measurements_table
 
     with settings.working() as progress:

@@ -47,6 +47,7 @@ def _summary(garbage: Garbage, dry_run: bool) -> str:
         (len(garbage.artifacts), "artifacts"),
         (len(garbage.measurements), "cached measurements"),
         (len(garbage.scratch), "unfinished stage runs"),
+        (garbage.temporary, "temporary files"),
     )
     counts = ", ".join(f"{count} {what}" for count, what in parts)
     return f"{verb} {counts}: {garbage.size_bytes / 1e6:,.1f} MB ({garbage.size_bytes} bytes)"

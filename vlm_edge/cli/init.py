@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 
 from vlm_edge.cli.settings import Settings, pass_settings
-from vlm_edge.core.files import write_atomically
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import write_atomically
 from vlm_edge.names import near
 
 _EXAMPLE_DATA = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vlm_edge.core.files import write_atomically
+from vlm_edge.files import write_atomically
 
 output_option = click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, and print the path."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -41,7 +42,7 @@ NOT_CONTENT = frozenset({".md", ".jsonl", ".gitattributes"})
 
 
 def digest_folder(folder: Path, ignore: frozenset[str] = frozenset()) -> str:
-    """Hex sha256 over every file's relative POSIX path and content digest, in sorted order.
+    """Hex sha256 over the lines of ``sha256sum`` for every file, by its relative POSIX path, in sorted order.
 
     Args:
         folder: the folder; its own name is no part of the digest.
@@ -55,8 +56,14 @@ def digest_folder(folder: Path, ignore: frozenset[str] = frozenset()) -> str:
         raise VlmEdgeError(f"{folder}: no such folder, or it holds no file")
     total = hashlib.sha256()
     for name, path in files:
-        total.update(f"{digest_file(path)}  {name}\n".encode())
+        total.update(digest_line(digest_file(path), name))
     return total.hexdigest()
+
+
+def digest_line(digest: str, name: str) -> bytes:
+    """The line that ``sha256sum`` prints for a file: a name that would break it is escaped, so none forges another."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return os.fsencode(f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
 
 
 def _content(folder: Path, ignore: frozenset[str]) -> Iterator[Path]:

@@ -107,7 +107,7 @@ class Runner:
                 found = self.store.find(key)  # another process may have made it while this one waited for the lock
                 if found is None:
                     facts: dict[str, Any] = {}
-                    cache = self.store.cache / step.stage
+                    cache = self.store.shared(step.stage)
                     metric = self.toolbox.metric if "metric" in spec.reads else None
                     work = StageWork(out, state, self.recipe.seed, self.progress, facts, cache, metric)
                     inputs = StageInputs(
@@ -152,12 +152,12 @@ class Runner:
         """A measurement from the store, or taken now and kept there."""
         version = self.toolbox.evaluators.versions[identity["measure"]]
         identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluator": version}
-        key = key_of(identity)
-        kept = self.store.measurement(key)
-        if kept is None:
-            kept = {"artifacts": identity["artifacts"], "identity": identity, "value": measure()}
-            self.store.keep_measurement(key, kept)
-        return kept["value"]
+        kept = self.store.measurement(key_of(identity))
+        if kept is not None:
+            return kept["value"]
+        value = measure()
+        self.store.keep_measurement(identity, value)
+        return value
 
     def _outcomes(self, engine: Artifact) -> dict[str, Any]:
         evaluators, task = self.toolbox.evaluators, self.recipe.task

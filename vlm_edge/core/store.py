@@ -12,6 +12,11 @@ Layout::
 
 An object is renamed into place whole and its key record is written last, by a rename too, so that a process killed at
 any moment leaves nothing that :meth:`Store.find` would take for an artifact.
+
+Stores are copied between machines and restored from caches, so nothing in one is believed before it is checked. A
+record carries a checksum and belongs to the one key that its identity hashes to; a digest is 64 hexadecimal digits and
+nothing else; an object is plain files and folders with that digest, no links. What fails is taken for absent and made
+again. Nothing is removed but what lies in the store's own folders, and no link is followed on the way.
 """
 
 from __future__ import annotations
@@ -28,40 +33,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder, folder_size_bytes
-from vlm_edge.core.files import write_atomically
+from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
+from vlm_edge.core.checked import Digest, Timestamp
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import environment_fault, leftovers, write_atomically
 
 
 class StageRecord(BaseModel):
-    """What the store knows of one finished stage run."""
+    """What the store knows of one finished stage run; ``key`` is the hash of ``identity``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    key: str
+    key: Digest
     kind: ArtifactKind
-    digest: str
+    digest: Digest
     identity: dict[str, Any]
     facts: dict[str, Any]
-    wall_s: float
-    created: str
+    wall_s: float = Field(ge=0, allow_inf_nan=False)
+    created: Timestamp
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """What :meth:`Store.collect` removed, or would remove."""
+    """What :meth:`Store.collect` removed, or would remove. ``temporary`` counts files of killed writes."""
 
     artifacts: tuple[str, ...]
     measurements: tuple[str, ...]
     scratch: tuple[str, ...]
+    temporary: int
     size_bytes: int
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
+def key_of(identity: Any) -> str:
     """Hex sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of what decides a result."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -85,13 +92,21 @@ class Store:
         self.measurements = self.root / "measurements"
         self.scratch = self.root / "scratch"
         self.cache = self.root / "cache"
-        try:
-            for folder in (self.objects, self.keys, self.measurements, self.scratch, self.root / "locks"):
+        self.locks = self.root / "locks"
+        self._verified: dict[str, frozenset[tuple[str, int, int, int]]] = {}
+        doing = f"{self.root}: the store can't be written"
+        for folder in (self.objects, self.keys, self.measurements, self.scratch, self.cache, self.locks):
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise VlmEdgeError(
-                f"{self.root}: the store can't be written: {error.strerror}", "give another folder with --store"
-            ) from error
+            except OSError as error:
+                hint = "give another folder with --store"
+                fault = environment_fault(error, doing)
+                raise VlmEdgeError(fault.message if fault else f"{doing}: {error.strerror}", hint) from error
+            if folder.is_symlink():
+                raise VlmEdgeError(
+                    f"{folder}: a link, and a store's own folders are none: what it leads to could be removed",
+                    "remove the link; a store on another disk is given whole with --store",
+                )
 
     def find(self, key: str) -> tuple[Artifact, StageRecord] | None:
         """The artifact of a finished stage run, its content verified against its digest.
@@ -99,26 +114,21 @@ class Store:
         A record whose object is gone or altered is taken for absent, so that the stage runs again.
         """
         record = self._read_record(self.keys / f"{key}.json")
-        if record is None:
+        if record is None or not self._intact(record.digest):
             return None
-        folder = self.objects / record.digest
-        if not _intact(folder, record.digest):
-            (self.keys / f"{key}.json").unlink(missing_ok=True)
-            if folder.is_dir():
-                _remove(folder)
-            return None
-        return Artifact(record.kind, record.digest, folder), record
+        return Artifact(record.kind, record.digest, self.objects / record.digest), record
 
     @contextmanager
     def begin(self, key: str) -> Iterator[tuple[Path, Path]]:
         """Hold the lock of one stage run and give its (out, state) folders: out empty, state as a kill left it."""
-        with self._lock(key):
-            out, state = self.scratch / key / "out", self.scratch / key / "state"
-            if out.exists():
-                _remove(out)
-            out.mkdir(parents=True)
-            state.mkdir(exist_ok=True)
-            yield out, state
+        folder = self.scratch / key
+        with self._lock(key, wait=True):
+            if folder.is_symlink() or any(path.is_symlink() for path in folder.rglob("*")):
+                self._remove(folder)  # a run of this program leaves no links
+            self._remove(folder / "out")
+            (folder / "out").mkdir(parents=True)
+            (folder / "state").mkdir(exist_ok=True)
+            yield folder / "out", folder / "state"
 
     def seal(
         self, key: str, kind: ArtifactKind, identity: Mapping[str, Any], facts: Mapping[str, Any], wall_s: float
@@ -127,16 +137,6 @@ class Store:
         out = self.scratch / key / "out"
         digest = digest_folder(out)
         folder = self.objects / digest
-        for path in out.rglob("*"):
-            if path.is_file():
-                _sync(path)
-                path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-        if _intact(folder, digest):
-            _remove(out)
-        else:
-            if folder.exists():
-                _remove(folder)
-            out.rename(folder)
         record = StageRecord(
             key=key,
             kind=kind,
@@ -146,19 +146,33 @@ class Store:
             wall_s=round(wall_s, 3),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        write_json_atomically(self.keys / f"{key}.json", record.model_dump(mode="json"))
-        _remove(self.scratch / key)
+        for path in out.rglob("*"):
+            if path.is_file():
+                _sync(path)
+                path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+        if not self._intact(digest):
+            self._remove(folder)
+            out.rename(folder)
+            self._verified[digest] = _listing(folder)
+        _write_checked(self.keys / f"{key}.json", record.model_dump(mode="json"))
+        self._remove(self.scratch / key)
         return Artifact(kind, digest, folder), record
 
-    def measurement(self, key: str) -> Any | None:
-        """A cached measurement, or None. A file that is not JSON is taken for absent."""
-        try:
-            return json.loads((self.measurements / f"{key}.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
+    def measurement(self, key: str) -> dict[str, Any] | None:
+        """A cached measurement, or None. One that was altered, or was written for another key, is taken for absent."""
+        kept = _read_checked(self.measurements / f"{key}.json")
+        return kept if kept is not None and _is_key_of(key, kept.get("identity")) else None
 
-    def keep_measurement(self, key: str, value: Any) -> None:
-        write_json_atomically(self.measurements / f"{key}.json", value)
+    def keep_measurement(self, identity: Mapping[str, Any], value: Any) -> None:
+        """Cache a measurement under the key of its identity, whose ``artifacts`` are the digests that it is of."""
+        _write_checked(self.measurements / f"{key_of(identity)}.json", {"identity": dict(identity), "value": value})
+
+    def shared(self, stage: str) -> Path:
+        """The folder of a stage for what several of its runs can use."""
+        folder = self.cache / stage
+        if folder.is_symlink():
+            self._remove(folder)
+        return folder
 
     def records(self) -> list[StageRecord]:
         """Every finished stage run, oldest first."""
@@ -168,12 +182,12 @@ class Store:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Keep :meth:`collect` away while a run is under way, whose artifacts no record names yet."""
-        with (self.root / "locks" / "in-use").open("w") as file:
+        with self._open_lock("in-use") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             yield
 
     def collect(self, referenced: set[str], *, dry_run: bool) -> Garbage:
-        """Remove artifacts that no digest in ``referenced`` names, their records and idle scratch folders.
+        """Remove artifacts that no digest in ``referenced`` names, their records, and what killed runs left behind.
 
         Args:
             referenced: digests that stay (those that a run record names).
@@ -182,7 +196,7 @@ class Store:
         Raises:
             VlmEdgeError: a run is using the store.
         """
-        with (self.root / "locks" / "in-use").open("w") as file:
+        with self._open_lock("in-use") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -192,60 +206,125 @@ class Store:
     def _collect(self, referenced: set[str], dry_run: bool) -> Garbage:
         artifacts = [path for path in sorted(self.objects.iterdir()) if path.name not in referenced]
         scratch = [path for path in sorted(self.scratch.iterdir()) if not self._locked(path.name)]
+        temporary = [*leftovers(self.keys), *leftovers(self.measurements)]
         gone = {path.name for path in artifacts}
-        measurements = [
-            path
-            for path in sorted(self.measurements.glob("*.json"))
-            if gone & set((self.measurement(path.stem) or {}).get("artifacts", ()))
-        ]
-        size = sum(folder_size_bytes(path) for path in [*artifacts, *scratch])
-        size += sum(path.stat().st_size for path in measurements)
-        size += folder_size_bytes(self.cache)
+        measurements = [path for path in sorted(self.measurements.glob("*.json")) if gone & self._measured(path.stem)]
+        removed = [*artifacts, *scratch, *temporary, *measurements, *sorted(self.cache.iterdir())]
+        size = sum(_size_bytes(path) for path in removed)
         if not dry_run:
-            for record in self.records():
-                if record.digest in gone:
-                    (self.keys / f"{record.key}.json").unlink(missing_ok=True)
-            for path in [*artifacts, *scratch, self.cache]:
-                _remove(path)
-            for path in measurements:
-                path.unlink(missing_ok=True)
+            removed[:0] = [self.keys / f"{record.key}.json" for record in self.records() if record.digest in gone]
+            for path in removed:
+                self._remove(path)
         names = tuple(tuple(path.stem for path in paths) for paths in (artifacts, measurements, scratch))
-        return Garbage(names[0], names[1], names[2], size)
+        return Garbage(names[0], names[1], names[2], len(temporary), size)
+
+    def _measured(self, key: str) -> set[str]:
+        """Digests of the artifacts that a cached measurement is of."""
+        artifacts = (self.measurement(key) or {}).get("identity", {}).get("artifacts", ())
+        return {each for each in artifacts if isinstance(each, str)} if isinstance(artifacts, list) else set()
 
     def _read_record(self, path: Path) -> StageRecord | None:
         try:
-            return StageRecord.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError):
+            record = StageRecord.model_validate(_read_checked(path))
+        except ValidationError:
             return None
+        return record if record.key == path.stem and _is_key_of(record.key, record.identity) else None
+
+    def _intact(self, digest: str) -> bool:
+        """Whether an object holds what its digest says.
+
+        It is hashed once by each Store, and again only if a name, size, inode or time of it has changed since.
+        """
+        folder = self.objects / digest
+        try:
+            listing = _listing(folder)
+            if self._verified.get(digest) != listing:
+                if not listing or digest_folder(folder) != digest:
+                    return False
+                self._verified[digest] = listing
+        except (OSError, VlmEdgeError):  # missing, emptied, or not to be read
+            return False
+        return True
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file, a link or a folder with all in it, which may be read-only; gone already is fine.
+
+        Raises:
+            VlmEdgeError: it is not within the store.
+        """
+        if self.root.resolve() not in (path.parent.resolve(), *path.parent.resolve().parents) or path.name in (
+            "",
+            "..",
+        ):
+            raise VlmEdgeError(f"{path}: outside of the store {self.root}, and left alone")
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path)
+
+    def _open_lock(self, name: str) -> IO[bytes]:
+        """A lock's file, made where it is missing; never what a link leads to."""
+        return os.fdopen(os.open(self.locks / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "rb")
 
     @contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        with (self.root / "locks" / key).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def _lock(self, key: str, *, wait: bool) -> Iterator[None]:
+        with self._open_lock(key) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
 
     def _locked(self, key: str) -> bool:
-        with (self.root / "locks" / key).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
+        try:
+            with self._lock(key, wait=False):
+                return False
+        except BlockingIOError:
+            return True
 
 
-def _intact(folder: Path, digest: str) -> bool:
-    """Whether the folder is there and holds what its digest says."""
+def _listing(folder: Path) -> frozenset[tuple[str, int, int, int]]:
+    """(relative path, size, modification time in ns, inode) of every file; empty where anything else is among them."""
+    rows = set()
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(parent, name)  # noqa: PTH118  (a Path for every file is slow)
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                rows.add((path, status.st_size, status.st_mtime_ns, status.st_ino))
+            elif not stat.S_ISDIR(status.st_mode):
+                return frozenset()
+    return frozenset(rows) if not folder.is_symlink() else frozenset()
+
+
+def _size_bytes(path: Path) -> int:
+    """Of a file, a link itself, or all files of a folder."""
+    below = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(status.st_size for each in below if not stat.S_ISDIR((status := each.lstat()).st_mode))
+
+
+def _write_checked(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object beside the checksum of what a reader will get."""
+    read = json.loads(json.dumps(content, allow_nan=False))
+    write_json_atomically(path, {"sha256": key_of(read), "content": read})
+
+
+def _read_checked(path: Path) -> dict[str, Any] | None:
+    """The JSON object that :func:`_write_checked` wrote; None where there is none, or any of it was altered."""
     try:
-        return digest_folder(folder) == digest
-    except VlmEdgeError:  # missing, or emptied
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        kept = json.loads(path.read_bytes())
+        content = kept["content"]
+        return content if isinstance(content, dict) and _is_key_of(kept["sha256"], content) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _is_key_of(key: Any, identity: Any) -> bool:
+    try:
+        return bool(key_of(identity) == key)
+    except (ValueError, RecursionError):  # not finite, a lone surrogate, nested without end
         return False
 
 
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder of which files may be read-only; gone already is fine."""
-    shutil.rmtree(folder, ignore_errors=not folder.exists())

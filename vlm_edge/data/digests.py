@@ -14,11 +14,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlm_edge.core.artifact import digest_line
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import write_atomically
 
 
 def content_digest(folder: Path) -> str:
-    """Hex sha256 over the lines ``sha256  path`` of every file below ``folder``, sorted by path.
+    """Hex sha256 over the lines of ``sha256sum`` for every file below ``folder``, sorted by path.
 
     Hidden files are left out. Raises:
         VlmEdgeError: the folder is missing or holds no file.
@@ -55,7 +57,7 @@ def _hash(folder: Path, names: list[str]) -> str:
     total = hashlib.sha256()
     for name in names:
         with (folder / name).open("rb") as file:
-            total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
+            total.update(digest_line(hashlib.file_digest(file, "sha256").hexdigest(), name))
     return total.hexdigest()
 
 
@@ -84,10 +86,6 @@ def _read_record(path: Path) -> dict[str, str]:
 def _write_record(path: Path, record: dict[str, str]) -> None:
     """Remember a digest; where the cache folder cannot be written, the next call hashes again."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file)
-        Path(name).replace(path)
-    except OSError:
+        write_atomically(path, json.dumps(record).encode())
+    except VlmEdgeError:
         return

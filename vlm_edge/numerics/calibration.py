@@ -20,6 +20,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import write_atomically
 from vlm_edge.machine import usable_cpus
 from vlm_edge.numerics.ranges import Histogram
 
@@ -196,10 +197,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         }
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_bytes(content.getvalue())
-    partial.replace(path)
+    write_atomically(path, content.getvalue())
 
 
 def read_statistics(path: Path) -> Statistics:

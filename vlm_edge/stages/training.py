@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import TrainingBatch
+from vlm_edge.files import write_atomically
 from vlm_edge.machine import computes_bfloat16
 from vlm_edge.stages.training_config import TrainingConfig
-from vlm_edge.stages.training_data import RowCache, TrainingSet, write_atomically
+from vlm_edge.stages.training_data import RowCache, TrainingSet
 
 CHECKPOINT_SECONDS = 15.0
 HISTORY_POINTS = 20

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,22 +26,13 @@ from vlm_edge.data.dataset import Sample, Split
 from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family, TrainingBatch
+from vlm_edge.files import write_atomically
 from vlm_edge.numerics.losses import IGNORED
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import ImageProcessing
 
 CHUNK_ROWS = 128
 MAX_OPEN_CHUNKS = 128
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside ``path``, then rename: a killed process leaves the old file or the new one, never a part."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 class RowCache:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_edge.core.files import write_atomically
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import write_atomically
 
 
 def test_a_file_is_replaced_whole_and_its_folder_made(tmp_path: Path) -> None:
