@@ -44,6 +44,7 @@ from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.evaluation.resolution import budget_faults
 from vlm_edge.evaluation.stage_metric import DrawnMetric
 from vlm_edge.families.sources import resolve_model
+from vlm_edge.files import whole_folder
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.stages import STAGES
@@ -190,14 +191,10 @@ def run_stage(
         _needed_task(spec.name, data) if "task" in spec.reads else None,
         find_target(target or "cpu-ort") if "target" in spec.reads else None,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        out_now, state, bars = Path(temporary) / "out", Path(temporary) / "state", progress or SilentProgress()
-        work = StageWork(out_now, state, seed, bars, metric=DrawnMetric() if "metric" in spec.reads else None)
-        work.out.mkdir()
-        work.scratch.mkdir()
+    with whole_folder(out) as out_now, tempfile.TemporaryDirectory(dir=out.parent, prefix=".vlm-edge-") as state:
+        metric = DrawnMetric() if "metric" in spec.reads else None
+        work = StageWork(out_now, Path(state), seed, progress or SilentProgress(), metric=metric)
         spec.run(settings, inputs, work)
-        work.out.rename(out)
     return work.facts
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlm_edge.errors import VlmEdgeError
@@ -52,9 +54,34 @@ def environment_fault(error: OSError, doing: str | None = None) -> VlmEdgeError 
     return VlmEdgeError(f"{place}: {reason}" if place else reason, hint)
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Name the folder in errors of writes that name no file: of a full disk, the system says no more than that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(folder)
+        raise
+
+
 def temporary_name(beside: Path) -> Path:
     """A new name beside a file or folder, for what is renamed to it when it is whole."""
     return beside.with_name(f"{_PREFIX}{os.urandom(8).hex()}{_SUFFIX}")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``out``, new or empty, at the end; after an exception nothing is there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(out)
+    try:
+        with writing_to(out):
+            temporary.mkdir()
+            yield temporary
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def leftovers(folder: Path) -> Iterator[Path]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from vlm_edge.errors import RecipeError, UsageError, VlmEdgeError
+from vlm_edge.files import environment_fault, write_atomically
 
 ERROR = 1
 USAGE = 2
@@ -22,17 +26,13 @@ PIPE_CLOSED = 141
 def edge(ctx: click.Context) -> Iterator[None]:
     """Turn a command's exceptions into a message and an exit code.
 
-    A :class:`VlmEdgeError` is shown with its hint and no traceback; anything unforeseen in one line, its traceback
-    saved to a file. With ``--debug`` both are raised as they are.
+    A :class:`VlmEdgeError` is shown with its hint and no traceback, and so is a fault of the disk, a folder or the
+    installation. Anything unforeseen is a fault in vlm-edge: one line, and a log for a report. With ``--debug`` all are
+    raised as they are.
     """
     try:
         yield
         sys.stdout.flush()
-    except VlmEdgeError as error:
-        if _debug(ctx):
-            raise
-        _show(error)
-        ctx.exit(USAGE if isinstance(error, RecipeError | UsageError) else ERROR)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\ninterrupted; what is finished is in the store: run the same command again to go on", err=True)
         ctx.exit(INTERRUPTED)
@@ -42,13 +42,14 @@ def edge(ctx: click.Context) -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit):
         raise
     except Exception as error:
-        if _debug(ctx):
+        if getattr(ctx.obj, "debug", False):
             raise
-        if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
-            _show(VlmEdgeError(f"this needs {error.name}, which is not installed", f"pip install 'vlm-edge[{extra}]'"))
-            ctx.exit(ERROR)
+        known = error if isinstance(error, VlmEdgeError) else _explained(error)
+        if known is not None:
+            _show(known)
+            ctx.exit(USAGE if isinstance(known, RecipeError | UsageError) else ERROR)
         click.secho(f"error: {type(error).__name__}: {_first_line(error)}", fg="red", err=True)
-        click.echo(f"hint: this is a fault in vlm-edge; the traceback is in {_save_traceback()}", err=True)
+        click.echo(f"hint: this is a fault in vlm-edge; {_save_log()}", err=True)
         ctx.exit(ERROR)
 
 
@@ -60,13 +61,26 @@ _EXTRAS = {
 }
 """Modules that an installation for a device alone does not have, by the extra that brings them."""
 
+_NATIVE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
+"""Faults that libraries written in C++ and Rust tell in the text of an exception of their own."""
 
-def _extra_of(module: str) -> str | None:
-    return next((extra for extra, modules in _EXTRAS.items() if module.partition(".")[0] in modules), None)
 
-
-def _debug(ctx: click.Context) -> bool:
-    return bool(getattr(ctx.obj, "debug", False))
+def _explained(error: Exception) -> VlmEdgeError | None:
+    """A fault of the environment as an error for the user; None for a fault of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        module = error.name or ""
+        extra = next((extra for extra, names in _EXTRAS.items() if module.partition(".")[0] in names), None)
+        hint = f"pip install 'vlm-edge[{extra}]'"
+        return VlmEdgeError(f"this needs {module}, which is not installed", hint) if extra else None
+    if isinstance(error, MemoryError):
+        return VlmEdgeError("out of memory", "close what else is running, or take a machine with more of it")
+    found = error if isinstance(error, OSError) and error.errno is not None else None
+    if found is None:
+        number = next((number for number, words in _NATIVE.items() if words in str(error)), None)
+        found = OSError(number, _NATIVE[number]) if number is not None else None
+    if found is None:
+        return None
+    return environment_fault(found, None if found is error else _first_line(error))
 
 
 def _show(error: VlmEdgeError) -> None:
@@ -82,17 +96,49 @@ def _first_line(error: Exception) -> str:
     return lines[0][:300] if lines else "no message"
 
 
-def _save_traceback() -> str:
-    """Write the current traceback, with what was asked, to a temporary file and give its name."""
+def _save_log() -> str:
+    """Write the current traceback, versions and what was asked below the user's state folder; say where."""
     import platform
     import tempfile
     import traceback
+    from importlib import metadata
 
     from vlm_edge import __version__
 
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="vlm-edge-", suffix=".traceback.txt", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(f"vlm-edge {__version__}, python {platform.python_version()}, {platform.platform()}\n")
-        file.write(f"arguments: {sys.argv[1:]}\n\n{traceback.format_exc()}")
-    return file.name
+    installed = {each.name.lower(): each.version for each in metadata.distributions() if each.name}
+    wanted = ("numpy", "onnxruntime", "openvino", "onnx", "onnx-ir", "torch", "transformers", "tokenizers", "pydantic")
+    versions = [f"{name} {installed[name]}" for name in wanted if name in installed]
+    text = (
+        f"vlm-edge {__version__}, python {platform.python_version()}, {platform.platform()}\n"
+        f"{', '.join(versions)}\narguments: {sys.argv[1:]}\n\n{traceback.format_exc()}"
+    )
+    content = without_secrets(text).encode(errors="backslashreplace")
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}.log"
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  (never raises)
+    states = [Path(base) / "vlm-edge" / "faults"] if Path(base).is_absolute() else []
+    for folder in (*states, Path(tempfile.gettempdir())):
+        try:
+            write_atomically(folder / name, content)
+        except VlmEdgeError:
+            continue
+        return f"attach {folder / name} to a report of it (traceback, versions and command line)"
+    return "no log of it could be written: run the command with --debug, and attach what it prints to a report of it"
+
+
+_SECRET_NAME = re.compile(r"token|secret|passw|credential|api_?key|auth", re.IGNORECASE)
+_SECRETS = re.compile(
+    r"""\b(?:hf|api_org|gh[pousr]|github_pat|glpat)[_-]\w{8,}   # tokens of hubs
+    | \b(?:AKIA|ASIA)[A-Z0-9]{12,}                              # keys of clouds
+    | (?<=://)[^/\s@'"]+(?=@)                                   # https://USER:PASSWORD@host
+    | (?<=[Bb]earer\s)\S+
+    | (?<=token=)[^\s&'"]+ | (?<=password=)[^\s&'"]+ | (?<=secret=)[^\s&'"]+""",
+    re.VERBOSE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text with ``***`` for what looks like a password or token, and for the values of such variables."""
+    values = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8]
+    for value in sorted(values, key=len, reverse=True):
+        text = text.replace(value, "***")
+    return _SECRETS.sub("***", text)

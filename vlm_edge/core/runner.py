@@ -32,6 +32,7 @@ from vlm_edge.core.record import (
 from vlm_edge.core.stage import Progress, StageInputs, StageWork
 from vlm_edge.core.store import Store, key_of, write_json_atomically
 from vlm_edge.core.toolbox import Toolbox
+from vlm_edge.files import writing_to
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Runner:
                         self.recipe.target if "target" in spec.reads else None,
                     )
                     started = time.monotonic()
-                    with self.progress.bar(step.stage, None):
+                    with self.progress.bar(step.stage, None), writing_to(out):
                         spec.run(step.config, inputs, work)
                     found = self.store.seal(key, spec.output, identity, facts, time.monotonic() - started)
         artifact, record = found

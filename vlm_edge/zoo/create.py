@@ -24,6 +24,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
 from vlm_edge.families.weights import WEIGHTS_NAME, tied_aliases
+from vlm_edge.files import whole_folder
 from vlm_edge.zoo import SIZES
 from vlm_edge.zoo.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
@@ -103,17 +104,17 @@ def create(name: str, size: str, out: Path, seed: int = 0) -> Path:
         surgery = _student(size, sizes.image) if name == "blip-mobilevit" else []
         apply_surgery(model, family, surgery, out / SURGERY_NAME)
     randomize(model, seed)
-    out.mkdir(parents=True, exist_ok=True)
     aliases = tied_aliases(model)
     state = {key: tensor.contiguous() for key, tensor in model.state_dict().items() if key not in aliases}
-    save_file(state, out / WEIGHTS_NAME, metadata={"format": "pt"})
-    _write_json(out / "config.json", config)
-    _write_json(out / "preprocessor_config.json", _image_processor(name, sizes.image))
-    if name != "clip":
-        _write_json(out / "generation_config.json", {"max_new_tokens": 5})
-    if surgery:
-        _write_json(out / SURGERY_NAME, surgery)
-    write_tokenizer(out, sizes.vocabulary, sizes.positions)
+    with whole_folder(out) as folder:
+        save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "preprocessor_config.json", _image_processor(name, sizes.image))
+        if name != "clip":
+            _write_json(folder / "generation_config.json", {"max_new_tokens": 5})
+        if surgery:
+            _write_json(folder / SURGERY_NAME, surgery)
+        write_tokenizer(folder, sizes.vocabulary, sizes.positions)
     return out
 
 
