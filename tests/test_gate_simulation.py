@@ -1,4 +1,4 @@
-"""Accuracy gates on simulated data of known truth: a short run of benchmarks/gate_accuracy.py, and its exit codes."""
+"""Gates on simulated data of known truth: short runs of benchmarks/gate_accuracy.py and gate_latency.py."""
 
 from __future__ import annotations
 
@@ -11,17 +11,36 @@ import numpy as np
 import pytest
 from scipy import stats
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "gate_accuracy.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def simulation():
-    spec = importlib.util.spec_from_file_location("gate_accuracy", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gate_accuracy"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gate_accuracy"]
+    yield from loaded("gate_accuracy")
+
+
+@pytest.fixture(scope="module")
+def latency():
+    yield from loaded("gate_latency")
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.4])
+def test_a_latency_measured_on_until_it_is_decided_still_holds_the_truth(latency, spread):
+    draws = np.exp(spread * np.random.default_rng(1).normal(size=(500, 96)))
+    ends = [latency._simulated(row, latency.LatencySettings(), 18)[0] for row in draws]
+    held = sum(end.low <= 1 <= end.high for end in ends)
+    wrong = [sum(end.low >= 1 for end in ends), sum(end.high < 1 for end in ends)]  # a bound at the truth itself
+    assert held >= stats.binom.ppf(1e-3, 500, 0.95)
+    assert max(wrong) <= stats.binom.ppf(1 - 1e-3, 500, 0.025)
 
 
 def test_an_engine_against_itself_never_fails_and_what_is_missed_never_passes(simulation):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vlm_edge.core.gate import (
     judged_percentiles,
     recorded_budgets,
 )
+from vlm_edge.core.measurement import PATIENCE_S
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import PlannedRun, Runner
@@ -137,12 +138,23 @@ def plan_recipe(path: Path, store: Path) -> list[PlannedRun]:
     return Runner(check_recipe(path), toolbox(), Store(store), SilentProgress()).planned()
 
 
-def run_recipe(path: Path, *, store: Path, runs: Path, progress: Progress | None = None) -> RunRecord:
+def run_recipe(
+    path: Path,
+    *,
+    store: Path,
+    runs: Path,
+    progress: Progress | None = None,
+    remeasure: Collection[str] = (),
+    patience_s: float = PATIENCE_S,
+) -> RunRecord:
     """Run a recipe and write ``runs/NAME/run.json`` and ``runs/NAME/bundle/``.
 
-    What the store already has is not made or measured again.
+    What the store already has is not made or measured again, but for latencies that ``remeasure`` (``{"latency"}``)
+    asks for, and those whose verdict is open after less than ``patience_s`` seconds of measuring.
     """
-    return Runner(check_recipe(path), toolbox(), Store(store), progress or SilentProgress()).run(runs)
+    bars = progress or SilentProgress()
+    runner = Runner(check_recipe(path), toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s)
+    return runner.run(runs)
 
 
 def run_stage(

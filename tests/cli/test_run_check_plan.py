@@ -78,6 +78,17 @@ def test_a_budget_that_can_not_be_met_is_3_and_named(toy: Toy, empty: Any, limit
     assert f" {bound:g} " in line
 
 
+def test_latencies_are_measured_again_and_longer_on_request(toy: Toy, empty: Any) -> None:
+    recipe = str(write_recipe(toy.folder))
+    empty.invoke("run", recipe)
+    toy.log.clear()
+    assert empty.invoke("run", recipe, "--remeasure", "--patience", "600").exit_code == 0
+    assert set(toy.log) == {"latency"}
+    assert empty.invoke("run", recipe, "--remeasure", "latency").exit_code == 0
+    for wrong in (["--remeasure", "accuracy"], ["--patience", "0"]):
+        assert empty.invoke("run", recipe, *wrong).exit_code == 2
+
+
 def test_undecided_is_4(toy: Toy, empty: Any) -> None:
     recipe = write_recipe(toy.folder, budgets={"accuracy": {"max_drop_pt": 0.2}})
     result = empty.invoke("run", str(recipe))

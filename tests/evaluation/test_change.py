@@ -225,8 +225,9 @@ class ShortMeasurements:
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
+        **_: Any,
     ) -> Timed:
-        settings = LatencySettings(look_rounds=2, round_seconds=0.1, seconds=0.1, max_seconds=60, warmup_seconds=0.1)
+        settings = LatencySettings(look_rounds=2, round_seconds=0.1, seconds=0.1, patience=60, warmup_seconds=0.1)
         return measure_latency(baseline, candidate, task, threads=target.threads, asked=asked, settings=settings)
 
 

@@ -15,6 +15,7 @@ from vlm_edge.evaluation import latency_rounds
 from vlm_edge.evaluation.latency import LatencySettings, measure_latency
 from vlm_edge.evaluation.latency_engine import disturbed_queries
 from vlm_edge.numerics.statistics import percentile
+from vlm_edge.numerics.timing import LOOKED_AT
 
 QUICK = LatencySettings(seconds=0, warmup_seconds=0.1, round_seconds=0.001, batch_seconds=0)
 
@@ -208,10 +209,10 @@ def test_a_percentile_with_too_few_queries_is_not_reported(fake, bench, monkeypa
     assert full["latency_p99_speedup"].n >= 662
     ticks = iter(range(0, 10**6, 20))
     monkeypatch.setattr(latency_rounds.time, "monotonic", lambda: next(ticks))
-    few, conditions = measure(fake, bench, asked=asked, settings=QUICK.model_copy(update={"max_seconds": 150}))
+    few, conditions = measure(fake, bench, asked=asked, settings=QUICK.model_copy(update={"patience": 150}))
     assert 11 <= few["latency_p50_ms"].n < 662
     assert not [name for name in few if "p99" in name]
-    assert conditions["stopped"] == "150 s had passed"
+    assert conditions["stopped"] == "its cap of 150 s had passed"
 
 
 def test_it_ends_when_every_speed_up_is_certain_or_the_time_is_up(fake, bench, monkeypatch):
@@ -236,6 +237,39 @@ def test_it_ends_when_every_speed_up_is_certain_or_the_time_is_up(fake, bench, m
     assert reasons[:2] == ["every interval was narrow enough"] * 2
     assert reasons[2] == "40 s had passed"
     assert max(widths[:2]) <= 0.02
+
+
+def test_it_goes_on_while_a_verdict_is_open_and_looks_again_at_twice_the_rounds(fake, bench, monkeypatch):
+    ticks = iter(range(10**7))
+    monkeypatch.setattr(latency_rounds.time, "monotonic", lambda: next(ticks) / 1e4)
+    generator = np.random.default_rng(0)
+    fake.noise = lambda: float(generator.lognormal(0, 0.05))
+    looks = []
+
+    def is_open(found):
+        looks.append({each.metric: each for each in found})
+        return len(looks) % 3 > 0
+
+    found, conditions = measure(fake, bench, is_open=is_open)
+    assert conditions["rounds"] == 4 * QUICK.look_rounds  # after 6, 12 and 24
+    assert conditions["stopped"] == "the verdict was decided"
+    assert found["latency_p90_speedup"] == looks[-1]["latency_p90_speedup"]  # what is reported is what was judged
+    monkeypatch.setattr(latency_rounds, "LOOKED_AGAIN", LOOKED_AT)
+    ticks, generator = iter(range(10**7)), np.random.default_rng(0)
+    narrower, _ = measure(fake, bench, is_open=is_open)
+    for metric in ("latency_p50_speedup", "latency_p90_speedup"):
+        assert narrower[metric].value == found[metric].value
+        assert found[metric].low < narrower[metric].low < narrower[metric].high < found[metric].high
+
+
+def test_an_open_verdict_ends_at_the_cap(fake, bench, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(latency_rounds.time, "monotonic", lambda: next(ticks) / 100)
+    settings = QUICK.model_copy(update={"patience": 20.0})
+    _, conditions = measure(fake, bench, is_open=lambda _: True, settings=settings)
+    assert conditions["stopped"] == "its cap of 20 s had passed"
+    assert conditions["patience_s"] == 20
+    assert conditions["rounds"] > QUICK.look_rounds
 
 
 def test_warming_up_goes_on_while_it_gets_faster(fake, bench):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
@@ -41,7 +42,8 @@ class Evaluators:
         self.log = log
         self.missing: str | None = None
         self.drop: set[str] = set()
-        self.noise = 0.01
+        self.noises = [0.01]
+        self.seconds: float | None = None
 
     def unmeasurable(self, target: Target) -> str | None:
         return self.missing
@@ -65,6 +67,9 @@ class Evaluators:
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
+        *,
+        is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
+        patience_s: float = PATIENCE_S,
     ) -> Timed:
         self.log.append("latency")
         extra = len((candidate / "model.txt").read_text().splitlines()) - 3
@@ -72,8 +77,10 @@ class Evaluators:
         if 0.99 in asked.percentiles:
             times.append(_measurement("latency_p99_ms", 20, 1))
         if baseline == candidate:
-            times.append(_measurement("latency_p90_control", 1.0, self.noise))
-        return Timed(measurements=self._kept(times), conditions={"load": [0.5]})
+            noise = self.noises.pop(0) if len(self.noises) > 1 else self.noises[0]
+            times.append(_measurement("latency_p90_control", 1.0, noise))
+        meanwhile = {} if self.seconds is None else {"meanwhile": {"seconds": self.seconds}}
+        return Timed(measurements=self._kept(times), conditions={"load": [0.5], **meanwhile})
 
     def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
         return self._kept([_measurement("size_ratio", 0.5, 0)])

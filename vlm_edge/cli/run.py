@@ -9,16 +9,40 @@ import click
 from vlm_edge.cli.ci import EXIT_CODES, ci_options, publishing
 from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.core.gate import gate_of
+from vlm_edge.core.measurement import PATIENCE_S
 from vlm_edge.core.record import RECORD_NAME, RunRecord
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
+@click.option(
+    "--remeasure",
+    is_flag=False,
+    flag_value="latency",
+    type=click.Choice(["latency"]),
+    help="Measure again though the store has it: latency, as after a measurement on a busy machine.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0, min_open=True, max=86_400),
+    default=PATIENCE_S,
+    show_default=True,
+    help="Most seconds to measure one variant's latency for, while its verdict is open.",
+)
 @ci_options
 @json_option
 @pass_settings
 @click.pass_context
-def run(ctx: click.Context, settings: Settings, recipe: Path, junit: Path | None, github: bool, as_json: bool) -> None:
+def run(
+    ctx: click.Context,
+    settings: Settings,
+    recipe: Path,
+    remeasure: str | None,
+    patience: float,
+    junit: Path | None,
+    github: bool,
+    as_json: bool,
+) -> None:
     """Run RECIPE: make every variant of its ladder, measure it and judge it against the budgets.
 
     Finished stages come from the store, so an interrupted run goes on when it is run again. The record is written to
@@ -29,7 +53,14 @@ def run(ctx: click.Context, settings: Settings, recipe: Path, junit: Path | None
 
     with publishing(recipe.stem, junit, github) as publish:
         with settings.working() as progress:
-            record = run_recipe(find_recipe(recipe), store=settings.store, runs=settings.runs, progress=progress)
+            record = run_recipe(
+                find_recipe(recipe),
+                store=settings.store,
+                runs=settings.runs,
+                progress=progress,
+                remeasure={remeasure} if remeasure else (),
+                patience_s=patience,
+            )
         publish(record, gate_of(record))
     if as_json:
         print_json(record.model_dump(mode="json"))

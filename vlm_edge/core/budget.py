@@ -225,10 +225,12 @@ def judge(
 
     Args:
         control: the baseline's measurements. What its A/A control found (how far two processes of one engine may lie
-            apart on this host) is the least width of a latency's interval here: a finer budget is UNDECIDED.
+            apart on this host) is the least width of a latency's interval here: a finer budget is UNDECIDED. A control
+            among ``measurements`` comes first: it was taken with them.
         unmeasurable: why this host can't measure the variant.
     """
-    measured = next((found for found in measurements if found.metric == bound.metric), None)
+    taken = list(measurements)
+    measured = next((found for found in taken if found.metric == bound.metric), None)
     if measured is None:
         reason = unmeasurable or f"the evaluation gave no {bound.metric}"
         return _judgement(bound, Verdict.NOT_MEASURED, None, reason)
@@ -239,7 +241,7 @@ def judge(
         needed = samples_to_decide(measured, limit)
         more = f"; about {needed:,} samples would decide it" if needed else ""
         return _judgement(bound, verdict, measured, f"the interval holds the bound{more}", needed)
-    noise = resolution(bound.metric, control)
+    noise = resolution(bound.metric, [*taken, *control])
     low, high = min(measured.low, measured.value / (1 + noise)), max(measured.high, measured.value * (1 + noise))
     if _verdict(low, high, limit, above) is Verdict.UNDECIDED:
         reason = f"the bound is closer than the {100 * noise:.2g}% that this host can tell apart (A/A control)"
@@ -268,6 +270,11 @@ def _judgement(
 
 
 _TIMED = re.compile(r"latency_(p\d+)_(?:ms|speedup|slowdown)|cold_start_ms|throughput_per_s|cost_per_1000")
+
+
+def is_timed(metric: str) -> bool:
+    """Whether a metric is a time, or a ratio of times: what the host's load moves."""
+    return _TIMED.fullmatch(metric) is not None
 
 
 def resolution(metric: str, control: Iterable[Measurement]) -> float:

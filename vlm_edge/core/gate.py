@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlm_edge.core.budget import Bound, Budgets, Judgement, Verdict, bounds_of, judge, overall
+from vlm_edge.core.decided import judge_all
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.errors import UsageError, VlmEdgeError
@@ -95,11 +96,13 @@ def recorded_budgets(record: RunRecord, variant: str) -> Budgets:
 
 def judge_again(record: RunRecord, variant: VariantRecord, budgets: Budgets) -> list[Judgement]:
     """Hold budgets against what the record says was measured, as the run itself does."""
-    control = record.variants[0].measurements
-    return [
-        judge(bound, variant.measurements, control=control, unmeasurable=variant.unmeasured)
-        for bound in bounds_of(budgets)
-    ]
+    return judge_all(
+        bounds_of(budgets),
+        variant.measurements,
+        control=record.variants[0].measurements,
+        conditions=variant.conditions,
+        unmeasurable=variant.unmeasured,
+    )
 
 
 def gate(

@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+PATIENCE_S = 300.0
+"""The most seconds that one latency measurement goes on, where its verdict is open."""
+
 
 class Measurement(BaseModel):
     """``low`` and ``high`` bound a 95% confidence interval; both equal ``value`` for an exact count.

@@ -5,6 +5,7 @@ The format is described in docs/run-record.md; ``format`` is raised when a reade
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.plan import BASELINE
 from vlm_edge.errors import VlmEdgeError
 
 FORMAT: Literal[2] = 2
@@ -87,6 +89,16 @@ class RunRecord(_Record):
         return {digest for variant in self.variants for digest in variant.artifacts.values()} | {
             run.digest for variant in self.variants for run in variant.runs
         }
+
+
+def best_of(variants: Sequence[VariantRecord]) -> str | None:
+    """The variant with the highest p90 speed-up among those that met every budget; None when there is none."""
+    met = [v for v in reversed(variants) if v.verdict is Verdict.PASS and v.name != BASELINE and v.unmeasured is None]
+
+    def speedup(variant: VariantRecord) -> float:
+        return next((m.value for m in variant.measurements if m.metric == "latency_p90_speedup"), 0.0)
+
+    return max(met, key=speedup).name if met else None
 
 
 def read_record(path: Path) -> RunRecord:

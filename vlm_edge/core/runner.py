@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
-from vlm_edge.core.budget import Verdict, bounds_of, judge, overall
-from vlm_edge.core.measurement import LatencyAsked, Measurement
-from vlm_edge.core.plan import BASELINE, Step, VariantPlan, plan_variants
+from vlm_edge.core.budget import Bound, Verdict, bounds_of, overall
+from vlm_edge.core.decided import IsOpen, judge_all, measure_until_decided, worth_more
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
+from vlm_edge.core.plan import Step, VariantPlan, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import (
     OUTCOMES_FOLDER,
@@ -28,6 +29,7 @@ from vlm_edge.core.record import (
     RunRecord,
     StageRun,
     VariantRecord,
+    best_of,
 )
 from vlm_edge.core.stage import Progress, StageInputs, StageWork
 from vlm_edge.core.store import Store, key_of, write_json_atomically
@@ -59,7 +61,22 @@ class PlannedRun:
 class Runner:
     """Runs one recipe against one store."""
 
-    def __init__(self, recipe: Recipe, toolbox: Toolbox, store: Store, progress: Progress) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        toolbox: Toolbox,
+        store: Store,
+        progress: Progress,
+        *,
+        remeasure: Collection[str] = (),
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """``remeasure`` names the measurements that are taken again though the store has them: ``latency``.
+
+        ``patience_s`` is the most that one latency measurement goes on while its verdict is open.
+        """
+        self.remeasure, self.patience_s = remeasure, patience_s
+        self._taken: set[str] = set()  # keys of what this run has measured
         self.recipe = recipe
         self.toolbox = toolbox
         self.store = store
@@ -149,14 +166,22 @@ class Runner:
 
     # -- measurements -------------------------------------------------------------------------------------------
 
-    def _cached(self, identity: dict[str, Any], measure: Callable[[], Any], artifacts: Sequence[Artifact]) -> Any:
-        """A measurement from the store, or taken now and kept there."""
+    def _cached(
+        self,
+        identity: dict[str, Any],
+        measure: Callable[[], Any],
+        artifacts: Sequence[Artifact],
+        stale: Callable[[Any], bool] = lambda _: False,
+    ) -> Any:
+        """A measurement from the store that isn't ``stale``, or taken now and kept there."""
         version = self.toolbox.evaluators.versions[identity["measure"]]
         identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluator": version}
-        kept = self.store.measurement(key_of(identity))
-        if kept is not None:
+        key = key_of(identity)
+        kept = self.store.measurement(key)
+        if kept is not None and (key in self._taken or not stale(kept["value"])):
             return kept["value"]
         value = measure()
+        self._taken.add(key)
         self.store.keep_measurement(identity, value)
         return value
 
@@ -168,10 +193,41 @@ class Runner:
         )
         return outcomes
 
-    def measure(self, baseline: Artifact, engine: Artifact) -> Measured:
-        """Every measurement of one variant against the baseline."""
+    def _timed(
+        self, baseline: Artifact, engine: Artifact, bounds: Sequence[Bound], control: Sequence[Measurement]
+    ) -> Timed:
+        """One variant's latency: kept, or measured now. The baseline's own is judged by nobody."""
+        evaluators, recipe, asked = self.toolbox.evaluators, self.recipe, self._asked()
+        judged = bounds if engine != baseline else ()
+
+        def take(candidate: Path, is_open: IsOpen) -> Timed:
+            task, target, bars, patience_s = recipe.task, recipe.target, self.progress, self.patience_s
+            return evaluators.latency(
+                baseline.path, candidate, task, target, asked, bars, is_open=is_open, patience_s=patience_s
+            )
+
+        def measure() -> dict[str, Any]:
+            return measure_until_decided(take, baseline.path, engine.path, judged, control).model_dump(mode="json")
+
+        def stale(kept: Any) -> bool:
+            found = Timed.model_validate(kept)
+            return "latency" in self.remeasure or worth_more(found, judged, control, self.patience_s)
+
+        identity = {
+            "measure": "latency",
+            "task": f"{recipe.task.kind}:{self.data}",
+            "target": recipe.target.model_dump(mode="json", exclude={"name", "description"}),
+            "host": self.host,
+            "asked": asked.model_dump(mode="json"),
+        }
+        return Timed.model_validate(self._cached(identity, measure, [baseline, engine], stale))
+
+    def measure(
+        self, baseline: Artifact, engine: Artifact, bounds: Sequence[Bound], control: Sequence[Measurement]
+    ) -> Measured:
+        """Every measurement of one variant against the baseline, whose A/A control is among ``control``."""
         evaluators, recipe, pair = self.toolbox.evaluators, self.recipe, [baseline, engine]
-        outcomes, asked = self._outcomes(engine), self._asked()
+        outcomes = self._outcomes(engine)
 
         def compare() -> dict[str, Any]:
             before = self._outcomes(baseline)
@@ -180,23 +236,19 @@ class Runner:
                 "regressions": evaluators.regressions(before, outcomes, recipe.task),
             }
 
-        def latency() -> dict[str, Any]:
-            timed = evaluators.latency(baseline.path, engine.path, recipe.task, recipe.target, asked, self.progress)
-            return timed.model_dump(mode="json")
-
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        target = recipe.target.model_dump(mode="json", exclude={"name", "description"})
-        conditions = {"target": target, "host": self.host, "asked": asked.model_dump(mode="json")}
-        timed = self._cached({"measure": "latency", "task": task, **conditions}, latency, pair)
+        timed = self._timed(baseline, engine, bounds, control)
         sized = self._cached(
             {"measure": "footprint", "task": task},
             lambda: _dump(evaluators.footprint(baseline.path, engine.path, recipe.task)),
             pair,
         )
-        rows = [*compared["measurements"], *timed["measurements"], *sized]
-        measurements = [Measurement.model_validate(row) for row in rows]
-        return Measured(measurements, timed["conditions"], outcomes, compared["regressions"])
+        before, after = (
+            [Measurement.model_validate(row) for row in rows] for rows in (compared["measurements"], sized)
+        )
+        measurements = [*before, *timed.measurements, *after]
+        return Measured(measurements, timed.conditions, outcomes, compared["regressions"])
 
     def _asked(self) -> LatencyAsked:
         """The times that any budget of the recipe bounds, beside p50 and p90."""
@@ -226,13 +278,11 @@ class Runner:
                     break
             artifact, run = self.realise(step, artifact)
             runs.append(run)
-        measured = self.measure(baseline or artifact, artifact) if unmeasured is None else None
+        bounds = bounds_of(plan.entry.budgets if plan.entry is not None else self.recipe.budgets)
+        measured = self.measure(baseline or artifact, artifact, bounds, control) if unmeasured is None else None
         measurements = measured.measurements if measured else []
-        budgets = plan.entry.budgets if plan.entry is not None else self.recipe.budgets
-        verdicts = [
-            judge(bound, measurements, control=control or measurements, unmeasurable=unmeasured)
-            for bound in bounds_of(budgets)
-        ]
+        conditions = measured.conditions if measured else {}
+        verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, unmeasurable=unmeasured)
         record = VariantRecord(
             name=plan.name,
             stages=[step.stage for step in plan.steps if not step.implied or plan.entry is None],
@@ -243,7 +293,7 @@ class Runner:
             verdict=overall(verdicts),
             unmeasured=unmeasured,
             skipped=measured.outcomes.get("skipped", []) if measured else [],
-            conditions=measured.conditions if measured else {},
+            conditions=conditions,
             outcomes=f"{OUTCOMES_FOLDER}/{plan.name}.json.gz" if measured else None,
         )
         return record, measured
@@ -322,16 +372,6 @@ class Runner:
     def _versions(self) -> dict[str, str]:
         names = {name for spec in self.toolbox.stages.values() for name in spec.packages} | {"vlm-edge", "numpy"}
         return {"python": platform.python_version(), **{name: package_version(name) for name in sorted(names)}}
-
-
-def best_of(variants: Sequence[VariantRecord]) -> str | None:
-    """The variant with the highest p90 speed-up among those that met every budget; None when there is none."""
-    met = [v for v in reversed(variants) if v.verdict is Verdict.PASS and v.name != BASELINE and v.unmeasured is None]
-
-    def speedup(variant: VariantRecord) -> float:
-        return next((m.value for m in variant.measurements if m.metric == "latency_p90_speedup"), 0.0)
-
-    return max(met, key=speedup).name if met else None
 
 
 def package_version(name: str) -> str:

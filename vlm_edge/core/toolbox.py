@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, StageSpec, TaskMetric, TaskSpec
 from vlm_edge.core.target import Target
 
@@ -39,10 +39,14 @@ class Evaluators(Protocol):
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
+        *,
+        is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
+        patience_s: float = PATIENCE_S,
     ) -> Timed:
         """End-to-end latency of the candidate and its speed-up, alternating with the baseline.
 
-        With ``baseline == candidate`` it is the A/A control: the same engine in two processes.
+        With ``baseline == candidate`` it is the A/A control: the same engine in two processes. Measuring goes on while
+        ``is_open`` says of what was measured that it leaves a verdict undecided, at most for ``patience_s``.
         """
 
     def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:

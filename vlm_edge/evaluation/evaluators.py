@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.data import load_dataset
@@ -25,7 +26,7 @@ class EngineEvaluators:
         self.versions = {
             "accuracy": EVALUATOR_VERSION,
             "compare": EVALUATOR_VERSION,
-            "latency": f"{LATENCY_VERSION} {self._latency.model_dump_json()}",
+            "latency": f"{LATENCY_VERSION} {self._latency.model_dump_json(exclude={'patience'})}",
             "footprint": EVALUATOR_VERSION,
         }
 
@@ -54,6 +55,9 @@ class EngineEvaluators:
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
+        *,
+        is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
+        patience_s: float = PATIENCE_S,
     ) -> Timed:
         """End-to-end latency of the candidate and its speed-up; with ``baseline == candidate``, the A/A control."""
         return measure_latency(
@@ -62,7 +66,8 @@ class EngineEvaluators:
             task,
             threads=target.threads,
             asked=asked,
-            settings=self._latency,
+            settings=self._latency.model_copy(update={"patience": patience_s}),
+            is_open=is_open,
             price_per_hour=target.price_per_hour,
             progress=progress,
         )

@@ -6,7 +6,7 @@ Reddi et al., MLPerf Inference Benchmark (arXiv:1911.02549), section 4.1. How th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
 from vlm_edge.machine import usable_cpus
-from vlm_edge.numerics.statistics import percentile, percentile_interval
-from vlm_edge.numerics.timing import Estimate, geometric_mean, round_percentile
+from vlm_edge.numerics.statistics import CONFIDENCE, percentile, percentile_interval
+from vlm_edge.numerics.timing import LOOKED_AT, Estimate, geometric_mean, round_percentile
 from vlm_edge.processing.manifest import read_manifest
 
 __all__ = ["LATENCY_VERSION", "LatencySettings", "measure_latency"]
 
-LATENCY_VERSION = "2"
+LATENCY_VERSION = "3"
 """Raised whenever the same engines on the same host would be measured in another way."""
 
 
@@ -41,6 +41,7 @@ def measure_latency(
     price_per_hour: float | None = None,
     progress: Progress | None = None,
     worker: Callable[..., WorkerProcess] = WorkerProcess,
+    is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
 ) -> Timed:
     """The candidate's latency percentiles, their speed-up over the baseline, and what else is asked.
 
@@ -52,6 +53,8 @@ def measure_latency(
         threads: most intra-op threads of a component; no more count than this process has usable CPUs.
         price_per_hour: of the machine, for ``cost_per_1000`` at the throughput of the batch that is asked.
         worker: what starts a process.
+        is_open: whether what was measured so far leaves a verdict undecided: then measuring goes on, at most for
+            ``settings.patience`` seconds.
 
     Raises:
         VlmEdgeError: an engine cannot be loaded, its process dies or hangs, or the data set cannot be read.
@@ -65,23 +68,31 @@ def measure_latency(
         engines.insert(0, Engine("control" if control else "baseline", baseline))
     before = snapshot()
     with (progress or SilentProgress()).bar("latency", settings.seconds) as bar:
-        rounds = take_rounds(engines, bench, bar)
+        rounds = take_rounds(engines, bench, bar, lambda taken: is_open(_timed(taken, asked, control, price_per_hour)))
         colds = cold_starts(engines[-1], bench) if asked.cold_start else []
     after = snapshot()
     measurements = [
-        *_latencies(engines[-1], asked),
-        *_ratios(rounds, asked, control),
+        *_timed(rounds, asked, control, price_per_hour),
         *_components(engines[-1]),
         *_cold(colds),
-        *_throughput(engines[-1], asked, price_per_hour),
         _memory(engines[-1]),
     ]
     return Timed(measurements=measurements, conditions=_conditions(rounds, bench, passed(before, after)))
 
 
-def _latencies(engine: Engine, asked: LatencyAsked) -> list[Measurement]:
-    """Percentiles of one engine's query times, those that have enough of them."""
-    found = ((quantile, round_percentile(engine.times, quantile)) for quantile in asked.percentiles)
+def _timed(rounds: Rounds, asked: LatencyAsked, control: bool, price_per_hour: float | None) -> list[Measurement]:
+    """Every measurement that more rounds make more certain."""
+    return [
+        *_latencies(rounds, asked),
+        *_ratios(rounds, asked, control),
+        *_throughput(rounds, asked, price_per_hour),
+    ]
+
+
+def _latencies(rounds: Rounds, asked: LatencyAsked) -> list[Measurement]:
+    """Percentiles of the candidate's query times, those that have enough of them."""
+    engine, confidence = rounds.engines[-1], rounds.confidence(CONFIDENCE)
+    found = ((quantile, round_percentile(engine.times, quantile, confidence)) for quantile in asked.percentiles)
     n = _count(engine.times)
     return [_measurement(f"latency_{_name(q)}_ms", estimate, n, "ms") for q, estimate in found if estimate is not None]
 
@@ -92,7 +103,7 @@ def _ratios(rounds: Rounds, asked: LatencyAsked, control: bool) -> list[Measurem
         return []
     measurements = []
     for quantile in asked.percentiles:
-        found = speedup(rounds.engines[0], rounds.engines[1], quantile)
+        found = speedup(rounds.engines[0], rounds.engines[1], quantile, rounds.confidence(LOOKED_AT))
         if found.estimate is None:
             continue
         name = f"latency_{_name(quantile)}"
@@ -122,12 +133,13 @@ def _cold(times: list[float]) -> list[Measurement]:
     return [_measurement("cold_start_ms", middle, len(times), "ms")]
 
 
-def _throughput(engine: Engine, asked: LatencyAsked, price_per_hour: float | None) -> list[Measurement]:
+def _throughput(rounds: Rounds, asked: LatencyAsked, price_per_hour: float | None) -> list[Measurement]:
     """Images a second at the asked batch, over rounds, and what 1,000 of them cost."""
     if asked.batch is None:
         return []
+    engine = rounds.engines[-1]
     rates = [1e3 * asked.batch * len(times) / sum(times) for times in engine.batches]
-    rate, n = geometric_mean(rates), _count(engine.batches)
+    rate, n = geometric_mean(rates, rounds.confidence(CONFIDENCE)), _count(engine.batches)
     if rate is None:
         return []
     found = [_measurement("throughput_per_s", rate, n, "/s")]
@@ -155,6 +167,7 @@ def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict
         "block_queries": sorted(set(rounds.block_queries)),
         "queries": rounds.queries,
         "stopped": rounds.stopped,
+        "patience_s": bench.settings.patience,
         "speedups_without_disturbed": {
             _name(quantile): speedup(rounds.engines[0], rounds.engines[1], quantile).undisturbed
             for quantile in bench.asked.percentiles

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_edge.numerics.timing import Estimate, fewest_queries, ratio_interval
+from vlm_edge.numerics.timing import LOOKED_AT, Estimate, fewest_queries, ratio_interval
 
 RECOVERY_MS = 2.0
 """After this an engine slowed by 10% is measured as such again, on two cores with five times as many busy processes."""
@@ -70,7 +70,7 @@ class Speedup:
     undisturbed: bool
 
 
-def speedup(baseline: Engine, candidate: Engine, quantile: float) -> Speedup:
+def speedup(baseline: Engine, candidate: Engine, quantile: float, confidence: float = LOOKED_AT) -> Speedup:
     """The ratio over pairs of queries (the same sample, in neighbouring blocks) of which neither was disturbed.
 
     What the system does to a query besides is no property of an engine, and does not slow two engines by the same
@@ -80,7 +80,7 @@ def speedup(baseline: Engine, candidate: Engine, quantile: float) -> Speedup:
         before, after = _matched(baseline, candidate, undisturbed)
         n = sum(len(block) for blocks in after for block in blocks)
         if n >= fewest_queries(quantile) and len(after) > 1:
-            return Speedup(ratio_interval(before, after, quantile), n, undisturbed)
+            return Speedup(ratio_interval(before, after, quantile, confidence), n, undisturbed)
     return Speedup(None, n, False)
 
 

@@ -21,7 +21,7 @@ from vlm_edge.evaluation.latency_engine import Block, Engine, disturbed_queries,
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import Samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
-from vlm_edge.numerics.timing import fewest_queries, round_percentile
+from vlm_edge.numerics.timing import LOOKED_AGAIN, fewest_queries, round_percentile
 from vlm_edge.processing.manifest import read_manifest
 
 BLOCK_QUERIES = (4, 64)
@@ -42,9 +42,15 @@ class Rounds:
     blocks: list[int] = field(default_factory=list)
     block_queries: list[int] = field(default_factory=list)
     stopped: str = ""
+    next_look: int | None = None
+    """Rounds at which the verdict is looked at again, once it was found to be open."""
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def confidence(self, of_one_look: float) -> float:
+        """Of an interval: higher where it was looked at again and again until it decided the verdict."""
+        return of_one_look if self.next_look is None else LOOKED_AGAIN
 
     @property
     def queries(self) -> int:
@@ -88,32 +94,45 @@ class Bench:
         return quiet_cpus(threads, before, idle_ticks())
 
 
-def take_rounds(engines: Sequence[Engine], bench: Bench, bar: Ticker) -> Rounds:
-    """Rounds until there is enough: see :class:`LatencySettings`."""
+def take_rounds(
+    engines: Sequence[Engine], bench: Bench, bar: Ticker, is_open: Callable[[Rounds], bool] = lambda _: False
+) -> Rounds:
+    """Rounds until there is enough: see :class:`LatencySettings`. ``is_open``: whether they leave a verdict open."""
     settings = bench.settings
     rounds = Rounds(list(engines))
     needed = max(fewest_queries(quantile) for quantile in bench.asked.percentiles)
-    began, ends = time.monotonic(), time.monotonic() + settings.max_seconds
+    began, ends = time.monotonic(), time.monotonic() + settings.patience
     elapsed = 0.0
     while not rounds.stopped:
         _round(rounds, bench, math.ceil(needed / settings.look_rounds), ends)
         before, elapsed = elapsed, time.monotonic() - began
         note = f"{rounds.queries} queries in {len(rounds)} rounds"
+        if rounds.next_look is not None:
+            note += f"; a verdict is open, at most {settings.patience:g} s"
         bar.advance(min(elapsed, settings.seconds) - min(before, settings.seconds), note=note)
-        rounds.stopped = _why_stop(rounds, bench, needed, elapsed)
+        rounds.stopped = _why_stop(rounds, bench, needed, elapsed, is_open)
     return rounds
 
 
-def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float) -> str:
-    """Why this was the last round, or nothing."""
+def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float, is_open: Callable[[Rounds], bool]) -> str:
+    """Why this was the last round, or nothing. A verdict that is open is looked at again after twice the rounds."""
     settings = bench.settings
-    if elapsed >= settings.max_seconds:
-        return f"{settings.max_seconds:g} s had passed"
-    if len(rounds) < settings.look_rounds or rounds.queries < needed:
+    if elapsed >= settings.patience:
+        return f"its cap of {settings.patience:g} s had passed"
+    if len(rounds) < max(settings.look_rounds, rounds.next_look or 0) or rounds.queries < needed:
         return ""
-    if len(rounds) % settings.look_rounds == 0 and _is_precise(rounds, bench):
-        return "every interval was narrow enough"
-    return f"{settings.seconds:g} s had passed" if elapsed >= settings.seconds else ""
+    if rounds.next_look is not None:
+        why = "the verdict was decided"
+    elif len(rounds) % settings.look_rounds == 0 and _is_precise(rounds, bench):
+        why = "every interval was narrow enough"
+    elif elapsed >= settings.seconds:
+        why = f"{settings.seconds:g} s had passed"
+    else:
+        return ""
+    if is_open(rounds):
+        rounds.next_look = 2 * len(rounds)
+        return ""
+    return why
 
 
 def _is_precise(rounds: Rounds, bench: Bench) -> bool:

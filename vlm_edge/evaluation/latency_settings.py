@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlm_edge.core.measurement import PATIENCE_S
+
 
 class LatencySettings(BaseModel):
     """A measurement is a row of rounds, each with processes of its own.
 
     After every ``look_rounds`` rounds it ends if the interval of the median's speed-up is within ``precision`` of its
-    value to either side, and those of rarer percentiles within ``tail_precision``; else when ``seconds`` have passed,
-    or ``max_seconds`` even before there are enough queries for what was asked. Percentiles that then have too few are
-    not reported.
+    value to either side, and those of rarer percentiles within ``tail_precision``; else when ``seconds`` have passed.
+    While a verdict is open then, or there are too few queries for what was asked, it goes on until ``patience`` seconds
+    have passed. Percentiles that then have too few are not reported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -22,8 +24,8 @@ class LatencySettings(BaseModel):
     round_seconds: float = Field(default=1.0, gt=0, description="time of all engines' queries in a round")
     precision: float = Field(default=0.015, gt=0)
     tail_precision: float = Field(default=0.05, gt=0)
-    seconds: float = Field(default=30.0, ge=0, description="time after which it ends with what there is")
-    max_seconds: float = Field(default=300.0, gt=0)
+    seconds: float = Field(default=15.0, ge=0, description="time after which it ends, its verdict being decided")
+    patience: float = Field(default=PATIENCE_S, gt=0, description="time after which it ends with what there is")
     warmup_seconds: float = Field(default=5.0, ge=0, description="most that warming up one process may take")
     block_seconds: float = Field(default=0.006, gt=0, description="length of the slower engine's turns")
     pin: bool = Field(default=True, description="bind CPU engines to as many CPUs as they have threads")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,9 @@ from vlm_edge.numerics.statistics import CONFIDENCE, Interval, percentile, perce
 LOOKED_AT = 0.97
 """Confidence of an interval that may have ended the measurement by being narrow. With looks after 6, 12, 18 ... rounds
 a nominal 97% holds the true ratio in 95% of simulated runs or more (benchmarks/gate_latency.py --simulate)."""
+LOOKED_AGAIN = 0.998
+"""The same for a measurement that went on because its verdict was open, with looks at 2, 4, 8 ... times the rounds: it
+ends where its interval leaves the bound, so that it has to be wider for one look."""
 QUERIES_CONFIDENCE = 0.99
 _ROUNDING = 1e-9
 
@@ -148,6 +152,7 @@ def geometric_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimat
     return Estimate(math.exp(mean - half), math.exp(mean), math.exp(mean + half))
 
 
+@cache
 def student_quantile(probability: float, degrees: int) -> float:
     """The quantile of Student's t with a whole number of degrees of freedom, for a probability above 1/2."""
     low, high = 0.0, 1.0
