@@ -3,7 +3,7 @@
 # make aarch64    an ARM Python under qemu-user in ~/.cache, for the tests of the ARM form (100 MB, once)
 # make lint       ruff, ruff format, mypy
 # make bench      every script of benchmarks/, one after another
-# make docs       the settings of every stage, from their configs into docs/recipe.md
+# make docs       what docs/ says of settings, commands and the Python API, from the code
 # make families-table  what the tests of families measure, into docs/families.md
 # make clean      remove .venv and the caches, but no results: they are in .vlm-edge/ and runs/
 
@@ -63,7 +63,7 @@ bench: $(VENV)/.test
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
 docs: $(VENV)/.test
-	$(BIN)/python docs/write_settings.py
+	$(BIN)/python docs/write_pages.py
 
 families-table: $(VENV)/.test
 	$(TEST_ENV) VLM_EDGE_WRITE_FAMILIES=1 $(BIN)/pytest tests/families --ignore tests/families/test_families_page.py

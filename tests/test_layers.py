@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vlm_edge
+from vlm_edge import runtime
 
 PACKAGE = Path(vlm_edge.__file__).parent
 
@@ -73,3 +74,29 @@ def test_front_doors_import_nothing_heavy(module: str) -> None:
     script = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
     heavy = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert heavy == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after a statement, and not before."""
+    script = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    assert loaded_by("import vlm_edge") - set(sys.stdlib_module_names) == {"vlm_edge"}
+
+
+def test_every_name_of_the_python_api_is_there_and_what_runs_on_a_device_loads_no_compressor() -> None:
+    assert [name for name in vlm_edge.__all__ if getattr(vlm_edge, name).__name__ != name] == []
+    assert set(vlm_edge.__all__) <= set(dir(vlm_edge))
+    names = set(vlm_edge.__all__) & set(runtime.__all__)
+    assert names == set(runtime.__all__)
+    loaded = loaded_by(f"import vlm_edge; used = [getattr(vlm_edge, name) for name in {sorted(names)}]")
+    assert not loaded & set(HEAVY)
+    assert loaded_by("import vlm_edge; vlm_edge.VlmEdgeError").isdisjoint({"numpy", "pydantic", *HEAVY})
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'load_pipelines'"):
+        vlm_edge.load_pipelines  # noqa: B018  (reading it is the test)

@@ -12,9 +12,8 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from toy_toolbox import toy_toolbox, write_recipe
+from toy_toolbox import use_toy_toolbox, write_recipe
 
-from vlm_edge import api
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.record import RECORD_NAME, RunRecord
 
@@ -28,12 +27,7 @@ class Toy:
         model.mkdir()
         self.folder.mkdir()
         (model / "model.txt").write_text("weights\n")
-        self.toolbox, self.log = toy_toolbox(model)
-        monkeypatch.setattr(api, "toolbox", lambda: self.toolbox)
-        monkeypatch.setattr(api, "STAGES", self.toolbox.stages)
-        monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
-        monkeypatch.setattr(api, "_check_task", lambda _: None)
-        monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
+        self.toolbox, self.log = use_toy_toolbox(monkeypatch, model)
 
 
 @pytest.fixture

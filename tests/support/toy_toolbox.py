@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
+from vlm_edge import api
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
@@ -117,6 +120,17 @@ def toy_toolbox(model: Path) -> tuple[Toolbox, list[str]]:
         ),
         log,
     )
+
+
+def use_toy_toolbox(monkeypatch: pytest.MonkeyPatch, model: Path) -> tuple[Toolbox, list[str]]:
+    """:func:`toy_toolbox` behind vlm_edge.api."""
+    toolbox, log = toy_toolbox(model)
+    monkeypatch.setattr(api, "toolbox", lambda: toolbox)
+    monkeypatch.setattr(api, "STAGES", toolbox.stages)
+    monkeypatch.setattr(api, "resolve_model", toolbox.resolve_model)
+    monkeypatch.setattr(api, "_check_task", lambda _: None)
+    monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
+    return toolbox, log
 
 
 RECIPE = {
