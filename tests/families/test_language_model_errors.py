@@ -26,6 +26,13 @@ def rewritten(name: str, **changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def text_rewritten(**changes: Any) -> Callable[[Path], None]:
+    """The language model's part of config.json."""
+    return lambda folder: rewritten(
+        "config.json", text_config=json.loads((folder / "config.json").read_text())["text_config"] | changes
+    )(folder)
+
+
 def removed(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
@@ -49,8 +56,11 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no image processor": (removed("preprocessor_config.json"), "no usable image processor"),
     "no tokenizer": (removed("tokenizer.json"), r"no tokenizer\.json"),
     "no end token": (
-        rewritten("generation_config.json", repetition_penalty=1.05),
-        "generation setting repetition_penalty: 1.05; the runtime decodes greedily without it",
+        lambda folder: (
+            rewritten("generation_config.json", eos_token_id=[])(folder),
+            text_rewritten(eos_token_id=None)(folder),
+        ),
+        "no eos_token_id, so no answer would end",
     ),
     "template without the image": (
         lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0]['content'][-1]['text'] }}"),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind
-from vlm_edge.core.stage import StageInputs, StageWork
+from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Engine
 from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint
@@ -127,9 +127,11 @@ class WithoutCache:
         return self._decoder.infer(self._feed)
 
 
-def exported(checkpoint: Path, folder: Path, model_class: Any = None, **config: Any) -> Exported:
+def exported(
+    checkpoint: Path, folder: Path, model_class: Any = None, *, progress: Progress | None = None, **config: Any
+) -> Exported:
     """A checkpoint through the export stage, into ``folder/out``."""
-    work = StageWork(out=folder / "out", scratch=folder / "scratch")
+    work = StageWork(out=folder / "out", scratch=folder / "scratch", progress=progress or SilentProgress())
     work.out.mkdir(parents=True)
     run(ExportConfig(**config), StageInputs(Artifact(ArtifactKind.CHECKPOINT, "0" * 64, checkpoint)), work)
     return Exported(checkpoint, work.out, work.facts, model_class)

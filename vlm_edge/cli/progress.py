@@ -54,6 +54,9 @@ class RichProgress:
         if took >= WORTH_A_LINE_S:
             self._console.print(_done(label, took, ticker.note), markup=False)
 
+    def remark(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
 
 class _RichTicker:
     def __init__(self, display: Progress, task: TaskID, total: float | None) -> None:
@@ -92,6 +95,9 @@ class PlainProgress:
                     self._unopened.remove(ticker)
         if ticker.elapsed >= WORTH_A_LINE_S:
             ticker.say(_done(label, ticker.elapsed, ticker.note))
+
+    def remark(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
 
     def _open(self, ticker: _PlainTicker) -> None:
         """Name a bar, and before it the ones around it that are not named yet."""

@@ -50,6 +50,9 @@ class Progress(Protocol):
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[Ticker]: ...
 
+    def remark(self, line: str) -> None:
+        """Tell the person at the terminal something that they should know of the result."""
+
 
 class SilentProgress:
     """A progress that draws nothing."""
@@ -61,6 +64,9 @@ class SilentProgress:
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[Ticker]:
         yield self._Ticker()
+
+    def remark(self, line: str) -> None:
+        return
 
 
 class MetricSamples(Protocol):

@@ -116,6 +116,8 @@ class Family(ABC):
     task_kinds: tuple[str, ...]
     vision_tower_path: str
     """Dotted name of the vision tower's module, which distillation replaces."""
+    inner_generate = False
+    """Whether ``generate`` is called on a model inside, which sees nothing of generation_config.json."""
 
     def for_config(self, config: Mapping[str, Any]) -> Family:
         """The family of this config.json: this one, or another whose checkpoints name the same architecture."""

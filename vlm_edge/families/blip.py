@@ -6,7 +6,6 @@ The vision tower's self-attention computes query, key and value in one fused Lin
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,10 @@ from vlm_edge.families.blip_components import Decoder, text_encoder_export, visi
 from vlm_edge.families.blip_training import answer_logits
 from vlm_edge.families.cached_decoder import decoder_export
 from vlm_edge.families.config import read_config
+from vlm_edge.families.generation import read_settings
 from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
-MAX_NEW_TOKENS = 20
-"""What transformers' ``generate`` adds at most, unless it is told otherwise (5.23; generation/utils.py)."""
 IGNORE_INDEX = -100
 
 
@@ -41,6 +39,7 @@ class BlipVqa(Family):
     pipeline: PipelineKind = "vqa"
     task_kinds: tuple[str, ...] = ("vqa", "hallucination")
     vision_tower_path = "vision_model"
+    inner_generate = True
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         model: nn.Module = BlipForQuestionAnswering(BlipConfig.from_dict(dict(config)))
@@ -55,13 +54,11 @@ class BlipVqa(Family):
     def generation(self, checkpoint: Path) -> Generation | None:
         """Start, stop and padding tokens as ``generate`` takes them from the text config: bos, sep and pad."""
         text = self._text_config(checkpoint)
-        settings = checkpoint / "generation_config.json"
-        asked = json.loads(settings.read_bytes()).get("max_new_tokens") if settings.is_file() else None
-        return Generation(
-            start_token_id=text["bos_token_id"],
-            eos_token_id=text["sep_token_id"],
-            pad_token_id=text["pad_token_id"],
-            max_new_tokens=min(asked or MAX_NEW_TOKENS, text["max_position_embeddings"]),
+        return read_settings(checkpoint, BlipConfig.from_dict(read_config(checkpoint)), inner=True).generation(
+            start=text["bos_token_id"],
+            ends=[text["sep_token_id"]],
+            pad=text["pad_token_id"],
+            most=text["max_position_embeddings"],
         )
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:

@@ -62,6 +62,7 @@ class Blip2(LanguageFamily):
     name = "blip-2"
     architectures: tuple[str, ...] = ("Blip2ForConditionalGeneration",)
     vision_tower_path = "vision_model"
+    inner_generate = True
     language_model_path = "language_model.model"
     config_class: Any = Blip2Config
     model_class: Any = Blip2ForConditionalGeneration

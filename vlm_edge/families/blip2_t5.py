@@ -76,6 +76,7 @@ class Blip2T5(Family):
     pipeline: PipelineKind = "vqa"
     task_kinds: tuple[str, ...] = ("vqa",)
     vision_tower_path = "vision_model"
+    inner_generate = True
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         settings = Blip2Config.from_dict(dict(config), attn_implementation="eager")
@@ -91,7 +92,7 @@ class Blip2T5(Family):
 
     def generation(self, checkpoint: Path) -> Generation:
         config = Blip2Config.from_dict(read_config(checkpoint))
-        return read_generation(checkpoint, config.text_config, LONGEST)
+        return read_generation(checkpoint, config.text_config, LONGEST, inner=True)
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         whole: Any = model

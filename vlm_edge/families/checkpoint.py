@@ -18,7 +18,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import open_clip
 from vlm_edge.families.base import Family
 from vlm_edge.families.config import CONFIG_NAME, read_config
-from vlm_edge.families.generation import SETTINGS_NAME, load_settings
+from vlm_edge.families.generation import SETTINGS_NAME, read_settings
 from vlm_edge.families.remote_code import build_with_code, refuse_code
 from vlm_edge.families.saved_names import as_in_model
 from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery, read_surgery
@@ -132,8 +132,8 @@ def load_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> LoadedC
     settings: Any = model
     if hasattr(settings, "tie_weights"):
         settings.tie_weights()  # otherwise done where weights are drawn
-    if (folder / SETTINGS_NAME).is_file():
-        settings.generation_config = load_settings(folder, settings.config)
+    if (folder / SETTINGS_NAME).is_file() and not family.inner_generate:
+        settings.generation_config = read_settings(folder, settings.config).for_transformers()
     load_weights(model, as_in_model(model, family.rename_weights(state)), folder)
     return LoadedCheckpoint(model=model.float().eval(), family=family, folder=folder, surgery=surgery)
 

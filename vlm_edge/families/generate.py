@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.chat import read_prompt
-from vlm_edge.families.generation import MAX_NEW_TOKENS, greedy_settings
+from vlm_edge.families.generation import read_settings
 from vlm_edge.families.llm import Decoder, decoder_export, self_attention_sites
 from vlm_edge.families.processors import read_text_processing
 from vlm_edge.families.vision_towers import connector_export, tower_attention_sites, vision_encoder_export
@@ -121,21 +121,18 @@ class LanguageFamily(Family):
             VlmEdgeError: there is no end token, or a setting asks for what the runtime can't do.
         """
         config = self.config(checkpoint)
-        settings, text = greedy_settings(checkpoint, config), config.get_text_config()
-        ends = settings.eos_token_id if settings.eos_token_id is not None else text.eos_token_id
-        eos, *others = ends if isinstance(ends, list) else [ends]
-        if eos is None:
+        settings, text = read_settings(checkpoint, config, inner=self.inner_generate), config.get_text_config()
+        ends = settings.eos_token_ids or text.eos_token_id
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        if not ends:
             raise VlmEdgeError(
                 f"{checkpoint}: no eos_token_id, so no answer would end", "write it into generation_config.json"
             )
         pad = settings.pad_token_id if settings.pad_token_id is not None else text.pad_token_id
-        return Generation(
-            start_token_id=text.bos_token_id if text.bos_token_id is not None else eos,
-            eos_token_id=eos,
-            other_eos_token_ids=tuple(others),
-            pad_token_id=eos if pad is None else pad,
-            max_new_tokens=settings.max_new_tokens or MAX_NEW_TOKENS,
-            no_repeat_ngram=settings.no_repeat_ngram_size or 0,
+        return settings.generation(
+            start=text.bos_token_id if text.bos_token_id is not None else ends[0],
+            ends=ends,
+            pad=ends[0] if pad is None else pad,
         )
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:

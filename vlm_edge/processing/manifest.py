@@ -197,8 +197,11 @@ class Generation(_Frozen):
     A ``generate`` pipeline starts from its prompt, not from ``start_token_id``. ``other_eos_token_ids`` end an answer
     as ``eos_token_id`` does.
 
-    ``first_token_id`` is forced behind the start token, ``last_token_id`` where an answer reaches its longest, and no
-    ``no_repeat_ngram`` tokens in a row come twice (0: no such rule).
+    An answer ends after ``max_new_tokens``, or where it makes ``max_length`` tokens with its prompt. The other settings
+    are those of generation_config.json, followed as transformers' logits processors do: see
+    :class:`vlm_edge.runtime.token_rules.TokenRules`. ``first_token_id`` is forced behind the start token,
+    ``last_token_id`` where an answer reaches its longest, and no ``no_repeat_ngram`` tokens in a row come twice (0: no
+    such rule). ``not_followed``: what the checkpoint's settings ask for beyond that, by name, as JSON.
     """
 
     start_token_id: int
@@ -209,6 +212,15 @@ class Generation(_Frozen):
     last_token_id: int | None = None
     no_repeat_ngram: int = Field(default=0, ge=0)
     other_eos_token_ids: tuple[int, ...] = ()
+    max_length: int | None = Field(default=None, ge=1)
+    min_length: int = Field(default=0, ge=0)
+    min_new_tokens: int = Field(default=0, ge=0)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    not_followed: dict[str, str] = {}
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

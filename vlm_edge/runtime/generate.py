@@ -165,7 +165,7 @@ class GeneratePipeline:
             first["prefix_mask"] = mask
         if "cross_attention_mask" in inputs:
             first |= cross_feed(inputs, rows, images, self._prompt)
-        return self._decoder.run(first, Steps(first), max_new_tokens)
+        return self._decoder.run(first, Steps(first), max_new_tokens, rows)
 
     def _positions(self, rows: Sequence[Sequence[int]], images: Sequence[Sequence[EncodedImage]], mask: Ids) -> Ids:
         """(batch, tokens), or (3, batch, tokens) where images have rows and columns of positions; 0 at padding."""

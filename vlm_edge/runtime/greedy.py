@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from vlm_edge.engines.base import Array, Engine
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import SELF_MASK, Generation, TensorSpec
 from vlm_edge.processing.text import Ids
-from vlm_edge.runtime.token_rules import choose
+from vlm_edge.runtime.token_rules import TokenRules
 
 PAST_PREFIX = "past_key_values."
 PRESENT_PREFIX = "present."
@@ -21,6 +22,7 @@ class GreedyDecoder:
     def __init__(self, decoder: Engine, generation: Generation) -> None:
         self._decoder = decoder
         self._generation = generation
+        self._rules = TokenRules(generation)
         past_names = [name for name in decoder.inputs if name.startswith(PAST_PREFIX)]
         self._present_to_past = [(PRESENT_PREFIX + name.removeprefix(PAST_PREFIX), name) for name in past_names]
         self._past_shapes = {name: decoder.inputs[name].shape for name in past_names}
@@ -67,30 +69,38 @@ class GreedyDecoder:
         return self.run(feed, following, max_new_tokens)
 
     def run(
-        self, first: Mapping[str, Array], following: Callable[[Ids], Mapping[str, Array]], max_new_tokens: int | None
+        self,
+        first: Mapping[str, Array],
+        following: Callable[[Ids], Mapping[str, Array]],
+        max_new_tokens: int | None,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[list[int]]:
         """As :meth:`decode`, for decoders that are fed more.
 
         Args:
             first: what the first run is fed, the past left out; ``input_ids`` (batch, new) among it.
             following: the tokens that were chosen (batch, 1) -> what changes in the feed of the next run.
+            max_new_tokens: default: the manifest's lengths.
+            prompts: each row's tokens without padding; default: ``input_ids``.
         """
         feed = dict(first)
         batch = len(feed["input_ids"])
         for name, (_, heads, _, head_dim) in self._past_shapes.items():
             feed[name] = np.empty((batch, int(heads), 0, int(head_dim)), np.float32)
-        ends = self._generation.eos_token_ids
         rows: list[list[int]] = [[] for _ in range(batch)]
         running = list(range(batch))
-        texts: list[list[int]] = feed["input_ids"].tolist()
-        steps = max_new_tokens or self._generation.max_new_tokens
-        for step in range(steps):
+        texts: list[list[int]] = feed["input_ids"].tolist() if prompts is None else [list(row) for row in prompts]
+        begins = [len(text) for text in texts]
+        limits = [self._most_new(begin, max_new_tokens) for begin in begins]
+        ends = [begin + limit for begin, limit in zip(begins, limits, strict=True)]
+        stops = self._generation.eos_token_ids
+        for step in range(max(limits, default=0)):
             outputs = self._decoder.infer(feed)
-            tokens = choose(outputs["logits"][:, -1], texts, step, steps, self._generation)[:, None]
+            tokens = self._rules.choose(outputs["logits"][:, -1], texts, begins, ends)[:, None]
             chosen = tokens[:, 0].tolist()
             for text, token in zip(texts, chosen, strict=True):
                 text.append(token)
-            running = [row for row in running if chosen[row] not in ends]
+            running = [row for row in running if step < limits[row] and chosen[row] not in stops]
             for row in running:
                 rows[row].append(chosen[row])
             if not running:
@@ -99,3 +109,18 @@ class GreedyDecoder:
             for present, past in self._present_to_past:
                 feed[past] = outputs[present]
         return rows
+
+    def _most_new(self, given: int, max_new_tokens: int | None) -> int:
+        """How many tokens may follow ``given`` ones."""
+        generation = self._generation
+        if max_new_tokens is not None:
+            return max_new_tokens
+        if generation.max_length is None:
+            return generation.max_new_tokens
+        if given >= generation.max_length:
+            raise VlmEdgeError(
+                f"a prompt of {given} tokens leaves no room for an answer: the model's generation setting max_length "
+                f"is {generation.max_length}, prompt included",
+                "ask for less at once, or say how many new tokens there may be (max_new_tokens)",
+            )
+        return min(generation.max_new_tokens, generation.max_length - given)

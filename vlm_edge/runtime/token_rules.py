@@ -2,39 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.processing.manifest import Generation
 
+Row = NDArray[np.float32]
+Rule = Callable[[Row, Sequence[int], int, int], None]
+"""Called with one row's logits (vocabulary,), which it changes; the row's tokens so far, prompt included; how many of
+them were the prompt; and how many there may be in all."""
 
-def choose(
-    logits: NDArray[np.float32], texts: Sequence[Sequence[int]], step: int, steps: int, generation: Generation
-) -> NDArray[np.int64]:
-    """The next token of every row.
 
-    Args:
-        logits: (rows, vocabulary) float32; they are changed where a rule forbids a token.
-        texts: each row's tokens so far, the start token included; may be longer than what counts.
-        step: how many tokens were chosen before.
-        steps: how many may be chosen in all.
-        generation: ``first_token_id`` and ``last_token_id`` force the first and the last choice
-            (ForcedBOSTokenLogitsProcessor, ForcedEOSTokenLogitsProcessor); no ``no_repeat_ngram`` tokens in a row come
-            twice (NoRepeatNGramLogitsProcessor).
+class TokenRules:
+    """The rules of one manifest, in the order in which ``generate`` applies them (transformers 5.23,
+    generation/utils.py, ``_get_logits_processor``). Plain greedy decoding has none."""
 
-    Returns:
-        (rows,) int64.
-    """
-    if step == steps - 1 and generation.last_token_id is not None:
-        return np.full(len(logits), generation.last_token_id, np.int64)
-    if generation.first_token_id is not None and all(len(text) == 1 for text in texts):
-        return np.full(len(logits), generation.first_token_id, np.int64)
-    if generation.no_repeat_ngram:
-        for row, text in zip(logits, texts, strict=True):
-            row[repeating(text, generation.no_repeat_ngram)] = -np.inf
-    return np.asarray(logits.argmax(axis=-1), np.int64)
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._ends = sorted(generation.eos_token_ids)
+        self._words = [word for word in generation.bad_words_ids if word not in {(end,) for end in self._ends}]
+        asked: list[tuple[object, Rule]] = [
+            (generation.repetition_penalty != 1.0, self._penalize_repetition),
+            (generation.no_repeat_ngram, self._forbid_ngrams),
+            (self._words, self._forbid_words),
+            (generation.min_length or generation.min_new_tokens, self._forbid_early_end),
+            (generation.first_token_id is not None, self._force_first),
+            (generation.last_token_id is not None, self._force_last),
+            (generation.exponential_decay_length_penalty, self._favour_end),
+            (generation.suppress_tokens, self._suppress),
+            (generation.begin_suppress_tokens, self._suppress_at_begin),
+        ]
+        self._rules = [rule for present, rule in asked if present]
+
+    def choose(
+        self, logits: NDArray[np.float32], texts: Sequence[Sequence[int]], begins: Sequence[int], ends: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """The next token of every row.
+
+        Args:
+            logits: (rows, vocabulary) float32; they are changed where there are rules.
+            texts: each row's tokens so far, the start token or the prompt included, padding left out.
+            begins: how many of them were given.
+            ends: how many tokens each row may have in all.
+
+        Returns:
+            (rows,) int64.
+        """
+        if self._rules:
+            for row, text, begin, end in zip(logits, texts, begins, ends, strict=True):
+                for rule in self._rules:
+                    rule(row, text, begin, end)
+        return np.asarray(logits.argmax(axis=-1), np.int64)
+
+    def _penalize_repetition(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """RepetitionPenaltyLogitsProcessor."""
+        penalty = self._generation.repetition_penalty
+        seen = [token for token in set(text) if token < len(row)]
+        scores = row[seen]
+        row[seen] = np.where(scores < 0, scores * penalty, scores / penalty)
+
+    def _forbid_ngrams(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """NoRepeatNGramLogitsProcessor."""
+        row[repeating(text, self._generation.no_repeat_ngram)] = -np.inf
+
+    def _forbid_words(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """NoBadWordsLogitsProcessor."""
+        row[[word[-1] for word in self._words if tuple(text[len(text) - len(word) + 1 :]) == word[:-1]]] = -np.inf
+
+    def _forbid_early_end(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """MinLengthLogitsProcessor and MinNewTokensLengthLogitsProcessor: the second, where it is set, alone."""
+        new, least = self._generation.min_new_tokens, self._generation.min_length
+        if len(text) < (begin + new if new else least):
+            row[self._ends] = -np.inf
+
+    def _force_first(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """ForcedBOSTokenLogitsProcessor: behind a start token that stands alone."""
+        if len(text) == 1:
+            _force(row, self._generation.first_token_id)
+
+    def _force_last(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """ForcedEOSTokenLogitsProcessor."""
+        if len(text) == end - 1:
+            _force(row, self._generation.last_token_id)
+
+    def _favour_end(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """ExponentialDecayLengthPenalty."""
+        assert self._generation.exponential_decay_length_penalty is not None
+        start, factor = self._generation.exponential_decay_length_penalty
+        beyond = len(text) - begin - start
+        if beyond > 0:
+            scores = row[self._ends]
+            row[self._ends] = np.where(np.isfinite(scores), scores + np.abs(scores) * (factor**beyond - 1), scores)
+
+    def _suppress(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """SuppressTokensLogitsProcessor."""
+        row[list(self._generation.suppress_tokens)] = -np.inf
+
+    def _suppress_at_begin(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
+        """SuppressTokensAtBeginLogitsProcessor: at the first token that is not forced."""
+        forced = begin == 1 and self._generation.first_token_id is not None
+        if len(text) == begin + forced:
+            row[list(self._generation.begin_suppress_tokens)] = -np.inf
+
+
+def _force(row: Row, token: int | None) -> None:
+    row[:] = -np.inf
+    row[token] = 0.0
 
 
 def repeating(text: Sequence[int], size: int) -> list[int]:

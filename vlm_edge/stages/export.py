@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlm_edge.families.checkpoint import LoadedCheckpoint
-    from vlm_edge.processing.manifest import Component, PipelineManifest
+    from vlm_edge.processing.manifest import Component, Generation, PipelineManifest
     from vlm_edge.stages.export_answers import Answer
     from vlm_edge.stages.export_composed import Outputs
 
@@ -37,7 +37,8 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
 
     Everything is written and checked in ``work.scratch`` first, so a failed check leaves nothing in ``work.out``.
     Facts: ``parity`` (worst differences from torch by component), ``composed`` (what all graphs together were
-    compared on), ``tokens`` (how many of ``generate``'s answers among it), ``graphs`` (nodes and bytes by component).
+    compared on), ``tokens`` (how many of ``generate``'s answers among it), ``graphs`` (nodes and bytes by component),
+    ``generation_not_followed`` (settings of generation_config.json that decoding leaves out, where there are any).
 
     Raises:
         VlmEdgeError: the checkpoint can't be loaded or exported, or a graph differs from the model by more than
@@ -77,6 +78,9 @@ def _checked_graphs(
     graphs = OneAtATime(folder, manifest.components)
     tokens = sum(len(answer.tokens) for answer in wanted) if isinstance(wanted, list) else 0
     work.facts.update(parity={}, graphs={}, tokens=tokens)
+    if manifest.generation and manifest.generation.not_followed:
+        work.facts["generation_not_followed"] = manifest.generation.not_followed
+        work.progress.remark(_left_out(manifest.generation))
     with work.progress.bar("check", len(graphs.engines) + 1) as ticker:
         for name, graph in graphs.engines.items():
             parity = check_component(name, saved_references(name, references), graph, config.tolerance)
@@ -87,6 +91,15 @@ def _checked_graphs(
         graphs.release()
         ticker.advance(note="composed")
     return manifest
+
+
+def _left_out(generation: Generation) -> str:
+    """A line about the settings that decoding does not follow."""
+    named = ", ".join(f"{name}: {value}" for name, value in generation.not_followed.items())
+    return (
+        f"warning: generation_config.json asks for what decoding here does not do: {named}; the most probable token is "
+        "taken each time, in the baseline as on the device, so answers can differ from those of `generate`"
+    )
 
 
 def _by_torch(

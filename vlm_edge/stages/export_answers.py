@@ -15,23 +15,24 @@ from vlm_edge.stages.export_check import REPORT_HINT, trim_heap
 
 MAX_TOKENS = 32
 """Most tokens that are generated for the comparison."""
-GREEDY = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True, "output_logits": True}
+GREEDY = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True, "output_scores": True}
 """How ``generate`` is asked for what :meth:`Answer.of` reads."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What ``generate`` wrote: token ids, and the logits (tokens, vocabulary) that each was chosen by."""
+    """What ``generate`` wrote: token ids, and the scores (tokens, vocabulary) that each was chosen by, which are logits
+    changed as the model's generation settings ask."""
 
     tokens: list[int]
-    logits: Array
+    scores: Array
 
     @staticmethod
     def of(reference: Any) -> Answer:
         """``generate``'s result for one row, asked for as :data:`GREEDY` says; what it took is given back."""
         trim_heap()
-        logits = np.concatenate([step.numpy() for step in reference.logits])
-        return Answer(reference.sequences[0, -len(logits) :].tolist(), logits)
+        scores = np.concatenate([step.numpy() for step in reference.scores])
+        return Answer(reference.sequences[0, -len(scores) :].tolist(), scores)
 
 
 def token_limit(generation: Generation) -> int:
@@ -45,7 +46,7 @@ def check_answers(
     """Every answer (token ids, the end token left out) against ``generate``'s.
 
     Returns:
-        ``questions_equal``, and ``ties``: how many parted where two tokens' logits are within ``tolerance``, relative
+        ``questions_equal``, and ``ties``: how many parted where two tokens' scores are within ``tolerance``, relative
         to the largest.
 
     Raises:
@@ -80,8 +81,9 @@ def _first_tie(answer: Sequence[int], wanted: Answer, tolerance: float) -> int |
     """Where the answers part because the model itself all but can't choose: both tokens within ``tolerance``."""
     for step, (ours, theirs) in enumerate(zip(answer, wanted.tokens, strict=False)):
         if ours != theirs:
-            row = wanted.logits[step]
-            return step if row[theirs] - row[ours] <= tolerance * np.abs(row).max() else None
+            row = wanted.scores[step]
+            largest = np.abs(row[np.isfinite(row)]).max()
+            return step if row[theirs] - row[ours] <= tolerance * largest else None
     return None
 
 

@@ -6,6 +6,7 @@ asked when it no longer is. Both see the same samples, and both see a few images
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ class Composition(NamedTuple):
 
 def torch_says(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer] | Outputs:
     """What the composed graphs must give: ``generate``'s answers, or the model's outputs."""
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unfeasible length constraints")  # min_length: fewer tokens are compared
         return COMPOSITIONS[manifest.pipeline].by_torch(loaded, manifest)
 
 

@@ -32,7 +32,7 @@ def torch_generation(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> li
     assert manifest.generation is not None
     assert manifest.text is not None
     text = TextEncoder(loaded.folder, manifest.text)
-    settings = {"max_new_tokens": token_limit(manifest.generation), "output_logits": True}
+    settings = {"max_new_tokens": token_limit(manifest.generation), "output_scores": True}
     return [
         Answer.of(reference_answer(loaded.model, loaded.family, manifest, text, request, **settings))
         for request in random_requests(manifest, text)
