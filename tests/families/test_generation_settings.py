@@ -25,7 +25,7 @@ from vlm_edge.runtime.greedy import GreedyDecoder
 from vlm_edge.stages.export_generate import reference_answer
 
 SUBJECTS = ["LLaVA-1.5", "TrOCR"]
-LENGTH = {"LLaVA-1.5": 60, "TrOCR": 9}
+LENGTH = {"LLaVA-1.5": 50, "TrOCR": 9}
 """A length in all, prompt included, that cuts some answers short."""
 RULES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -37,7 +37,7 @@ RULES: dict[str, dict[str, Any]] = {
     "suppress_tokens": {"suppress_tokens": [*range(40, 110)]},
     "begin_suppress_tokens": {"begin_suppress_tokens": [*range(30, 127)]},
     "min_new_tokens": {"min_new_tokens": 25},
-    "min_length": {"min_length": LENGTH, "max_new_tokens": 40},
+    "min_length": {"min_length": LENGTH},
     "bad_words_ids": {"bad_words_ids": [[60], [SEP], [58, 93], [9, 8, 7], [57, 57, 57]]},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
     "exponential_decay_length_penalty": {"exponential_decay_length_penalty": [3, 1.9]},
