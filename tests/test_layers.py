@@ -20,6 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "names": set(),
     "machine": set(),
     "files": set(),
+    "checked": set(),
+    "documents": set(),
     "core": set(),
     "numerics": set(),
     "processing": set(),
@@ -37,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "processing", "zoo",
             "data"},
 }  # fmt: skip
-ANYONE = {"errors", "files", "machine", "names", "__version__"}
+ANYONE = {"checked", "documents", "errors", "files", "machine", "names", "__version__"}
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 
 

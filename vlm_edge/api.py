@@ -9,11 +9,13 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from vlm_edge.checked import faults_of, place_in
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact, digest_folder
 from vlm_edge.core.budget import Budgets, Judgement
 from vlm_edge.core.gate import (
@@ -32,12 +34,15 @@ from vlm_edge.core.measurement import PATIENCE_S
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import PlannedRun, Runner
-from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork, TaskSpec
+from vlm_edge.core.stage import Named, Progress, SilentProgress, StageInputs, StageWork, TaskSpec
 from vlm_edge.core.store import Store
 from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.data import dataset_digest, load_dataset
+from vlm_edge.data.dataset import Split
+from vlm_edge.data.inspection import shared_images, unreadable_images
 from vlm_edge.data.manifest import read_dataset_manifest
+from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.evaluation.change import Side, change_between, check_bundle, engine_of, joined, measured_again
 from vlm_edge.evaluation.evaluators import EngineEvaluators
@@ -49,7 +54,6 @@ from vlm_edge.files import whole_folder
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.stages import STAGES
-from vlm_edge.stages.quantize_config import QuantizeConfig, metric_samples
 
 
 def shipped_folder() -> Path:
@@ -87,7 +91,13 @@ def _check_task(task: TaskSpec) -> None:
     load_dataset(task.data, "test")
 
 
-def check_recipe(path: Path) -> Recipe:
+def _check_model(ref: str) -> None:
+    from vlm_edge.families.config import read_config
+
+    read_config(resolve_model(ref))
+
+
+def check_recipe(path: Path, *, progress: Progress | None = None) -> Recipe:
     """Read a recipe and check all of it without running anything: its keys, model, data and target.
 
     Raises:
@@ -97,25 +107,67 @@ def check_recipe(path: Path) -> Recipe:
         path,
         STAGES,
         shipped=shipped_folder(),
-        check_model=resolve_model,
+        check_model=_check_model,
         check_task=_check_task,
         check_budgets=_check_budgets,
     )
-    _check_metrics(recipe)
-    return recipe
+    return replace(recipe, notes=tuple(_check_named(recipe, progress or SilentProgress())))
 
 
-def _check_metrics(recipe: Recipe) -> None:
-    """Refuse a quantize stage's bound that its samples can't show, before anything runs."""
-    faults = []
+def _check_named(recipe: Recipe, progress: Progress) -> list[str]:
+    """Hold the model and the data against what the stages need of them; returns what is no fault but worth knowing.
+
+    Raises:
+        RecipeError: the model can't do the task or what a stage does to it, or the data lack what a stage reads.
+    """
+    from vlm_edge.families.checkpoint import find_family
+    from vlm_edge.families.config import read_config
+
+    folder, splits = resolve_model(recipe.model), read_dataset_manifest(recipe.task.data).splits
+    family = find_family(folder, read_config(folder))
+    named = Named(folder, recipe.task, recipe.target, DrawnMetric())
+    faults: list[tuple[str, str]] = []
+    read: set[Split] = {"test"}
+    if recipe.task.kind not in family.task_kinds:
+        kinds = ", ".join(family.task_kinds) or "no task"
+        faults.append(("task.kind", f"{family.architectures[0]} can't do {recipe.task.kind}; it does: {kinds}"))
     for index, entry in enumerate(recipe.stages):
-        if isinstance(entry.config, QuantizeConfig):
-            try:
-                metric_samples(entry.config, recipe.task, DrawnMetric())
-            except VlmEdgeError as error:
-                faults.append(f"{recipe.path.name}: stages[{index}].{error.message}")
+        place, spec = f"stages[{index}].{entry.stage}", STAGES[entry.stage]
+        needed = spec.splits(entry.config)
+        absent = [split for split in needed if split not in splits]
+        read |= {*needed} - {*absent}
+        if absent:
+            there = f"{recipe.task.data.name} has: {', '.join(splits)}"
+            faults += [(place, f"it reads the split {split}; {there}") for split in absent]
+        else:
+            faults += [(place_in(place, key), problem) for key, problem in spec.check(entry.config, named)]
+    notes: list[str] = []
+    for split in (each for each in splits if each in read):
+        found, skipped = _check_images(recipe.task.data, split, progress)
+        faults += [("task.data", fault) for fault in found]
+        notes += skipped
     if faults:
-        raise RecipeError(faults)
+        raise RecipeError([f"{recipe.path.name}: {place}: {problem}" for place, problem in faults])
+    return notes
+
+
+def _check_images(manifest: Path, split: Split, progress: Progress) -> tuple[list[str], list[str]]:
+    """Faults of a split's images, and images that will be left out."""
+    dataset = load_dataset(manifest, split)
+    faults, notes = [], []
+    unreadable, total = unreadable_images(dataset, progress)
+    try:
+        check_unreadable(manifest.name, split, unreadable, total)
+        notes = [f"{manifest.name}: {split}: {name} will be left out: {why}" for name, why in unreadable.items()]
+    except VlmEdgeError as error:
+        faults.append(error.message)
+    twins = shared_images(load_dataset(manifest, "test"), dataset) if split != "test" else []
+    if twins:
+        faults.append(
+            f"{manifest.name}: {split}: {len(twins)} images are also in test, byte for byte, such as {twins[0][0]} and "
+            f"{twins[0][1]}; a model is not judged on what it was made with: remove them from one of the two"
+        )
+    return faults, notes
 
 
 def _check_budgets(task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
@@ -153,8 +205,8 @@ def run_recipe(
     asks for, and those whose verdict is open after less than ``patience_s`` seconds of measuring.
     """
     bars = progress or SilentProgress()
-    runner = Runner(check_recipe(path), toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s)
-    return runner.run(runs)
+    recipe = check_recipe(path, progress=bars)
+    return Runner(recipe, toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s).run(runs)
 
 
 def run_stage(
@@ -191,7 +243,8 @@ def run_stage(
     try:
         settings = spec.config.model_validate(config)
     except ValidationError as error:
-        raise RecipeError([f"{name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]) from error
+        faults = faults_of(error, spec.config)
+        raise RecipeError([f"{place_in(name, place)}: {message}" for place, message in faults]) from error
     if out.exists():
         raise VlmEdgeError(f"{out}: exists already", "give a folder that does not exist yet, or remove this one")
     graphs = spec.name in ("quantize", "compile")

@@ -1,6 +1,12 @@
-"""The one error type that a user's mistake or a broken input ends in."""
+"""The one error type that a user's mistake or a broken input ends in, and the quoting of a value in its message."""
 
 from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+MAX_SHOWN = 80
+"""Characters of a value that a message quotes."""
 
 
 class VlmEdgeError(Exception):
@@ -30,3 +36,37 @@ class RecipeError(VlmEdgeError):
 
 class UsageError(VlmEdgeError):
     """What was asked for can't be done with what was given; the command line ends with 2, as for a wrong option."""
+
+
+class _Short(reprlib.Repr):
+    """A repr that visits a bounded part of a value, so that no nesting and no length makes it slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, MAX_SHOWN, MAX_SHOWN, MAX_SHOWN
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return str(x).lower()  # as YAML and JSON write it
+
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: N802  (reprlib looks methods up by the type's name)
+        return "null"
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 4 * MAX_SHOWN:  # Python refuses to print thousands of digits
+            return f"a number of about {int(x.bit_length() * 0.30103) + 1:,} digits"
+        return super().repr_int(x, level)
+
+
+_SHORT = _Short()
+
+
+def shown(value: Any) -> str:
+    """``value`` as a message quotes it: at most :data:`MAX_SHOWN` characters, control characters escaped."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def short(text: str) -> str:
+    """A name in a message without quotes: :func:`shown`'s bounds, and as it is where it holds no control character."""
+    quoted = shown(text)
+    return text if quoted[1:-1] == text else quoted

@@ -33,6 +33,8 @@ class Toy:
         monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
         monkeypatch.setattr(api, "_check_task", lambda *_: None)
         monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
+        monkeypatch.setattr(api, "_check_model", lambda _: None)
+        monkeypatch.setattr(api, "_check_named", lambda *_: [])
 
     def run(self, **changes: Any) -> Any:
         recipe = write_recipe(self.folder, **changes)

@@ -152,7 +152,8 @@ def test_a_recipe_that_comes_with_vlm_edge_is_found_from_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = empty.invoke("check", "recipes/quickstart.yaml")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.exception) == (0, None)
+    assert all(line.startswith("reading ") for line in result.stderr.splitlines())
 
 
 @pytest.mark.parametrize("command", ["check", "run", "plan"])
@@ -194,6 +195,8 @@ api.STAGES = toolbox.stages
 api.resolve_model = toolbox.resolve_model
 api._check_task = lambda task: None
 api._check_budgets = lambda task, budgets: []
+api._check_model = lambda ref: None
+api._check_named = lambda recipe, progress: []
 accuracy = toolbox.evaluators.accuracy
 
 def chatty(*arguments):

@@ -59,7 +59,7 @@ def test_every_bad_entry_is_named(write_captions):
         load_dataset(manifest, "test")
     faults = [fault.removeprefix(f"{path}: ") for fault in caught.value.faults]
     assert faults == [
-        'annotations[4]: caption: give a text that is not empty, not " "',
+        "annotations[4]: caption: give a text that is not empty, not ' '",
         "annotations[5]: image_id: give a number or a text, not null",
         "images[2]: id: 3 is another image's, too",
         "images[3]: no caption of image 4 among the annotations",
@@ -73,7 +73,7 @@ def test_every_bad_entry_is_named(write_captions):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot read these captions"),
+        ("{", "can't be read as JSON"),
         ("[]", "must both be lists"),
         ({"images": IMAGES}, "must both be lists"),
         ({"images": IMAGES, "annotations": []}, "must both be lists"),

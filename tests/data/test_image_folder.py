@@ -107,7 +107,7 @@ def test_every_bad_line_is_named_by_file_and_line(write_folder, write_manifest):
         (6, "no `question`; the line has: answer, file_name"),
         (7, "`answer` or `answers`, not both"),
         (8, "answers: give a list of texts"),
-        (9, 'answer: give a text that is not empty, not ""'),
+        (9, "answer: give a text that is not empty, not ''"),
         (10, "slice: give a text"),
     ]
     assert len(caught.value.faults) == len(expected)

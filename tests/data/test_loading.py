@@ -180,7 +180,7 @@ class TestRefusals:
             load_dataset(write_manifest(), "test", limit=limit)
 
     def test_packages(self, write_manifest, monkeypatch):
-        with pytest.raises(VlmEdgeError, match="no data package that is known; known: easy-vqa"):
+        with pytest.raises(VlmEdgeError, match="vqa2 is no known data package; known: easy-vqa"):
             load_dataset(write_manifest(source={"package": "vqa2"}), "test")
         with pytest.raises(VlmEdgeError, match=r"easy-vqa 1\.0 is installed, the manifest is for 9\.0"):
             load_dataset(write_manifest(source={"package": "easy-vqa", "version": "9.0"}), "test")

@@ -294,9 +294,9 @@ def test_a_student_keeps_four_cells_along_each_side(side: int, stride: int) -> N
 
 
 def test_unknown_names_get_near_matches() -> None:
-    with pytest.raises(ValidationError, match=r"unknown student 'mobilevit-xxxs'; did you mean 'mobilevit-xxs'"):
+    with pytest.raises(ValidationError, match=r"unknown student; did you mean 'mobilevit-xxs'"):
         DistillConfig(student="mobilevit-xxxs")
-    with pytest.raises(ValidationError, match=r"unknown start 'randon'; did you mean 'random'"):
+    with pytest.raises(ValidationError, match=r"unknown start; did you mean 'random'"):
         DistillConfig(start="randon")
     with pytest.raises(ValidationError, match=r"augment\.shfit"):
         DistillConfig.model_validate({"augment": {"shfit": 0.1}})

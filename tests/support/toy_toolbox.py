@@ -130,6 +130,8 @@ def use_toy_toolbox(monkeypatch: pytest.MonkeyPatch, model: Path) -> tuple[Toolb
     monkeypatch.setattr(api, "resolve_model", toolbox.resolve_model)
     monkeypatch.setattr(api, "_check_task", lambda _: None)
     monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
+    monkeypatch.setattr(api, "_check_model", lambda _: None)
+    monkeypatch.setattr(api, "_check_named", lambda *_: [])
     return toolbox, log
 
 

@@ -15,22 +15,24 @@ from vlm_edge.errors import RecipeError
 @json_option
 @pass_settings
 def check(settings: Settings, recipe: Path, as_json: bool) -> None:
-    """Check RECIPE without running it: its keys, model, data and target.
+    """Check RECIPE without running it: its keys, model, data and target, and whether they fit together.
 
-    Every fault is listed with its place, and the exit code is 2. With --json the resolved recipe is printed, or the
-    list of faults.
+    Every fault is listed with its place, and the exit code is 2. Images are read (at most 2,000 of a split): those that
+    a run would leave out are named. With --json the resolved recipe is printed, or the list of faults.
     """
     from vlm_edge.api import check_recipe
 
     try:
-        with settings.working():
-            checked = check_recipe(find_recipe(recipe))
+        with settings.working() as progress:
+            checked = check_recipe(find_recipe(recipe), progress=progress)
     except RecipeError as error:
         if as_json:
-            print_json({"faults": error.faults, "recipe": None})
+            print_json({"faults": error.faults, "notes": [], "recipe": None})
         raise
     if as_json:
-        print_json({"faults": [], "recipe": checked.resolved()})
+        print_json({"faults": [], "notes": checked.notes, "recipe": checked.resolved()})
         return
+    for note in checked.notes:
+        click.echo(f"note: {note}")
     names = ", ".join(entry.name for entry in checked.stages)
     click.echo(f"{recipe}: no faults; {checked.model} for {checked.target.name}: {names}")

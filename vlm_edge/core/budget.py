@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlm_edge.checked import CheckedModel
 from vlm_edge.core.measurement import Measurement
 
 
@@ -23,11 +24,7 @@ class Verdict(StrEnum):
     NOT_MEASURED = "not_measured"
 
 
-class _Budget(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class AccuracyBounds(_Budget):
+class AccuracyBounds(CheckedModel):
     """Bounds on one metric of the task. ``max_drop_pt`` is in points (hundredths) lost against the FP32 baseline.
 
     ``min_ratio`` bounds candidate over baseline, as MLPerf Inference's 0.99 and 0.999; ``at_least`` the metric itself.
@@ -41,11 +38,11 @@ class AccuracyBounds(_Budget):
 class AccuracyBudget(AccuracyBounds):
     """Bounds on the task's primary metric, on its slices by name, and on its other metrics by name."""
 
-    slices: dict[str, AccuracyBounds] = {}
-    metrics: dict[str, AccuracyBounds] = {}
+    slices: dict[str, AccuracyBounds] = Field(default={})
+    metrics: dict[str, AccuracyBounds] = Field(default={})
 
 
-class FidelityBudget(_Budget):
+class FidelityBudget(CheckedModel):
     """Bounds on how close the candidate stays to the FP32 baseline: embeddings' cosine, generated tokens."""
 
     min_cosine: float | None = Field(default=None, ge=-1, le=1)
@@ -53,54 +50,54 @@ class FidelityBudget(_Budget):
     min_exact_match: float | None = Field(default=None, ge=0, le=1)
 
 
-class LatencyBudget(_Budget):
+class LatencyBudget(CheckedModel):
     """Bounds on the end-to-end latency at batch 1, in ms, and on how many times faster than the baseline it is.
 
     ``cold_start_ms`` bounds the time from loading the engine in a new process to its first answer.
     """
 
-    p50_ms: float | None = Field(default=None, gt=0)
-    p90_ms: float | None = Field(default=None, gt=0)
-    p99_ms: float | None = Field(default=None, gt=0)
-    p50_speedup: float | None = Field(default=None, gt=0)
-    p90_speedup: float | None = Field(default=None, gt=0)
-    p99_speedup: float | None = Field(default=None, gt=0)
-    cold_start_ms: float | None = Field(default=None, gt=0)
+    p50_ms: float | None = Field(default=None, gt=0, le=1e9)
+    p90_ms: float | None = Field(default=None, gt=0, le=1e9)
+    p99_ms: float | None = Field(default=None, gt=0, le=1e9)
+    p50_speedup: float | None = Field(default=None, gt=0, le=1e9)
+    p90_speedup: float | None = Field(default=None, gt=0, le=1e9)
+    p99_speedup: float | None = Field(default=None, gt=0, le=1e9)
+    cold_start_ms: float | None = Field(default=None, gt=0, le=1e9)
 
 
-class ThroughputBudget(_Budget):
+class ThroughputBudget(CheckedModel):
     """A bound on the images a second when ``batch`` of them are asked at once."""
 
     batch: int = Field(ge=1, le=4096)
-    at_least_per_s: float = Field(gt=0)
+    at_least_per_s: float = Field(gt=0, le=1e9)
 
 
-class CostBudget(_Budget):
+class CostBudget(CheckedModel):
     """A bound on the price of 1,000 images, in the currency of the target's ``price_per_hour``."""
 
-    max_per_1000: float = Field(gt=0)
+    max_per_1000: float = Field(gt=0, le=1e9)
 
 
-class SizeBudget(_Budget):
+class SizeBudget(CheckedModel):
     """Bounds on what lies on the device's disk: MB (1e6 bytes), and the ratio to the baseline."""
 
-    max_ratio: float | None = Field(default=None, gt=0)
-    max_mb: float | None = Field(default=None, gt=0)
+    max_ratio: float | None = Field(default=None, gt=0, le=1e9)
+    max_mb: float | None = Field(default=None, gt=0, le=1e9)
 
 
-class MemoryBudget(_Budget):
+class MemoryBudget(CheckedModel):
     """Bounds on the peak resident memory of the process that answers, in MiB."""
 
-    max_rss_mb: float | None = Field(default=None, gt=0)
+    max_rss_mb: float | None = Field(default=None, gt=0, le=1e9)
 
 
-class ComputeBudget(_Budget):
+class ComputeBudget(CheckedModel):
     """A bound on the multiply-accumulates of one query, in 1e9."""
 
-    max_macs_g: float = Field(gt=0)
+    max_macs_g: float = Field(gt=0, le=1e9)
 
 
-class Budgets(_Budget):
+class Budgets(CheckedModel):
     accuracy: AccuracyBudget | None = None
     fidelity: FidelityBudget | None = None
     latency: LatencyBudget | None = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from vlm_edge.checked import MAX_FAULTS, faults_of, place_in
 from vlm_edge.core.budget import Budgets
 from vlm_edge.core.stage import Level, StageConfig, StageSpec, TaskSpec
 from vlm_edge.core.target import Target
-from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.documents import read_yaml, reason, text_problem
+from vlm_edge.errors import RecipeError, VlmEdgeError, short, shown
 from vlm_edge.names import near
 
 
@@ -36,6 +38,8 @@ _KEYS = ("name", "model", "task", "target", "budgets", "stages", "run", "seed")
 _REQUIRED = ("name", "model", "task", "target", "stages")
 _STAGE_KEYS = ("budgets", "waive", "on_miss")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST_PATH = 1024
+_MOST_STAGES = 100
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Recipe:
     stages: tuple[StageEntry, ...]
     run: RunMode
     seed: int
+    notes: tuple[str, ...] = ()
+    """What a check found that is no fault, such as images that will be left out."""
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was decided, defaults included, as JSON."""
@@ -102,34 +108,9 @@ class _Faults:
         try:
             return model.model_validate({} if value is None else value)
         except ValidationError as error:
-            for fault in error.errors():
-                path = ".".join(str(part) for part in fault["loc"])
-                where = f"{place}.{path}" if path else place
-                self.add(where, _explain(fault, model))
+            for where, message in faults_of(error, model):
+                self.add(place_in(place, where), message)
             return None
-
-
-def _explain(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """Pydantic's fault in the words of a recipe's reader."""
-    if fault["type"] == "extra_forbidden":
-        owner: Any = model
-        for part in fault["loc"][:-1]:
-            owner = _field_model(owner, part)
-        known = list(getattr(owner, "model_fields", {}))
-        return f"unknown key; {near(str(fault['loc'][-1]), known)}"
-    if fault["type"] == "missing":
-        return "missing"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
-
-
-def _field_model(owner: Any, part: Any) -> Any:
-    """The model of one field of ``owner``, through Optional, or None."""
-    field = getattr(owner, "model_fields", {}).get(part)
-    if field is None:
-        return None
-    candidates = [field.annotation, *get_args(field.annotation)]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
 
 
 def read_recipe(
@@ -156,13 +137,15 @@ def read_recipe(
         VlmEdgeError: the file is missing or unreadable.
         RecipeError: it has faults; all of them are listed.
     """
-    raw = _load_yaml(path)
+    raw = _load_yaml(path, "recipe", "write one with `vlm-edge init`")
     faults = _Faults(path.name)
     if not isinstance(raw, dict):
         raise RecipeError([f"{path.name}: a recipe is a mapping with the keys {', '.join(_KEYS)}"])
-    for key in raw:
-        if key not in _KEYS:
-            faults.add(str(key), f"unknown key; {near(str(key), _KEYS)}")
+    unknown = [key for key in raw if key not in _KEYS]
+    for key in unknown[:MAX_FAULTS]:
+        faults.add(short(key), f"unknown key; {near(key, _KEYS)}")
+    if len(unknown) > MAX_FAULTS:
+        faults.add("", f"and {len(unknown) - MAX_FAULTS:,} unknown keys more")
     for key in _REQUIRED:
         if raw.get(key) in (None, "", [], {}):
             faults.add(key, "missing")
@@ -181,43 +164,24 @@ def read_recipe(
         _check_budgets(lambda bounds: check_budgets(task, bounds), budgets, entries, faults)
     run = raw.get("run", "all")
     if run not in get_args(RunMode):
-        faults.add("run", f"{run!r} is neither 'all' nor 'until-met'")
+        faults.add("run", f"{shown(run)} is neither 'all' nor 'until-met'")
     seed = raw.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        faults.add("seed", f"a whole number from 0 to 2**32 - 1 (got {seed!r})")
+        faults.add("seed", f"a whole number from 0 to 2**32 - 1 (got {shown(seed)})")
     if faults.found or task is None or target is None:
         raise RecipeError(faults.found, f"mend it, then run `vlm-edge check {path}`; docs/recipe.md lists every key")
     return Recipe(path, name, model, task, target, budgets, tuple(entries), run, seed)
 
 
-def _load_yaml(path: Path) -> Any:
+def _load_yaml(path: Path, what: str, hint: str) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        return read_yaml(path)
     except FileNotFoundError as error:
-        raise VlmEdgeError(f"{path}: no such recipe", "write one with `vlm-edge init`") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise VlmEdgeError(f"{path}: can't be read: {error}", "a recipe is a YAML text file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise RecipeError([f"{path.name}{place}: not YAML: {problem}"]) from error
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses a key written twice (YAML 1.2, section 3.2.1.3)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} is written twice", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+        raise VlmEdgeError(f"{short(str(path))}: no such {what}", hint) from error
+    except (OSError, ValueError) as error:
+        raise VlmEdgeError(
+            f"{short(str(path))}: can't be read: {reason(error)}", f"a {what} is a YAML text file"
+        ) from error
 
 
 def _try(check: Callable[[Any], object], value: Any, place: str, faults: _Faults) -> None:
@@ -246,23 +210,26 @@ def _check_budgets(
 
 def _check_name(name: Any, faults: _Faults) -> str:
     if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
-        faults.add("name", f"{name!r} can't name a folder: letters, digits, '.', '_' and '-'")
+        faults.add("name", f"{shown(name)} can't name a folder: up to 100 letters, digits, '.', '_' and '-'")
     return str(name)
 
 
 def _check_model(model: Any, roots: list[Path], faults: _Faults) -> str:
     """A zoo name or Hub id as it is; a path that exists beside the recipe, made absolute."""
-    if model is not None and not isinstance(model, str):
-        faults.add("model", f"a zoo name, a folder or a Hub id (got {model!r})")
-    if not isinstance(model, str) or model.startswith("zoo:"):
-        return str(model)
+    if model is None:
+        return ""
+    if not isinstance(model, str) or len(model) > _LONGEST_PATH or text_problem(model):
+        faults.add("model", f"a zoo name, a folder or a Hub id (got {shown(model)})")
+        return ""
+    if model.startswith("zoo:"):
+        return model
     found = _look_up(model, roots)
     return str(found) if found is not None and found.is_dir() else model
 
 
 def _look_up(reference: str, roots: list[Path]) -> Path | None:
     """The first of ``roots`` under which the path exists, resolved; None when there is none."""
-    return next(((root / reference).resolve() for root in roots if (root / reference).exists()), None)
+    return next(((root / reference).resolve() for root in roots if os.path.exists(root / reference)), None)  # noqa: PTH110
 
 
 def _check_task(value: Any, roots: list[Path], faults: _Faults) -> TaskSpec | None:
@@ -273,7 +240,7 @@ def _check_task(value: Any, roots: list[Path], faults: _Faults) -> TaskSpec | No
         return None
     found = _look_up(str(task.data), roots)
     if found is None or not found.is_file():
-        faults.add("task.data", f"no file {task.data}")
+        faults.add("task.data", f"no file {short(str(task.data))}")
         return None
     return task.model_copy(update={"data": found})
 
@@ -284,7 +251,7 @@ def _check_target(value: Any, roots: list[Path], faults: _Faults) -> Target | No
     if isinstance(value, dict):
         return faults.validate(Target, value, "target")
     if not isinstance(value, str):
-        faults.add("target", f"a name of recipes/targets/, a file, or a mapping (got {value!r})")
+        faults.add("target", f"a name of recipes/targets/, a file, or a mapping (got {shown(value)})")
         return None
     try:
         return read_target(value, roots)
@@ -301,12 +268,12 @@ def read_target(name: str, roots: list[Path]) -> Target:
     candidates = [folder / f"{name}.yaml" for folder in folders]
     if name.endswith((".yaml", ".yml")):
         candidates = [root / name for root in roots]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)  # noqa: PTH113
     if file is None:
         known = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
-        raise VlmEdgeError(f"unknown target {name!r}; {near(name, known)}", "recipes/targets/ lists the targets")
+        raise VlmEdgeError(f"unknown target {shown(name)}; {near(name, known)}", "recipes/targets/ lists the targets")
     faults = _Faults(f"targets/{file.name}")
-    target = faults.validate(Target, _load_yaml(file), "")
+    target = faults.validate(Target, _load_yaml(file, "target", "recipes/targets/ lists the targets"), "")
     if target is None:
         raise RecipeError(faults.found)
     return target
@@ -318,17 +285,19 @@ def _check_stages(value: Any, table: Mapping[str, StageSpec], budgets: Budgets, 
     if not isinstance(value, list):
         faults.add("stages", "a list, one stage a line, such as `- quantize: {}`")
         return []
+    if len(value) > _MOST_STAGES:
+        faults.add("stages", f"at most {_MOST_STAGES} (got {len(value):,})")
     entries: list[StageEntry] = []
-    for index, item in enumerate(value):
+    for index, item in enumerate(value[:_MOST_STAGES]):
         place = f"stages[{index}]"
         if isinstance(item, str):
             item = {item: {}}
         if not isinstance(item, dict) or len(item) != 1:
-            faults.add(place, f"one stage with its settings, such as `- quantize: {{}}` (got {item!r})")
+            faults.add(place, f"one stage with its settings, such as `- quantize: {{}}` (got {shown(item)})")
             continue
         ((stage, settings),) = item.items()
         if stage not in table:
-            faults.add(place, f"unknown stage {stage!r}; {near(str(stage), table)}")
+            faults.add(place, f"unknown stage {shown(stage)}; {near(stage, table)}")
             continue
         entry = _check_entry(table[stage], settings, f"{place}.{stage}", budgets, faults)
         if entry is not None:
@@ -340,16 +309,18 @@ def _check_stages(value: Any, table: Mapping[str, StageSpec], budgets: Budgets, 
 def _check_entry(spec: StageSpec, settings: Any, place: str, budgets: Budgets, faults: _Faults) -> StageEntry | None:
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
-        faults.add(place, f"a mapping of settings (got {settings!r})")
+        faults.add(place, f"a mapping of settings (got {shown(settings)})")
         return None
     own = faults.validate(Budgets, settings.get("budgets"), f"{place}.budgets")
     on_miss = settings.get("on_miss", OnMiss.CONTINUE.value)
     if on_miss not in list(OnMiss):
-        faults.add(f"{place}.on_miss", f"unknown {on_miss!r}; {near(str(on_miss), [miss.value for miss in OnMiss])}")
+        faults.add(
+            f"{place}.on_miss", f"unknown {shown(on_miss)}; {near(shown(on_miss), [miss.value for miss in OnMiss])}"
+        )
         own = None
     waived = settings.get("waive", [])
-    if not isinstance(waived, list) or any(group not in Budgets.model_fields for group in waived):
-        faults.add(f"{place}.waive", f"a list of {', '.join(Budgets.model_fields)} (got {waived!r})")
+    if not isinstance(waived, list) or any(group not in list(Budgets.model_fields) for group in waived):
+        faults.add(f"{place}.waive", f"a list of {', '.join(Budgets.model_fields)} (got {shown(waived)})")
         own = None
     rest = {key: setting for key, setting in settings.items() if key not in _STAGE_KEYS}
     config = faults.validate(spec.config, rest, place)

@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Strict
 
+from vlm_edge.checked import CheckedModel
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.target import Target
+from vlm_edge.errors import VlmEdgeError
 
 
 class Level(StrEnum):
@@ -23,19 +25,15 @@ class Level(StrEnum):
     GRAPH = "graph"
 
 
-class StageConfig(BaseModel):
-    """Base of every stage's config: frozen, unknown keys forbidden."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class StageConfig(CheckedModel):
+    """Base of every stage's config."""
 
 
-class TaskSpec(BaseModel):
+class TaskSpec(CheckedModel):
     """``task: {kind: vqa, data: calibration/easy-vqa.yaml}``; ``data`` is resolved to a file before a stage sees it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: str
-    data: Path
+    data: Annotated[Path, Strict(False)]
 
 
 class Ticker(Protocol):
@@ -111,6 +109,31 @@ class TaskMetric(Protocol):
 
 
 @dataclass(frozen=True)
+class Named:
+    """What a recipe names, for a stage that checks its settings against it: nothing is loaded yet."""
+
+    model: Path
+    """The checkpoint's folder."""
+    task: TaskSpec
+    target: Target
+    metric: TaskMetric | None = None
+
+
+def no_faults(_config: Any, _named: Named) -> list[tuple[str, str]]:
+    """The check of a stage that needs no more than its settings' own bounds."""
+    return []
+
+
+def fault_of(error: VlmEdgeError, stage: str, config: StageConfig) -> tuple[str, str]:
+    """(setting, what is wrong and what helps) of an error that a stage would end with: ``prune: heads: ...``."""
+    message = error.message.removeprefix(f"{stage}: ").removeprefix(f"{stage}.")
+    setting, _, problem = message.partition(": ")
+    if setting.partition(".")[0] not in type(config).model_fields:
+        setting, problem = "", message
+    return setting, f"{problem} ({error.hint})" if error.hint else problem
+
+
+@dataclass(frozen=True)
 class StageInputs:
     """What a stage reads. A stage sees only what its spec names: the rest is None."""
 
@@ -150,7 +173,8 @@ class StageSpec:
     ``version`` is raised whenever the same inputs would give another output. ``packages`` are the distributions whose
     versions change the output. ``reads`` names the optional inputs (``teacher``, ``task``, ``target``) and the
     ``metric`` that the stage uses; what it does not read is no part of its key. ``host_bound`` marks an output that
-    belongs to this host.
+    belongs to this host. ``check`` gives (setting, what is wrong) of all that can be told before anything runs;
+    ``splits`` names the parts of the task's data that a config reads.
     """
 
     name: str
@@ -163,3 +187,5 @@ class StageSpec:
     reads: frozenset[str] = frozenset()
     host_bound: bool = False
     summary: str = ""
+    check: Callable[[Any, Named], list[tuple[str, str]]] = no_faults
+    splits: Callable[[Any], tuple[Literal["calibration", "train"], ...]] = lambda _: ()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from vlm_edge.checked import CheckedModel
 
 EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
 
 
-class Target(BaseModel):
+class Target(CheckedModel):
     """A row of ``recipes/targets/``.
 
     ``isa`` names the instruction set that INT8 graphs are lowered for: x86 with VNNI takes unsigned 8-bit
@@ -17,13 +19,11 @@ class Target(BaseModel):
     host's flags.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
+    name: str = Field(min_length=1, max_length=200)
     description: str = ""
     engine: EngineName
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(default=2, ge=1, le=1024, description="intra-op threads of each component's engine")
     isa: Literal["auto", "x86-vnni", "x86", "arm", "cuda"] = "auto"
-    memory_mb: int | None = Field(default=None, ge=1, description="RAM of the device, in MiB")
-    price_per_hour: float | None = Field(default=None, gt=0, description="of the machine, in any currency")
+    memory_mb: int | None = Field(default=None, ge=1, le=2**30, description="RAM of the device, in MiB")
+    price_per_hour: float | None = Field(default=None, gt=0, le=1e9, description="of the machine, in any currency")

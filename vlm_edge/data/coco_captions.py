@@ -6,7 +6,6 @@ A part's folder holds the images and one file ``captions*.json``: an object with
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 from vlm_edge.data.dataset import Sample
 from vlm_edge.data.image_folder import check_faults, image_in
 from vlm_edge.data.kinds import LineError, text_of
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.documents import read_json
+from vlm_edge.errors import VlmEdgeError, shown
 
 COCO_FILES = "captions*.json"
+MAX_BYTES = 2**29
 
 
 def read_coco_captions(folder: Path) -> list[Sample]:
@@ -30,27 +31,29 @@ def read_coco_captions(folder: Path) -> list[Sample]:
     path = _only_file(folder)
     images, annotations = _lists(path)
     faults: list[str] = []
-    captions: dict[Any, list[str]] = defaultdict(list)
+    captions: dict[int | str, list[str]] = defaultdict(list)
     for index, row in enumerate(annotations):
         try:
             captions[_identity(row, "image_id")].append(text_of(row, "caption"))
         except LineError as error:
             faults.append(f"{path}: annotations[{index}]: {error}")
-    samples: dict[Any, Sample] = {}
+    samples: dict[int | str, Sample] = {}
+    listed: set[int | str] = set()
     for index, row in enumerate(images):
         try:
             identity = _identity(row, "id")
-            if identity in samples:
-                raise LineError(f"id: {identity} is another image's, too")
+            if identity in listed:
+                raise LineError(f"id: {shown(identity)} is another image's, too")
+            listed.add(identity)
             if identity not in captions:
-                raise LineError(f"no caption of image {identity} among the annotations")
+                raise LineError(f"no caption of image {shown(identity)} among the annotations")
             image = image_in(folder, row, "file_name")
             samples[identity] = Sample(str(identity), image, "", tuple(captions[identity]))
         except LineError as error:
             faults.append(f"{path}: images[{index}]: {error}")
-    unknown = captions.keys() - {row.get("id") for row in images if isinstance(row, dict)}
+    unknown = captions.keys() - listed
     if unknown:
-        first = ", ".join(sorted(map(str, unknown))[:5])
+        first = ", ".join(map(shown, sorted(unknown, key=str)[:5]))
         faults.append(f"{path}: annotations: {len(unknown)} images that `images` does not list, such as {first}")
     check_faults(faults, f"correct these entries of {path.name}, or remove them")
     return list(samples.values())
@@ -68,10 +71,7 @@ def _only_file(folder: Path) -> Path:
 
 def _lists(path: Path) -> tuple[list[Any], list[Any]]:
     hint = "give COCO's captions file: {images: [...], annotations: [...]}"
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise VlmEdgeError(f"{path}: cannot read these captions: {error}", hint) from error
+    content = read_json(path, MAX_BYTES, hint)
     found = [content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations")]
     if not all(isinstance(each, list) and each for each in found):
         raise VlmEdgeError(f"{path}: `images` and `annotations` must both be lists that hold something", hint)
@@ -83,6 +83,6 @@ def _identity(row: Mapping[str, Any], key: str) -> int | str:
     if not isinstance(row, dict):
         raise LineError("an entry is a JSON object")
     value = row.get(key)
-    if not isinstance(value, (int, str)):
-        raise LineError(f"{key}: give a number or a text, not {json.dumps(value)}")
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise LineError(f"{key}: give a number or a text, not {shown(value)}")
     return value

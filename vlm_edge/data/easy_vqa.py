@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.data.manifest import DatasetManifest
+from vlm_edge.documents import read_json
 from vlm_edge.errors import VlmEdgeError
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -79,13 +79,12 @@ def _only(told: set[str]) -> str | None:
 def _questions(folder: Path) -> dict[int, list[tuple[str, str]]]:
     """(question, answer) of every image, both in the order of the file."""
     path = folder / "questions.json"
-    try:
-        rows = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise VlmEdgeError(f"{path}: cannot read easy-VQA's questions: {error}", "reinstall easy-vqa") from error
     grouped: dict[int, list[tuple[str, str]]] = defaultdict(list)
-    for question, answer, number in rows:
-        grouped[number].append((question, answer))
+    try:
+        for question, answer, number in read_json(path, 2**28, "reinstall easy-vqa"):
+            grouped[int(number)].append((str(question), str(answer)))
+    except (TypeError, ValueError) as error:
+        raise VlmEdgeError(f"{path}: not easy-VQA's [question, answer, image] rows", "reinstall easy-vqa") from error
     return dict(grouped)
 
 

@@ -9,8 +9,8 @@ captions, each of which counts once.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,10 +18,14 @@ from typing import Any
 from vlm_edge.data.dataset import Sample
 from vlm_edge.data.kinds import KINDS, LineError, text_of
 from vlm_edge.data.manifest import DatasetManifest
-from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.documents import parse_json, read_text, reason, text_problem
+from vlm_edge.errors import RecipeError, VlmEdgeError, short, shown
 
 METADATA_NAME = "metadata.jsonl"
+MAX_LINES_BYTES = 2**30
+"""Of a file with a JSON object a line."""
 _MAX_FAULTS = 20
+_MAX_SLICE = 200
 
 
 def read_image_folder(manifest: DatasetManifest, folder: Path) -> list[Sample]:
@@ -33,36 +37,46 @@ def read_image_folder(manifest: DatasetManifest, folder: Path) -> list[Sample]:
     """
     path = folder / METADATA_NAME
     kind = KINDS[manifest.kind]
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would cut at U+2028, too
-    except (OSError, UnicodeDecodeError) as error:
-        raise VlmEdgeError(
-            f"{folder}: cannot read {METADATA_NAME}: {error}",
-            f'put one line an image there: {{"file_name": "1.png", {kind.example}}}',
-        ) from error
+    hint = f'put one line an image there: {{"file_name": "1.png", {kind.example}}}'
+    labels = dict.fromkeys(manifest.labels)
     samples: list[Sample] = []
     faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(path, hint):
         try:
-            samples.append(_sample(manifest, folder, number, line))
+            row = row_of(line)
+            text, answers = kind.read(row, labels)
+            image = image_in(folder, row, "file_name")
+            samples.append(Sample(f"{row['file_name']}#{number}", image, text, answers, _slices(row)))
         except LineError as error:
             faults.append(f"{path}:{number}: {error}")
     check_faults(faults, f"correct these lines of {METADATA_NAME}, or remove them")
     return _one_an_image(samples) if kind.one_sample_an_image else samples
 
 
-def _sample(manifest: DatasetManifest, folder: Path, number: int, line: str) -> Sample:
+def lines_of(path: Path, hint: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line) of a text file, without empty lines.
+
+    Raises:
+        VlmEdgeError: it can't be read, is no regular file or not UTF-8; ``hint`` is the next step.
+    """
     try:
-        row = json.loads(line)
+        text = read_text(path, MAX_LINES_BYTES)
+    except (OSError, ValueError) as error:
+        raise VlmEdgeError(f"{path.parent}: cannot read {path.name}: {reason(error)}", hint) from error
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028, too
+        if line.strip():
+            yield number, line
+
+
+def row_of(line: str) -> dict[str, Any]:
+    """The JSON object of a line. Raises LineError."""
+    try:
+        row = parse_json(line)
     except ValueError as error:
         raise LineError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise LineError("a line is a JSON object")
-    image = image_in(folder, row, "file_name")
-    text, answers = KINDS[manifest.kind].read(row, manifest.labels)
-    return Sample(f"{row['file_name']}#{number}", image, text, answers, _slices(row))
+    return row
 
 
 def image_in(folder: Path, row: Mapping[str, Any], key: str) -> Path:
@@ -73,9 +87,9 @@ def image_in(folder: Path, row: Mapping[str, Any], key: str) -> Path:
     """
     name = text_of(row, key)
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise LineError(f"{key}: {name} leads out of the folder")
-    if not (folder / name).is_file():
-        raise LineError(f"{key}: no image {name} in {folder}")
+        raise LineError(f"{key}: {short(name)} leads out of the folder")
+    if not os.path.isfile(folder / name):  # noqa: PTH113  (Path.is_file raises for a name that is too long)
+        raise LineError(f"{key}: no image {short(name)} in {folder}")
     return folder / name
 
 
@@ -95,6 +109,9 @@ def _slices(row: dict[str, Any]) -> tuple[str, ...]:
     slices = [value] if isinstance(value, str) else value
     if not isinstance(slices, list) or not all(isinstance(name, str) and name for name in slices):
         raise LineError("slice: give a text or a list of texts")
+    wrong = next((name for name in slices if len(name) > _MAX_SLICE or text_problem(name)), None)
+    if wrong is not None:
+        raise LineError(f"slice: give at most {_MAX_SLICE} characters without control characters, not {shown(wrong)}")
     return tuple(slices)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_edge.data.dataset import TaskKind
+from vlm_edge.errors import short, shown
 
 Row = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ class Kind:
         one_sample_an_image: several lines of an image are one sample with the answers of all.
     """
 
-    read: Callable[[Row, Sequence[str]], tuple[str, tuple[str, ...]]]
+    read: Callable[[Row, Collection[str]], tuple[str, tuple[str, ...]]]
     example: str
     faults: Callable[[Sequence[str], Sequence[str]], list[str]]
     one_sample_an_image: bool = False
@@ -36,9 +36,9 @@ class Kind:
 def text_of(row: Row, key: str) -> str:
     """A text that is there and not empty."""
     if key not in row:
-        raise LineError(f"no `{key}`; the line has: {', '.join(sorted(row)) or 'nothing'}")
+        raise LineError(f"no `{key}`; the line has: {', '.join(sorted(row)[:20])[:200] or 'nothing'}")
     if not isinstance(row[key], str) or not row[key].strip():
-        raise LineError(f"{key}: give a text that is not empty, not {json.dumps(row[key])}")
+        raise LineError(f"{key}: give a text that is not empty, not {shown(row[key])}")
     return str(row[key])
 
 
@@ -60,28 +60,28 @@ def no_classes(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
     return [f"`{name}` belongs to kind classification" for name in named]
 
 
-def _question(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _question(row: Row, _labels: Collection[str]) -> tuple[str, tuple[str, ...]]:
     return text_of(row, "question"), texts_of(row, "answer", "answers", "annotator")
 
 
-def _class(row: Row, labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _class(row: Row, labels: Collection[str]) -> tuple[str, tuple[str, ...]]:
     label = text_of(row, "label")
     if label not in labels:
-        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-        raise LineError(f"label: {label} is not among the manifest's labels: {shown}")
+        known = ", ".join(list(labels)[:10]) + (", ..." if len(labels) > 10 else "")
+        raise LineError(f"label: {short(label)} is not among the manifest's labels: {known[:400]}")
     return "", (label,)
 
 
-def _captions(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _captions(row: Row, _labels: Collection[str]) -> tuple[str, tuple[str, ...]]:
     captions = texts_of(row, "caption", "captions", "caption")
     return captions[0], captions
 
 
-def _references(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _references(row: Row, _labels: Collection[str]) -> tuple[str, tuple[str, ...]]:
     return "", texts_of(row, "caption", "captions", "caption")
 
 
-def _poll(row: Row, _labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def _poll(row: Row, _labels: Collection[str]) -> tuple[str, tuple[str, ...]]:
     return text_of(row, "question"), (yes_or_no(row, "answer"),)
 
 
@@ -89,7 +89,7 @@ def yes_or_no(row: Row, key: str) -> str:
     """``yes`` or ``no``, in whatever case."""
     answer = text_of(row, key).strip().lower()
     if answer not in ("yes", "no"):
-        raise LineError(f"{key}: give yes or no, not {json.dumps(row[key])}")
+        raise LineError(f"{key}: give yes or no, not {shown(row[key])}")
     return answer
 
 

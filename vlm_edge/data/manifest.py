@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, Strict, StringConstraints, ValidationError, model_validator
 
+from vlm_edge.checked import CheckedModel, faults_of
 from vlm_edge.data.dataset import Split, TaskKind
 from vlm_edge.data.kinds import KINDS
-from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.documents import read_yaml, reason
+from vlm_edge.errors import RecipeError, VlmEdgeError, short
+
+Texts = Annotated[tuple[str, ...], Strict(False), Field(max_length=50_000)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceSpec(_Frozen):
+class SourceSpec(CheckedModel):
     """Where the data come from: an installed Python package, or a folder (relative to the manifest)."""
 
     package: str | None = None
@@ -34,32 +32,32 @@ class SourceSpec(_Frozen):
         return self
 
 
-class SplitSpec(_Frozen):
+class SplitSpec(CheckedModel):
     """One split: the part of the source that it reads, and how many samples it draws at most (None: all)."""
 
     source_part: str = Field(alias="from", min_length=1)
-    samples: int | None = Field(default=None, ge=1)
-    seed: int = 0
+    samples: int | None = Field(default=None, ge=1, le=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**64)
 
 
-class DatasetManifest(_Frozen):
+class DatasetManifest(CheckedModel):
     """``calibration/*.yaml``. ``digests`` maps a part of the source to the sha256 of its content.
 
     ``labels`` and ``prompts`` belong to classification: the candidate classes in the order of the model's answer, and
     templates with ``{}`` where the class goes. In captioning, one of ``prompts`` may say how every caption begins.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=200)
     kind: TaskKind
     description: str = ""
     source: SourceSpec
-    licence: str
+    licence: str = Field(min_length=1)
     homepage: str = ""
-    digests: dict[str, str] = {}
+    digests: dict[str, Annotated[str, StringConstraints(max_length=64)]] = Field(default={})
     splits: dict[Split, SplitSpec] = Field(min_length=1)
     preprocessing: str = ""
-    labels: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
+    labels: Texts = ()
+    prompts: Texts = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> DatasetManifest:
@@ -86,37 +84,24 @@ def read_dataset_manifest(path: Path) -> DatasetManifest:
         VlmEdgeError: the file is missing or is not YAML.
         RecipeError: every fault in it, each with its place.
     """
+    example = "calibration/easy-vqa.yaml is an example"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except RecipeError as error:
+        raise RecipeError(error.faults, example) from error
+    except (OSError, ValueError) as error:
         raise VlmEdgeError(
-            f"{path}: cannot read this data manifest: {error}",
-            "give the path of a YAML manifest; calibration/easy-vqa.yaml is an example",
+            f"{short(str(path))}: can't read this data manifest: {reason(error)}",
+            f"give the path of a YAML manifest; {example}",
         ) from error
-    except yaml.YAMLError as error:
-        raise VlmEdgeError(f"{path}: not YAML: {error}", "correct the line that is named above") from error
     if not isinstance(content, dict):
-        raise VlmEdgeError(f"{path}: a data manifest is a mapping of name, kind, source, licence, splits")
+        keys = "name, kind, source, licence and splits"
+        raise VlmEdgeError(f"{path}: a data manifest is a mapping with at least {keys}", example)
     try:
         return DatasetManifest.model_validate(content)
     except ValidationError as error:
+        faults = faults_of(error, DatasetManifest)
         raise RecipeError(
-            [_fault(path.name, detail) for detail in error.errors()], "calibration/easy-vqa.yaml is an example"
+            [f"{path.name}: {place}: {problem}" if place else f"{path.name}: {problem}" for place, problem in faults],
+            f"{example}, docs/measuring.md says what each key is for",
         ) from error
-
-
-_KEYS: dict[str, type[BaseModel]] = {"": DatasetManifest, "source": SourceSpec, "splits": SplitSpec}
-
-
-def _fault(file: str, detail: Any) -> str:
-    """One pydantic error as ``file: place: what was wrong and what is allowed``."""
-    parts = [str(part) for part in detail["loc"] if part != "[key]"]
-    place = ".".join(parts)
-    if detail["type"] != "extra_forbidden":
-        message = detail["msg"].removeprefix("Value error, ")
-        return f"{file}: {place}: {message}" if place else f"{file}: {message}"
-    model = _KEYS[parts[0] if len(parts) > 1 else ""]
-    allowed = [field.alias or name for name, field in model.model_fields.items()]
-    near = difflib.get_close_matches(parts[-1], allowed, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    return f"{file}: {place}: unknown key; known: {', '.join(allowed)}{guess}"

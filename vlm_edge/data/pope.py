@@ -6,13 +6,11 @@ JSON object with ``image`` (relative to the folder), ``text`` (the question) and
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vlm_edge.data.dataset import Sample
-from vlm_edge.data.image_folder import check_faults, image_in
+from vlm_edge.data.image_folder import check_faults, image_in, lines_of, row_of
 from vlm_edge.data.kinds import LineError, text_of, yes_or_no
-from vlm_edge.errors import VlmEdgeError
 
 POPE_FILES = "*pope*.json*"
 
@@ -31,13 +29,7 @@ def read_pope(folder: Path) -> list[Sample]:
     faults: list[str] = []
     for path in sorted(folder.glob(POPE_FILES)):
         category = path.stem.rpartition("_")[2]
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise VlmEdgeError(f"{path}: cannot read these questions: {error}", "copy the file again") from error
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        for number, line in lines_of(path, "copy the file again"):
             try:
                 samples.append(_sample(folder, line, f"{path.stem}#{number}", category))
             except LineError as error:
@@ -47,12 +39,7 @@ def read_pope(folder: Path) -> list[Sample]:
 
 
 def _sample(folder: Path, line: str, identity: str, category: str) -> Sample:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise LineError(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise LineError("a line is a JSON object")
+    row = row_of(line)
     return Sample(
         identity, image_in(folder, row, "image"), text_of(row, "text"), (yes_or_no(row, "label"),), (category,)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -65,11 +66,16 @@ def _fresh_first(samples: Sequence[Sample], positions: Sequence[int], used: set[
 def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
     """``count`` over the strata: one each while it lasts, largest first, then whichever is furthest below its share."""
     total = sum(sizes.values())
-    shares = dict.fromkeys(sizes, 0)
-    for _ in range(count):
-        unfilled = [answer for answer in sizes if shares[answer] < sizes[answer]]
-        neediest = max(
-            unfilled, key=lambda answer: (shares[answer] == 0, count * sizes[answer] / total - shares[answer])
-        )
-        shares[neediest] += 1
+    largest = sorted(sizes, key=lambda answer: -sizes[answer])
+    shares = dict.fromkeys(sizes, 0) | dict.fromkeys(largest[:count], 1)
+    # (how far above its share, its place, answer) of those that are not used up
+    waiting = [
+        (1 - count * sizes[answer] / total, place, answer) for place, answer in enumerate(sizes) if sizes[answer] > 1
+    ]
+    heapq.heapify(waiting)
+    for _ in range(count - len(sizes)):
+        _, place, answer = heapq.heappop(waiting)
+        shares[answer] += 1
+        if shares[answer] < sizes[answer]:
+            heapq.heappush(waiting, (shares[answer] - count * sizes[answer] / total, place, answer))
     return shares

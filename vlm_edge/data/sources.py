@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from vlm_edge.data.easy_vqa import read_easy_vqa
 from vlm_edge.data.image_folder import METADATA_NAME, read_image_folder
 from vlm_edge.data.manifest import DatasetManifest
 from vlm_edge.data.pope import POPE_FILES, read_pope
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import VlmEdgeError, short
 
 Reader = Callable[[DatasetManifest, Path], list[Sample]]
 """(manifest, folder of the part) -> samples in a fixed order."""
@@ -67,15 +68,16 @@ def open_source(manifest: DatasetManifest, manifest_path: Path) -> OpenSource:
     """
     if manifest.source.folder is not None:
         root = manifest_path.parent / manifest.source.folder
-        if not root.is_dir():
+        if not os.path.isdir(root):  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
             raise VlmEdgeError(
-                f"{manifest_path}: source.folder: no folder {root}", "the path is relative to the manifest's folder"
+                f"{manifest_path}: source.folder: no folder {short(str(root))}",
+                "the path is relative to the manifest's folder",
             )
         return OpenSource(root, read_folder)
     name = manifest.source.package or ""
     if name not in PACKAGES:
         raise VlmEdgeError(
-            f"{manifest_path}: source.package: {name} is no data package that is known; known: {', '.join(PACKAGES)}",
+            f"{manifest_path}: source.package: {short(name)} is no known data package; known: {', '.join(PACKAGES)}",
             "other data are read as a folder of images with metadata.jsonl: source: {folder: ...}",
         )
     package = PACKAGES[name]
@@ -85,7 +87,7 @@ def open_source(manifest: DatasetManifest, manifest_path: Path) -> OpenSource:
     installed, wanted = importlib.metadata.version(name), manifest.source.version
     if wanted is not None and installed != wanted:
         raise VlmEdgeError(
-            f"{manifest_path}: source.version: {name} {installed} is installed, the manifest is for {wanted}",
-            f'pip install "{name}=={wanted}"',
+            f"{manifest_path}: source.version: {name} {installed} is installed, the manifest is for {short(wanted)}",
+            f'pip install "{name}=={short(wanted)}"',
         )
     return OpenSource(Path(spec.origin).parent / package.subfolder, package.reader)

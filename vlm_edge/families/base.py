@@ -206,6 +206,14 @@ class Family(ABC):
         """
         raise self._untrained()
 
+    def check_trainable(self) -> None:
+        """Raises:
+        VlmEdgeError: the family lacks what training needs.
+        """
+        needed = ("encode_image", "collate", "task_logits")
+        if any(getattr(type(self), name) is getattr(Family, name) for name in needed):
+            raise self._untrained()
+
     def _untrained(self) -> VlmEdgeError:
         return VlmEdgeError(
             f"{self.name}: this family can be exported, not trained: no recovery after pruning and no distillation",

@@ -110,6 +110,21 @@ def build_model(
             ) from error
 
 
+def outline_checkpoint(folder: Path) -> LoadedCheckpoint:
+    """A checkpoint as :func:`load_checkpoint` gives it, but without weights: modules and shapes alone.
+
+    Raises:
+        VlmEdgeError: as :func:`load_checkpoint` does for what it reads beside the weights.
+    """
+    config = read_config(folder)
+    refuse_code(folder, config)
+    family, surgery = find_family(folder, config), read_surgery(folder)
+    with torch.device("meta"):
+        model = build_model(folder, family, config)
+        apply_surgery(model, family, surgery, folder / SURGERY_NAME)
+    return LoadedCheckpoint(model=model, family=family, folder=folder, surgery=surgery)
+
+
 def load_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> LoadedCheckpoint:
     """Load a Hugging Face folder strictly: float32, eval mode, no pickle, and no code from the folder unless it is
     trusted.

@@ -35,6 +35,7 @@ class CompileConfig(StageConfig):
     tune_seconds: float = Field(
         default=60.0,
         ge=0,
+        le=86_400,
         description="seconds of searching a component for the fastest forms of its INT8 layers; 0: no search",
     )
     max_batch: int = Field(

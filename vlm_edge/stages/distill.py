@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import Level, Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 from vlm_edge.stages.training_config import TrainingConfig
@@ -33,9 +33,9 @@ MIN_GRID = 4
 class LossWeights(StageConfig):
     """Factors of the three terms; a term with 0 is not computed."""
 
-    features: float = Field(default=1.0, ge=0, description="the teacher's image tokens")
-    answers: float = Field(default=1.0, ge=0, description="the teacher's answers")
-    labels: float = Field(default=0.2, ge=0, description="the data set's answers")
+    features: float = Field(default=1.0, ge=0, le=1e6, description="the teacher's image tokens")
+    answers: float = Field(default=1.0, ge=0, le=1e6, description="the teacher's answers")
+    labels: float = Field(default=0.2, ge=0, le=1e6, description="the data set's answers")
 
 
 class Augmentation(StageConfig):
@@ -64,19 +64,21 @@ class DistillConfig(TrainingConfig):
     start: str = Field(
         default="auto", description="random, zoo:NAME (shipped weights), or auto: shipped weights if they fit"
     )
-    temperature: float = Field(default=2.0, gt=0, description="of the answers' logits")
+    temperature: float = Field(default=2.0, gt=0, le=100, description="of the answers' logits")
     weights: LossWeights = LossWeights()
     text_rate: float = Field(
         default=0.2, ge=0, le=1, description="the text part's learning rate, times this; 0: frozen"
     )
     augment: Augmentation = Augmentation()
-    held_out_images: int = Field(default=200, ge=0, description="kept from training to measure agreement; at most 10%")
+    held_out_images: int = Field(
+        default=200, ge=0, le=10_000_000, description="kept from training to measure agreement; at most 10%"
+    )
 
     @field_validator("student")
     @classmethod
     def _known_student(cls, name: str) -> str:
         if name not in STUDENTS:
-            raise ValueError(f"unknown student {name!r}; {near(name, STUDENTS)}")
+            raise ValueError(f"unknown student; {near(name, STUDENTS)}")
         return name
 
     @field_validator("start")
@@ -84,7 +86,7 @@ class DistillConfig(TrainingConfig):
     def _known_start(cls, start: str) -> str:
         starts = ["auto", "random", *(ZOO_PREFIX + name for name in STUDENT_WEIGHTS)]
         if start not in starts:
-            raise ValueError(f"unknown start {start!r}; {near(start, starts)}")
+            raise ValueError(f"unknown start; {near(start, starts)}")
         return start
 
 
@@ -176,11 +178,38 @@ def start_student(
     return {"from": "random", "why": "no shipped weights for this student and this teacher's vision tower"}
 
 
+def splits(_config: DistillConfig) -> tuple[Literal["train"], ...]:
+    """The parts of the task's data that the stage reads."""
+    return ("train",)
+
+
+def faults(config: DistillConfig, named: Named) -> list[tuple[str, str]]:
+    """What the model's outline tells: whether its vision tower can be replaced, and the rest be trained."""
+    import torch
+
+    from vlm_edge.families.checkpoint import outline_checkpoint
+    from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
+
+    try:
+        outline = outline_checkpoint(named.model)
+        outline.family.check_trainable()
+        image = outline.family.image_processing(named.model)
+        wanted = student_config(config, image.height, image.width)
+        operation = {"op": "replace_vision_tower", "student": config.student, "config": wanted.model_dump(mode="json")}
+        with torch.device("meta"):
+            apply_surgery(outline.model, outline.family, [operation], named.model / SURGERY_NAME)
+    except VlmEdgeError as error:
+        return [fault_of(error, "distill", config)]
+    return []
+
+
 SPEC = StageSpec(
     name="distill",
     version=1,
     level=Level.MODEL,
     config=DistillConfig,
+    check=faults,
+    splits=splits,
     output=ArtifactKind.CHECKPOINT,
     run=run,
     packages=("torch", "transformers"),

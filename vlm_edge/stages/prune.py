@@ -12,7 +12,8 @@ from typing import Literal
 from pydantic import Field
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import Level, Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.stages.training_config import TrainingConfig
 
 
@@ -30,7 +31,9 @@ class CrossAttentionPruning(StageConfig):
 class Importance(StageConfig):
     """What the importance is taken on."""
 
-    samples: int = Field(default=256, ge=1, description="calibration samples; fewer if the data set has fewer")
+    samples: int = Field(
+        default=256, ge=1, le=10_000_000, description="calibration samples; fewer if the data set has fewer"
+    )
 
 
 class Recovery(TrainingConfig):
@@ -38,7 +41,10 @@ class Recovery(TrainingConfig):
 
     epochs: float = Field(default=2.0, gt=0, le=10_000)
     samples: int | None = Field(
-        default=None, ge=1, description="use at most so many training questions, drawn by whole images; null: all"
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="use at most so many training questions, drawn by whole images; null: all",
     )
     train: Literal["text", "all"] = Field(
         default="text",
@@ -98,11 +104,35 @@ def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
     save_checkpoint(work.out, source.model.cpu(), source, operations)
 
 
+def splits(config: PruneConfig) -> tuple[Literal["calibration", "train"], ...]:
+    """The parts of the task's data that the stage reads."""
+    return ("calibration",) if config.recover is None else ("calibration", "train")
+
+
+def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
+    """What the model's outline tells: whether it has heads to remove, so many of them, and can be trained."""
+    from vlm_edge.families.checkpoint import outline_checkpoint
+    from vlm_edge.stages import head_pruning
+
+    try:
+        outline = outline_checkpoint(named.model)
+        sites = head_pruning.cross_attention_sites(outline)
+        head_pruning.heads_left(
+            [site.num_heads for site in sites], config.cross_attention.heads, config.cross_attention.scope
+        )
+        outline.family.check_trainable()  # importance takes gradients, even without a recovery
+    except VlmEdgeError as error:
+        return [fault_of(error, "prune", config)]
+    return []
+
+
 SPEC = StageSpec(
     name="prune",
     version=1,
     level=Level.MODEL,
     config=PruneConfig,
+    check=faults,
+    splits=splits,
     output=ArtifactKind.CHECKPOINT,
     run=run,
     packages=("torch", "transformers", "pillow"),

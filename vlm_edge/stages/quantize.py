@@ -21,7 +21,15 @@ from vlm_edge.core.stage import Level, Progress, StageInputs, StageSpec, StageWo
 from vlm_edge.core.store import key_of
 from vlm_edge.stages.quantize_attempt import quantize_graph
 from vlm_edge.stages.quantize_component import ComponentQuantizer
-from vlm_edge.stages.quantize_config import QuantizeConfig, Scheme, metric_samples, resolve_kept, resolve_schemes
+from vlm_edge.stages.quantize_config import (
+    QuantizeConfig,
+    Scheme,
+    faults,
+    metric_samples,
+    resolve_kept,
+    resolve_schemes,
+    splits,
+)
 
 if TYPE_CHECKING:
     from vlm_edge.numerics.calibration import Feed, Feeds
@@ -158,6 +166,8 @@ SPEC = StageSpec(
     version=6,
     level=Level.GRAPH,
     config=QuantizeConfig,
+    check=faults,
+    splits=splits,
     output=ArtifactKind.GRAPHS,
     run=run,
     packages=("nncf", "onnx", "onnxruntime", "numpy"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, Strict
 
-from vlm_edge.core.stage import MetricSamples, StageConfig, TaskMetric, TaskSpec
+from vlm_edge.core.stage import MetricSamples, Named, StageConfig, TaskMetric, TaskSpec, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 
@@ -39,9 +39,11 @@ class QuantizeConfig(StageConfig):
     percentile: float = Field(default=99.99, gt=50, le=100, description="of ranges: percentile, on either side")
     min_sqnr_db: float | None = Field(
         default=None,
+        ge=0,
+        le=200,
         description="noise bound of every int8 component's outputs: the fewest layers stay float until it is met",
     )
-    keep_float: tuple[str, ...] = Field(
+    keep_float: Annotated[tuple[str, ...], Strict(False)] = Field(
         default=(), description="layers that stay float: patterns of names as the report lists them, or COMPONENT/NAME"
     )
     max_drop_pt: float | None = Field(
@@ -54,6 +56,7 @@ class QuantizeConfig(StageConfig):
     metric_images: int | None = Field(
         default=None,
         ge=2,
+        le=10_000_000,
         description="images that max_drop_pt and sensitivity: task are measured on, of the train split (else "
         "calibration) and not calibrated on; null: enough to show half of max_drop_pt, or 256",
     )
@@ -81,6 +84,26 @@ def metric_samples(config: QuantizeConfig, task: TaskSpec, metric: TaskMetric | 
 
     calibrated = {sample.image for sample in load_dataset(task.data, "calibration", limit=config.samples).samples}
     return metric.samples(task, max_drop_pt=config.max_drop_pt, images=config.metric_images, without=calibrated)
+
+
+def splits(_config: QuantizeConfig) -> tuple[Literal["calibration"], ...]:
+    """The parts of the task's data that the stage reads, beside the metric's."""
+    return ("calibration",)
+
+
+def faults(config: QuantizeConfig, named: Named) -> list[tuple[str, str]]:
+    """(setting, what is wrong) of what the engine does not have, and of a bound that the samples can't show."""
+    found = []
+    for name, scheme in config.components.items():
+        engines = _ENGINES.get(scheme)
+        if engines is not None and named.target.engine not in engines:
+            problem = f"{scheme} is for {' and '.join(engines)}; the target's engine is {named.target.engine}"
+            found.append((f"components.{name}", problem))
+    try:
+        metric_samples(config, named.task, named.metric)
+    except VlmEdgeError as error:
+        found.append(fault_of(error, "quantize", config))
+    return found
 
 
 def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: str) -> dict[str, Scheme]:

@@ -17,12 +17,15 @@ class TrainingConfig(StageConfig):
     )
     images_per_batch: int = Field(default=16, ge=1, le=4096)
     questions_per_image: int | None = Field(
-        default=None, ge=1, description="a random choice of so many questions an image and epoch; null: all of them"
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="a random choice of so many questions an image and epoch; null: all of them",
     )
     learning_rate: float = Field(default=5e-4, gt=0, le=1.0, description="the peak, after warm-up")
     weight_decay: float = Field(default=0.01, ge=0, le=1.0, description="on matrices; biases and norms get none")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="fraction of the steps with a rising learning rate")
-    clip_norm: float = Field(default=1.0, gt=0, description="the gradient's norm is clipped to this")
+    clip_norm: float = Field(default=1.0, gt=0, le=1e6, description="the gradient's norm is clipped to this")
     ema_decay: float | None = Field(
         default=None, gt=0, lt=1, description="keep a moving average of the weights, and end with it"
     )

@@ -1,0 +1,105 @@
+"""Models of what people write in files (recipes, targets, manifests), and pydantic's faults in their words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from vlm_edge.errors import short, shown
+from vlm_edge.names import near
+
+MAX_FAULTS = 20
+"""Faults of one file that are listed; of the others, how many there are."""
+
+MAX_TEXT = 10_000
+"""Characters of a text."""
+
+
+class CheckedModel(BaseModel):
+    """Base of what is read from a file: frozen, unknown keys forbidden, numbers finite, and nothing converted.
+
+    A list where a tuple is meant, or a text where a path is, has to be allowed with ``Annotated[..., Strict(False)]``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MAX_TEXT)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse ``true`` for a Literal of numbers, which Python takes for 1."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and any(get_origin(each) is Literal for each in (annotation, *get_args(annotation))):
+            raise ValueError("give one of the values that the setting has")
+        return value
+
+
+def faults_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+    """(place, message) of every fault that ``model`` found in its input, the first :data:`MAX_FAULTS` of them.
+
+    A place is what a reader would write: ``cross_attention.heads``, ``keep_float[2]``, or empty for the whole.
+    """
+    found = error.errors(include_url=False, include_context=False)
+    faults = [(place_of(fault["loc"]), _message(fault, model)) for fault in found[:MAX_FAULTS]]
+    return [*faults, *([("", f"and {len(found) - MAX_FAULTS:,} more")] if len(found) > MAX_FAULTS else [])]
+
+
+def place_of(location: Sequence[str | int]) -> str:
+    """``("a", 2, "b")`` -> ``a[2].b``."""
+    place = ""
+    for part in location:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part != "[key]":  # pydantic's mark of a mapping's key that is at fault, after the key itself
+            place += f".{short(part)}" if place else short(part)
+    return place
+
+
+def place_in(*places: str) -> str:
+    """Places from the outermost in: ``stages[1]``, ``prune``, ``heads`` -> ``stages[1].prune.heads``."""
+    return ".".join(place for place in places if place)
+
+
+def _message(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
+    kind, value = fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key; {near(str(fault['loc'][-1]), _keys(model, fault['loc'][:-1]))}"
+    if kind == "missing":
+        return "missing"
+    if kind in ("model_type", "dict_type"):
+        return f"give a mapping (got {shown(value)})"
+    if kind in ("tuple_type", "list_type"):
+        return f"give a list (got {shown(value)})"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    quoted = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {shown(value)})"
+    return f"{message[0].lower()}{message[1:]}{quoted}"
+
+
+def _keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The keys that the mapping at ``location`` may have."""
+    annotation: Any = model
+    for part in location:
+        annotation = _below(annotation, part)
+    owner = _model_in(annotation)
+    return [field.alias or name for name, field in owner.model_fields.items()] if owner else []
+
+
+def _below(annotation: Any, part: str | int) -> Any:
+    """The annotation of what ``part`` names in a value of ``annotation``: a field, or an item of a mapping or list."""
+    owner = _model_in(annotation)
+    if owner is not None:
+        fields = owner.model_fields.items()
+        return next((field.annotation for name, field in fields if part in (name, field.alias)), None)
+    for each in (annotation, *get_args(annotation)):
+        if get_origin(each) in (dict, list, tuple):
+            return get_args(each)[1 if get_origin(each) is dict else 0]
+    return None
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of an annotation such as ``Model`` or ``Model | None``."""
+    if get_origin(annotation) in (dict, list, tuple):
+        return None
+    candidates = (annotation, *get_args(annotation))
+    return next((each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)), None)
