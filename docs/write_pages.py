@@ -18,12 +18,19 @@ import click
 import vlm_edge
 from vlm_edge.cli.main import COMMANDS, main
 from vlm_edge.cli.stages import settings_of
+from vlm_edge.core.budget import Judgement
+from vlm_edge.core.gate import Gate, Tolerances
+from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.recipe import Recipe
+from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.core.runner import PlannedRun
 from vlm_edge.stages import STAGES
 
 PAGES = Path(__file__).parent
 PART = re.compile(r"(<!-- (\w+): written by docs/write_pages\.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 MEASURING = {"query", "rehearse"}
 """Methods of pipelines that only the measurements call."""
+RESULTS = (Recipe, PlannedRun, RunRecord, VariantRecord, Measurement, Judgement, Gate, Tolerances)
 DOCSTRING_PARTS = ("Args:", "Returns:", "Raises:")
 
 
@@ -89,6 +96,18 @@ def compressor() -> str:
 def errors() -> str:
     """The errors that a caller may catch."""
     return _reference(name for name in vlm_edge.__all__ if _home(name) == "vlm_edge.errors")
+
+
+def results() -> str:
+    """The fields of what the calls return and take."""
+    lines: list[str] = []
+    for subject in RESULTS:
+        lines += [f"### {subject.__name__}", "", _markdown(subject), "", "| field | type |", "| --- | --- |"]
+        fields = [
+            (name, str(kind)) for name, kind in inspect.get_annotations(subject).items() if name != "model_config"
+        ]
+        lines += [*(f"| `{name}` | `{_cell(kind)}` |" for name, kind in fields), ""]
+    return "\n".join(lines)
 
 
 def _home(name: str) -> str:
@@ -163,6 +182,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "runtime": runtime,
     "compressor": compressor,
+    "results": results,
     "errors": errors,
 }
 

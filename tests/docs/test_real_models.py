@@ -12,8 +12,8 @@ from shared_exports import exported_once
 from tiny_families import TINY
 
 from vlm_edge.api import check_recipe, run_stage
-from vlm_edge.processing.manifest import read_manifest
-from vlm_edge.stages.quantize_config import QuantizeConfig, resolve_schemes
+from vlm_edge.core.recipe import Recipe
+from vlm_edge.stages.quantize_config import QuantizeConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "models"
 TINY_OF = {
@@ -26,17 +26,26 @@ TINY_OF = {
     "mllama": "Mllama (Llama 3.2 Vision)",
 }
 """The row of docs/families.md with the architecture that the published config.json names."""
-each_recipe = pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+each_model = pytest.mark.parametrize("name", TINY_OF)
 
 
-def with_tiny_model(path: Path, folder: Path, model: Path) -> Path:
-    """The recipe on a tiny model and on random photos."""
-    text = path.read_text(encoding="utf-8")
-    kind = re.findall(r"^task: \{kind: (\w+), data: photos\.yaml\}$", text, re.MULTILINE)[0]
-    write_photos(folder, kind)
-    recipe = folder / path.name
-    recipe.write_text(re.sub(r"(?m)^model: .*$", f"model: {model}", text), encoding="utf-8")
-    return recipe
+def recipes_of(name: str, folder: Path, model: Path) -> list[Recipe]:
+    """The recipes for a CPU box and a Jetson, checked on a tiny model and random photos."""
+    found = []
+    for box in ("cpu", "jetson"):
+        text = (RECIPES / f"{name}-{box}.yaml").read_text(encoding="utf-8")
+        if not found:
+            write_photos(folder, re.findall(r"^task: \{kind: (\w+), data: photos\.yaml\}$", text, re.MULTILINE)[0])
+        recipe = folder / f"{name}-{box}.yaml"
+        recipe.write_text(re.sub(r"(?m)^model: .*$", f"model: {model}", text), encoding="utf-8")
+        found.append(check_recipe(recipe))
+    return found
+
+
+def schemes_of(recipe: Recipe) -> QuantizeConfig:
+    """The settings of the one quantize stage."""
+    (config,) = (entry.config for entry in recipe.stages if isinstance(entry.config, QuantizeConfig))
+    return config
 
 
 def test_every_model_has_a_recipe_for_a_cpu_box_and_one_for_a_jetson() -> None:
@@ -44,37 +53,31 @@ def test_every_model_has_a_recipe_for_a_cpu_box_and_one_for_a_jetson() -> None:
     assert found == {f"{name}-{box}" for name in TINY_OF for box in ("cpu", "jetson")}
 
 
-@each_recipe
-def test_it_has_no_fault(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, _, box = path.stem.rpartition("-")
-    tiny = TINY[TINY_OF[name]]
+@each_model
+def test_both_have_no_fault(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = check_recipe(with_tiny_model(path, tmp_path, tiny.write(tmp_path / "model")))
-    assert recipe.name == path.stem
-    assert recipe.target.engine == ("tensorrt" if box == "jetson" else "onnxruntime")
+    cpu, jetson = recipes_of(name, tmp_path, TINY[TINY_OF[name]].write(tmp_path / "model"))
+    assert (cpu.name, cpu.target.engine) == (f"{name}-cpu", "onnxruntime")
+    assert (jetson.name, jetson.target.engine) == (f"{name}-jetson", "tensorrt")
     components = read_rows()[TINY_OF[name]].components.split(", ")
-    for entry in recipe.stages:
-        if isinstance(entry.config, QuantizeConfig):
-            assert set(entry.config.components) <= {"*", *components}
-    assert [entry.stage for entry in recipe.stages] == ["export", "quantize", "compile"]
+    for recipe in (cpu, jetson):
+        assert set(schemes_of(recipe).components) <= {"*", *components}
+        assert [entry.stage for entry in recipe.stages] == ["export", "quantize", "compile"]
 
 
 @pytest.mark.slow
-@each_recipe
-def test_it_quantizes(
-    path: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+@each_model
+def test_both_quantize_as_they_say(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the recipe's schemes, for its target; compiled, too, where that runs here."""
-    name = path.stem.rpartition("-")[0]
+    """For their targets; compiled, too, where that runs here."""
     tiny = TINY[TINY_OF[name]]
     graphs = exported_once(tmp_path_factory, TINY_OF[name], tiny.write, tiny.model)
     monkeypatch.chdir(tmp_path)
-    recipe = check_recipe(with_tiny_model(path, tmp_path, graphs.checkpoint))
-    (config,) = (entry.config for entry in recipe.stages if isinstance(entry.config, QuantizeConfig))
-    target = recipe.target.name
-    settings = config.model_dump() | {"samples": 12}
-    facts = run_stage("quantize", settings, graphs.folder, tmp_path / "q", data=recipe.task.data, target=target)
-    schemes = resolve_schemes(config, read_manifest(graphs.folder), recipe.target.engine)
-    assert set(facts["components"]) == set(schemes)
-    if recipe.target.engine == "onnxruntime":
-        run_stage("compile", {"optimize": "runtime"}, tmp_path / "q", tmp_path / "engine", target=target)
+    for recipe in recipes_of(name, tmp_path, graphs.checkpoint):
+        settings = schemes_of(recipe).model_dump() | {"samples": 12}
+        out, target = tmp_path / recipe.name, recipe.target.name
+        facts = run_stage("quantize", settings, graphs.folder, out, data=recipe.task.data, target=target)
+        assert set(facts["components"]) == set(graphs.manifest.components)
+        if recipe.target.engine == "onnxruntime":
+            run_stage("compile", {"optimize": "runtime"}, out, tmp_path / "engine", target=target)
