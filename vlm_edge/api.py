@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,15 +198,18 @@ def run_recipe(
     progress: Progress | None = None,
     remeasure: Collection[str] = (),
     patience_s: float = PATIENCE_S,
+    measured: Callable[[RunRecord], None] | None = None,
 ) -> RunRecord:
     """Run a recipe and write ``runs/NAME/run.json`` and ``runs/NAME/bundle/``.
 
     What the store already has is not made or measured again, but for latencies that ``remeasure`` (``{"latency"}``)
-    asks for, and those whose verdict is open after less than ``patience_s`` seconds of measuring.
+    asks for, and those whose verdict is open after less than ``patience_s`` seconds of measuring. ``measured`` is
+    called after each variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
     """
     bars = progress or SilentProgress()
     recipe = check_recipe(path, progress=bars)
-    return Runner(recipe, toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s).run(runs)
+    runner = Runner(recipe, toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s)
+    return runner.run(runs, measured)
 
 
 def run_stage(
@@ -334,6 +337,11 @@ def gate_run(
 
 def _side(run: Path, variant: str | None) -> Side:
     record = read_record(run)
+    if record.incomplete is not None:
+        raise VlmEdgeError(
+            f"{record.name}: the run did not end, so there is nothing to judge: {record.incomplete}",
+            f"run the recipe again to go on; `vlm-edge report {run}` shows what was measured",
+        )
     return Side(record, find_variant(record, variant), run if run.is_dir() else run.parent)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from vlm_edge.errors import VlmEdgeError
@@ -82,6 +84,80 @@ def whole_folder(out: Path) -> Iterator[Path]:
             temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(source: Path, destination: Path) -> None:
+    """Copy a folder to ``destination``, which is the old one or the new one at any moment, whole.
+
+    Several processes may do it at once. Only where the file system can't exchange two names (``renameat2``), there is
+    nothing between two renames.
+    """
+    fresh = temporary_name(destination)
+    try:
+        with writing_to(destination):
+            shutil.copytree(source, fresh, copy_function=shutil.copyfile)
+            while not _put(fresh, destination):
+                pass
+    finally:
+        remove(fresh)
+
+
+def _put(fresh: Path, destination: Path) -> bool:
+    """Give ``fresh`` the name of ``destination`` and what was there the name of ``fresh``; False to try again."""
+    try:
+        fresh.rename(destination)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+    else:
+        return True
+    names = (os.fsencode(fresh), os.fsencode(destination))
+    exchange = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if exchange is not None and exchange(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0:
+        return True
+    if exchange is None or ctypes.get_errno() != errno.ENOENT:
+        aside = temporary_name(destination)
+        with suppress(FileNotFoundError):  # another process was faster
+            destination.rename(aside)
+        remove(aside)
+    return False
+
+
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it; gone already is fine, and no link is followed."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def alone_in(folder: Path, waiting: Callable[[], AbstractContextManager[object]] | None) -> Iterator[None]:
+    """Hold a folder's lock, and remove from it what killed writes left.
+
+    Args:
+        folder: made where it is missing.
+        waiting: entered while another process holds the lock; None: don't wait.
+
+    Raises:
+        BlockingIOError: another process holds it, and there was no waiting.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is None:
+                raise
+            with waiting():
+                fcntl.flock(file, fcntl.LOCK_EX)
+        for path in leftovers(folder):
+            remove(path)
+        yield
 
 
 def leftovers(folder: Path) -> Iterator[Path]:

@@ -99,7 +99,7 @@ def test_not_measured_is_5_and_says_why(toy: Toy, empty: Any) -> None:
 
 
 def test_an_evaluator_that_crashes_is_1_and_leaves_no_record(
-    toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch, state_home: Path
 ) -> None:
     monkeypatch.setattr(toy.toolbox.evaluators, "latency", Mock(side_effect=OSError("the worker died")))
     result = empty.invoke("run", "--json", str(write_recipe(toy.folder)))
@@ -107,7 +107,35 @@ def test_an_evaluator_that_crashes_is_1_and_leaves_no_record(
     assert "error: OSError: the worker died" in result.stderr
     assert result.stdout == ""
     assert not (empty.runs / "toy" / RECORD_NAME).exists()
-    Path(result.stderr.rsplit(" ", 1)[1].strip()).unlink()
+    assert str(state_home / "vlm-edge" / "faults") in result.stderr
+
+
+def test_each_variant_is_shown_as_it_is_measured_and_an_error_late_in_a_run_leaves_a_report(
+    toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = empty.invoke("run", str(write_recipe(toy.folder)))
+    names = ("baseline", "quantize", "prune", "compile")
+    rows = [line for line in result.stderr.splitlines() if line.startswith(tuple(f"{name}: " for name in names))]
+    assert [row.partition(":")[0] for row in rows] == list(names)
+    assert "p90 speed-up 2.00 x [1.90, 2.10] MISSED" in rows[1]
+    assert all(name not in empty.invoke("-q", "run", str(write_recipe(toy.folder))).stderr for name in names)
+
+    latency, asked = toy.toolbox.evaluators.latency, []
+
+    def dies(*arguments: Any, **settings: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 3:
+            raise OSError("the worker died")
+        return latency(*arguments, **settings)
+
+    monkeypatch.setattr(toy.toolbox.evaluators, "latency", dies)
+    recipe = str(write_recipe(toy.folder, name="late", seed=1, budgets={"latency": {"p99_ms": 30}}))
+    result = empty.invoke("run", recipe)
+    assert result.exit_code == 1
+    assert f"`vlm-edge report {empty.runs / 'late'}`" in result.stderr
+    shown = empty.invoke("report", "late")
+    assert "late: INCOMPLETE: it ended after quantize: OSError: the worker died" in shown.stdout
+    assert empty.invoke("gate", "late").exit_code == 1
 
 
 FIVE_FAULTS: dict[str, Any] = {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import errno
 import gzip
 import json
 import os
@@ -19,7 +21,7 @@ from vlm_edge.core.recipe import read_recipe
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import Runner
 from vlm_edge.core.stage import SilentProgress, TaskSpec
-from vlm_edge.core.store import Store
+from vlm_edge.core.store import Store, key_of
 from vlm_edge.errors import RecipeError, VlmEdgeError
 
 
@@ -215,8 +217,77 @@ def test_an_interrupted_run_hides_the_record_of_the_run_before_it(
     with pytest.raises(VlmEdgeError, match="the worker died"):
         runner.run(bench.folder / "runs")
     folder = bench.folder / "runs" / "toy"
-    assert not (folder / "run.json").exists()
+    record = read_record(folder)
+    assert (record.incomplete, record.verdict, record.best) == ("the worker died", Verdict.NOT_MEASURED, None)
+    assert [variant.name for variant in record.variants] == ["baseline"]  # whose measurements were in the store
     assert json.loads((folder / "run.previous.json").read_text())["verdict"] == "pass"
+
+
+def test_a_run_that_ends_late_keeps_what_it_measured_marked_incomplete(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = bench.runner()
+    shown: list[RunRecord] = []
+    folder = bench.folder / "runs" / "toy"
+
+    def measured(record: RunRecord) -> None:
+        assert read_record(folder) == record
+        shown.append(record)
+        if len(record.variants) == 2:
+            monkeypatch.setattr(runner.toolbox.evaluators, "latency", raising)
+
+    with pytest.raises(VlmEdgeError, match="the worker died"):
+        runner.run(bench.folder / "runs", measured)
+    assert [record.incomplete for record in shown] == ["it was started, and did not end"] * 2
+    record = read_record(folder)
+    assert (record.incomplete, record.verdict) == ("the worker died", Verdict.NOT_MEASURED)
+    assert [variant.name for variant in record.variants] == ["baseline", "quantize"]
+    assert {path.name for path in (folder / "outcomes").iterdir()} == {f"{v.name}.json.gz" for v in record.variants}
+    assert set(json.loads((folder / "regressions.json").read_text())) == {"baseline", "quantize"}
+    assert not (folder / "bundle").exists()
+    whole = bench.run()
+    assert (whole.incomplete, whole.verdict) == (None, Verdict.PASS)
+    assert whole.variants[:2] == [
+        v.model_copy(update={"runs": [run.model_copy(update={"cached": True}) for run in v.runs]})
+        for v in record.variants[:2]
+    ]
+    assert not (folder / "run.previous.json").exists()  # an incomplete record is no run before this one
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on(bench: Bench) -> None:
+    runner = bench.runner()
+    spec = runner.toolbox.stages["prune"]
+
+    def full(config: Any, inputs: Any, work: Any) -> None:
+        spec.run(config, inputs, work)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    runner.toolbox.stages["prune"] = dataclasses.replace(spec, run=full)  # type: ignore[index]
+    with pytest.raises(OSError, match=r"No space left on device: .*/scratch/"):
+        runner.run(bench.folder / "runs")
+    assert [v.name for v in read_record(bench.folder / "runs" / "toy").variants] == ["baseline", "quantize"]
+    store = Store(bench.folder / "store")
+    assert all(store.find(record.key) is not None for record in store.records())
+    assert bench.run().verdict is Verdict.PASS
+
+
+def test_two_runs_of_one_name_take_turns(bench: Bench) -> None:
+    write_recipe(bench.folder)
+    script = (
+        "from pathlib import Path; import toy_toolbox as t\n"
+        "from vlm_edge.core.recipe import read_recipe; from vlm_edge.core.runner import Runner\n"
+        "from vlm_edge.core.stage import SilentProgress; from vlm_edge.core.store import Store\n"
+        f"f = Path({str(bench.folder)!r}); box, log = t.toy_toolbox(f / 'model')\n"
+        "Runner(read_recipe(f / 'toy.yaml', box.stages), box, Store(f / 'store'), SilentProgress()).run(f / 'runs')\n"
+        "print(len(log))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", script]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    worked = sorted(int(each.communicate()[0]) for each in both)
+    assert [each.returncode for each in both] == [0, 0]
+    assert worked[0] == 0 < worked[1]
+    assert read_record(bench.folder / "runs" / "toy").verdict is Verdict.PASS
 
 
 def test_the_plan_says_what_the_store_has(bench: Bench) -> None:
@@ -251,8 +322,10 @@ def test_a_run_killed_in_any_stage_goes_on_to_the_same_artifacts(bench: Bench, t
     assert killed.returncode == -signal.SIGKILL
     store = Store(bench.folder / "store")
     assert all(store.find(record.key) is not None for record in store.records())
-    assert not (bench.folder / "runs" / "toy" / "run.json").exists()
+    if (bench.folder / "runs" / "toy" / "run.json").exists():
+        assert read_record(bench.folder / "runs" / "toy").incomplete == "it was started, and did not end"
     record = bench.run()
+    assert record.incomplete is None
     assert [v.artifacts for v in record.variants] == [v.artifacts for v in expected.variants]
     assert [v.verdicts for v in record.variants] == [v.verdicts for v in expected.variants]
 
@@ -281,3 +354,17 @@ def test_budgets_are_held_against_the_data_once_and_again_where_a_stage_sets_its
     with pytest.raises(RecipeError) as error:
         read_recipe(write_recipe(bench.folder, stages=stages), toolbox.stages, check_budgets=check)
     assert error.value.faults == ["toy.yaml: stages[1].quantize.budgets.accuracy.max_drop_pt: too fine"]
+
+
+@pytest.mark.parametrize("value", [None, [1], {"measurements": [{"metric": "latency_p90_ms"}]}, {"measurements": 1}])
+def test_a_cached_measurement_of_another_form_is_taken_again(bench: Bench, value: Any) -> None:
+    first = bench.run()
+    folder = bench.folder / "store" / "measurements"
+    for file in folder.glob("*.json"):
+        content = {**json.loads(file.read_text())["content"], "value": value}
+        if content["identity"]["measure"] == "accuracy" and isinstance(value, dict):
+            continue  # a mapping, of which only the evaluators know more
+        file.write_text(json.dumps({"sha256": key_of(content), "content": content}))
+    second = bench.run()
+    assert [v.measurements for v in second.variants] == [v.measurements for v in first.variants]
+    assert "latency" in bench.log

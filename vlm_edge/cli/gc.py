@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 
 import click
@@ -10,6 +11,7 @@ from vlm_edge.cli.ls import find_runs
 from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
 from vlm_edge.core.store import Garbage, Store
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.files import alone_in
 
 
 @click.command()
@@ -19,7 +21,7 @@ from vlm_edge.errors import VlmEdgeError
 def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Remove artifacts that no record under the runs folder names, and what unfinished stage runs left behind.
 
-    An interrupted run has no record yet: run it again first if its finished stages are to stay.
+    Of an interrupted run the variants that were measured stay: run it again first if stages beyond those are to stay.
     """
     if not settings.store.is_dir():
         raise VlmEdgeError(f"{settings.store}: no such store", "give the one that a run used with --store")
@@ -29,10 +31,14 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
             f"{unreadable[0]}; so what it refers to isn't known, and nothing was removed",
             "mend or remove that record, then run gc again",
         )
-    referenced = {digest for run in runs for digest in run.record.digests()}
+    referenced = {digest for run in runs for digest in run.digests}
     store = Store(settings.store)
     stages = {record.digest: record.identity.get("stage", "?") for record in store.records()}
     garbage = store.collect(referenced, dry_run=dry_run)
+    if not dry_run:
+        for lock in settings.runs.glob("*/.lock"):
+            with suppress(BlockingIOError), alone_in(lock.parent, None):  # alone: what killed writes left is removed
+                pass
     if as_json:
         print_json({"dry_run": dry_run, **asdict(garbage)})
         return

@@ -23,7 +23,7 @@ def ls(settings: Settings, as_json: bool) -> None:
     """List the runs, and the artifacts in the store with their size, age and the runs that refer to them."""
     found, unreadable = find_runs(settings.runs)
     runs = [_run_row(run) for run in found]
-    artifacts = _artifact_rows(settings.store, [run.record for run in found])
+    artifacts = _artifact_rows(settings.store, found)
     size = sum(row["size_bytes"] for row in artifacts)
     for fault in unreadable:
         settings.remark(f"warning: {fault}")
@@ -46,23 +46,31 @@ def ls(settings: Settings, as_json: bool) -> None:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run's record; ``ended`` is False where the last run did not end, and this is the record of the one before."""
+    """A run's record; ``ended`` is False where the last run did not end.
+
+    It is an incomplete record then, or that of the run before. ``digests`` are those of both.
+    """
 
     record: RunRecord
     ended: bool
+    digests: frozenset[str]
 
 
 def find_runs(runs: Path) -> tuple[list[FoundRun], list[str]]:
     """Every run under a folder, oldest first, and what is wrong with the records that can't be read."""
     found, faults = [], []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir()):
-        path = next((folder / name for name in (RECORD_NAME, PREVIOUS_NAME) if (folder / name).is_file()), None)
-        if path is None:
-            continue
+        paths = [folder / name for name in (RECORD_NAME, PREVIOUS_NAME) if (folder / name).is_file()]
         try:
-            found.append(FoundRun(read_record(path), path.name == RECORD_NAME))
+            records = [read_record(path) for path in paths[:1]]
+            ended = bool(records) and paths[0].name == RECORD_NAME and records[0].incomplete is None
+            records += [read_record(path) for path in paths[1:] if not ended]
         except VlmEdgeError as error:
             faults.append(error.message)
+            continue
+        if records:
+            digests = frozenset(digest for record in records for digest in record.digests())
+            found.append(FoundRun(records[0], ended, digests))
     return sorted(found, key=lambda run: run.record.started), faults
 
 
@@ -88,14 +96,14 @@ def _run_row(run: FoundRun) -> dict[str, Any]:
     }
 
 
-def _artifact_rows(root: Path, records: list[RunRecord]) -> list[dict[str, Any]]:
+def _artifact_rows(root: Path, runs: list[FoundRun]) -> list[dict[str, Any]]:
     """One row per sealed artifact, oldest first; the same content made by two stage runs is one row."""
     if not root.is_dir():
         return []
     users: dict[str, set[str]] = {}
-    for record in records:
-        for digest in record.digests():
-            users.setdefault(digest, set()).add(record.name)
+    for run in runs:
+        for digest in run.digests:
+            users.setdefault(digest, set()).add(run.record.name)
     store, rows = Store(root), {}
     for found in store.records():
         folder = store.objects / found.digest

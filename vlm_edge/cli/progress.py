@@ -41,6 +41,10 @@ class RichProgress:
     ) -> None:
         self._display.stop()
 
+    def say(self, line: str) -> None:
+        """A line that stays, above the bars."""
+        self._console.print(line, soft_wrap=True, markup=False)
+
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[_RichTicker]:
         started = time.monotonic()
@@ -77,6 +81,9 @@ class PlainProgress:
         self._console = console
         self._unopened: list[_PlainTicker] = []
         self._lock = threading.Lock()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
 
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[_PlainTicker]:

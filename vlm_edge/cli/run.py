@@ -45,22 +45,37 @@ def run(
 ) -> None:
     """Run RECIPE: make every variant of its ladder, measure it and judge it against the budgets.
 
-    Finished stages come from the store, so an interrupted run goes on when it is run again. The record is written to
-    RUNS/NAME/run.json and the best engine to RUNS/NAME/bundle. Exit codes: 0 every budget met, 3 one missed,
+    Finished stages come from the store, so an interrupted run goes on when it is run again. Each variant is shown and
+    written to RUNS/NAME/run.json as it is measured, marked incomplete until the run ends; the best engine goes to
+    RUNS/NAME/bundle. Exit codes: 0 every budget met, 3 one missed,
     4 undecided, 5 not measured; 1 an error, 2 a faulty recipe.
     """
     from vlm_edge.api import run_recipe
+    from vlm_edge.report.ladder import row_text
 
+    so_far: list[RunRecord] = []
     with publishing(recipe.stem, junit, github) as publish:
-        with settings.working() as progress:
-            record = run_recipe(
-                find_recipe(recipe),
-                store=settings.store,
-                runs=settings.runs,
-                progress=progress,
-                remeasure={remeasure} if remeasure else (),
-                patience_s=patience,
-            )
+        try:
+            with settings.working() as progress:
+
+                def measured(record: RunRecord) -> None:
+                    so_far[:] = [record]
+                    progress.say(row_text(record))
+
+                record = run_recipe(
+                    find_recipe(recipe),
+                    store=settings.store,
+                    runs=settings.runs,
+                    progress=progress,
+                    remeasure={remeasure} if remeasure else (),
+                    patience_s=patience,
+                    measured=measured,
+                )
+        except BaseException:
+            if so_far:
+                place = settings.runs / so_far[0].name
+                settings.remark(f"what was measured before the run ended: `vlm-edge report {place}`")
+            raise
         publish(record, gate_of(record))
     if as_json:
         print_json(record.model_dump(mode="json"))

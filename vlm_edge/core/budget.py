@@ -149,11 +149,11 @@ class Judgement(BaseModel):
 
     budget: str
     metric: str
-    bound: str
+    bound: str = Field(pattern=r"^[<>]= [+-]?[0-9]{1,20}(\.[0-9]{1,20})?(e[+-][0-9]{1,3})?$")
     verdict: Verdict
     measured: Measurement | None = None
     reason: str | None = None
-    needed_n: int | None = None
+    needed_n: int | None = Field(default=None, ge=0, le=10**12)
 
 
 # budget name -> (metric, which side bounds it, factor from the budget's unit to the metric's)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from vlm_edge.core.checked import JsonObject
 
 PATIENCE_S = 300.0
 """The most seconds that one latency measurement goes on, where its verdict is open."""
@@ -23,14 +25,20 @@ class Measurement(BaseModel):
     disk), ``parameters``, ``macs``, ``peak_rss_mb``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: str
     low: float
     value: float
     high: float
-    n: int
+    n: int = Field(ge=1, le=10**12)
     unit: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Measurement:
+        if self.low > self.high:
+            raise ValueError(f"{self.metric[:40]}: the interval ends before it begins: {self.low:g} > {self.high:g}")
+        return self
 
 
 class Timed(BaseModel):
@@ -39,7 +47,7 @@ class Timed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     measurements: list[Measurement]
-    conditions: dict[str, Any] = {}
+    conditions: JsonObject = {}
 
 
 class LatencyAsked(BaseModel):
@@ -50,3 +58,25 @@ class LatencyAsked(BaseModel):
     percentiles: tuple[float, ...] = (0.5, 0.9)
     batch: int | None = None
     cold_start: bool = False
+
+
+class _Compared(BaseModel):
+    measurements: list[Measurement]
+    regressions: list[dict[str, Any]]
+
+
+_FORMS: dict[str, TypeAdapter[Any]] = {
+    "accuracy": TypeAdapter(dict[str, Any]),
+    "compare": TypeAdapter(_Compared),
+    "latency": TypeAdapter(Timed),
+    "footprint": TypeAdapter(list[Measurement]),
+}
+
+
+def is_kept_form(measure: str, value: Any) -> bool:
+    """Whether a cached value has the form of such a measurement; a store may come from anywhere."""
+    try:
+        _FORMS[measure].validate_python(value)
+    except ValidationError:
+        return False
+    return True

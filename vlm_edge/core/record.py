@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlm_edge.core.budget import Judgement, Verdict
+from vlm_edge.core.checked import Digest, JsonObject, Timestamp
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.plan import BASELINE
 from vlm_edge.errors import VlmEdgeError
@@ -23,22 +24,25 @@ OUTCOMES_FOLDER = "outcomes"
 REGRESSIONS_NAME = "regressions.json"
 
 
+Seconds = Annotated[float, Field(ge=0)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StageRun(_Record):
     """One stage on the way to a variant. ``implied`` marks one that the recipe doesn't list at this point."""
 
     stage: str
-    config: dict[str, Any]
-    key: str
-    digest: str
+    config: JsonObject
+    key: Digest
+    digest: Digest
     kind: str
     cached: bool
     implied: bool
-    wall_s: float
-    facts: dict[str, Any] = {}
+    wall_s: Seconds
+    facts: JsonObject = {}
 
 
 class VariantRecord(_Record):
@@ -53,36 +57,51 @@ class VariantRecord(_Record):
     name: str
     stages: list[str]
     runs: list[StageRun]
-    artifacts: dict[str, str]
+    artifacts: dict[str, Digest]
     measurements: list[Measurement]
     verdicts: list[Judgement]
     verdict: Verdict
     unmeasured: str | None = None
     skipped: list[dict[str, str]] = []
     dropped: bool = False
-    conditions: dict[str, Any] = {}
-    outcomes: str | None = None
+    conditions: JsonObject = {}
+    outcomes: str | None = Field(default=None, pattern=rf"^{OUTCOMES_FOLDER}/[^/\x00]+\.json\.gz$")
 
 
 class RunRecord(_Record):
     """What one run of a recipe gave. ``best`` names the fastest variant that met every budget, or is null.
 
-    ``commit`` is the revision of the source tree that the recipe lies in, ``-dirty`` when it has changes.
+    ``incomplete`` says why the run did not reach its end; there is no verdict then, and ``variants`` are those that
+    were measured. ``commit`` is the revision of the source tree that the recipe lies in, ``-dirty`` with changes.
     """
 
     format: Literal[2] = FORMAT
     name: str
     verdict: Verdict
+    incomplete: str | None = None
     decided_by: str
     best: str | None
-    variants: list[VariantRecord]
-    recipe: dict[str, Any]
-    host: dict[str, Any]
+    variants: list[VariantRecord] = Field(min_length=1)
+    recipe: JsonObject
+    host: JsonObject
     versions: dict[str, str]
     seed: int
     commit: str | None = None
-    started: str
-    wall_s: float
+    started: Timestamp
+    wall_s: Seconds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunRecord:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError("two variants of one name")
+        for field in ("decided_by", "best"):
+            name = getattr(self, field)
+            if name is not None and name not in names:
+                raise ValueError(f"{field}: there is no variant {name[:40]!r}")
+        if self.incomplete is not None and self.verdict is not Verdict.NOT_MEASURED:
+            raise ValueError("an incomplete run has no verdict but not_measured")
+        return self
 
     def digests(self) -> set[str]:
         """Every artifact that a variant consists of or was made from."""
@@ -117,5 +136,5 @@ def read_record(path: Path) -> RunRecord:
         place = ": ".join([str(file), *filter(None, [".".join(str(part) for part in first["loc"])])])
         problem = first["msg"]
         if first["loc"] == ("format",):
-            problem = f"the record is of format {first['input']}, this version reads {FORMAT}"
+            problem = f"the record is of format {str(first['input'])[:20]}, this version reads {FORMAT}"
         raise VlmEdgeError(f"{place}: {problem}", "run the recipe again with this version") from error

@@ -6,7 +6,6 @@ Resuming is running again: finished stage runs and measurements are found in the
 from __future__ import annotations
 
 import platform
-import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,21 +17,19 @@ from typing import Any
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
 from vlm_edge.core.budget import Bound, Verdict, bounds_of, overall
 from vlm_edge.core.decided import IsOpen, judge_all, measure_until_decided, worth_more
-from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed, is_kept_form
 from vlm_edge.core.plan import Step, VariantPlan, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import (
     OUTCOMES_FOLDER,
-    PREVIOUS_NAME,
-    RECORD_NAME,
-    REGRESSIONS_NAME,
     RunRecord,
     StageRun,
     VariantRecord,
     best_of,
 )
+from vlm_edge.core.run_folder import RunFolder
 from vlm_edge.core.stage import Progress, StageInputs, StageWork
-from vlm_edge.core.store import Store, key_of, write_json_atomically
+from vlm_edge.core.store import Store, key_of
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.files import writing_to
 
@@ -178,7 +175,11 @@ class Runner:
         identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluator": version}
         key = key_of(identity)
         kept = self.store.measurement(key)
-        if kept is not None and (key in self._taken or not stale(kept["value"])):
+        if (
+            kept is not None
+            and is_kept_form(identity["measure"], kept["value"])
+            and (key in self._taken or not stale(kept["value"]))
+        ):
             return kept["value"]
         value = measure()
         self._taken.add(key)
@@ -298,76 +299,65 @@ class Runner:
         )
         return record, measured
 
-    def ladder(self, folder: Path) -> list[VariantRecord]:
-        """Every variant in order, until the recipe's ``run`` mode or an ``on_miss: stop`` ends it.
-
-        The outcomes of each go to ``folder``, the run's, as it is measured.
-        """
-        variants: list[VariantRecord] = []
-        regressions: dict[str, list[dict[str, Any]]] = {}
+    def ladder(self, folder: RunFolder) -> None:
+        """Add every variant to the run's folder, until the ``run`` mode or an ``on_miss: stop`` ends it."""
         dropped: set[str] = set()
         baseline: Artifact | None = None
         total = len(plan_variants(self.recipe, self.toolbox.stages))
         for index in range(total):
             plan = plan_variants(self.recipe, self.toolbox.stages, without=frozenset(dropped))[index]
+            control = folder.variants[0].measurements if folder.variants else ()
             with self.progress.bar(f"variant {index + 1} of {total}: {plan.name}", None):
-                record, measured = self.variant(plan, baseline, variants[0].measurements if variants else ())
-            if measured is not None:
-                write_json_atomically(folder / OUTCOMES_FOLDER / f"{plan.name}.json.gz", measured.outcomes)
-                regressions[plan.name] = measured.regressions
+                record, measured = self.variant(plan, baseline, control)
+            missed = record.verdict is not Verdict.PASS
             if plan.entry is None:
                 baseline = self._engine(record)
-                variants.append(record)
-                continue
-            missed = record.verdict is not Verdict.PASS
-            if missed and plan.entry.on_miss is OnMiss.DROP:
+            elif missed and plan.entry.on_miss is OnMiss.DROP:
                 dropped.add(plan.name)
                 record = record.model_copy(update={"dropped": True})
-            variants.append(record)
-            if missed and plan.entry.on_miss is OnMiss.STOP:
+            folder.add(record, measured.outcomes if measured else None, measured.regressions if measured else [])
+            if plan.entry is not None and (
+                plan.entry.on_miss is OnMiss.STOP if missed else self.recipe.run == "until-met"
+            ):
                 break
-            if not missed and self.recipe.run == "until-met":
-                break
-        write_json_atomically(folder / REGRESSIONS_NAME, regressions)
-        return variants
 
     def _engine(self, record: VariantRecord) -> Artifact | None:
         digest = record.artifacts.get(ArtifactKind.ENGINE.value)
         return Artifact(ArtifactKind.ENGINE, digest, self.store.objects / digest) if digest else None
 
-    def run(self, runs: Path) -> RunRecord:
-        """Run the ladder and write ``runs/NAME/``: run.json, outcomes/, regressions.json, with an engine bundle/."""
-        with self.store.in_use():
-            return self._run(runs)
+    def run(self, runs: Path, measured: Callable[[RunRecord], None] | None = None) -> RunRecord:
+        """Run the ladder and write ``runs/NAME/``: run.json, outcomes/, regressions.json, with an engine bundle/.
 
-    def _run(self, runs: Path) -> RunRecord:
-        folder = runs / self.recipe.name
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / RECORD_NAME).exists():  # an interrupted run must not be read as the run before it
-            (folder / RECORD_NAME).replace(folder / PREVIOUS_NAME)
-        shutil.rmtree(folder / OUTCOMES_FOLDER, ignore_errors=True)
+        After each variant run.json holds what there is so far, marked incomplete, and ``measured`` is called with it.
+        Another run of the same name waits for this one.
+        """
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-        variants = self.ladder(folder)
-        decided = [variant for variant in variants if not variant.dropped][-1]
-        record = RunRecord(
-            name=self.recipe.name,
-            verdict=decided.verdict,
-            decided_by=decided.name,
-            best=best_of(variants),
-            variants=variants,
-            recipe=self.recipe.resolved(),
-            host=self.toolbox.host_record(),
-            versions=self._versions(),
-            seed=self.recipe.seed,
-            commit=self.toolbox.source_revision(self.recipe.path),
-            started=started,
-            wall_s=round(time.monotonic() - clock, 3),
-        )
-        engine = self._engine(next((v for v in variants if v.name == record.best), decided))
-        if engine is not None:
-            replace_folder(engine.path, folder / "bundle")
-        write_json_atomically(folder / RECORD_NAME, record.model_dump(mode="json"))
-        return record
+        commit = self.toolbox.source_revision(self.recipe.path)
+
+        def describe(variants: Sequence[VariantRecord], incomplete: str | None) -> RunRecord:
+            decided = _decided(variants)
+            return RunRecord(
+                name=self.recipe.name,
+                verdict=decided.verdict if incomplete is None else Verdict.NOT_MEASURED,
+                incomplete=incomplete,
+                decided_by=decided.name,
+                best=best_of(variants) if incomplete is None else None,
+                variants=list(variants),
+                recipe=self.recipe.resolved(),
+                host=self.toolbox.host_record(),
+                versions=self._versions(),
+                seed=self.recipe.seed,
+                commit=commit,
+                started=started,
+                wall_s=round(time.monotonic() - clock, 3),
+            )
+
+        folder = RunFolder(runs / self.recipe.name, describe, measured)
+        with self.store.in_use(), folder.open(self.progress):
+            self.ladder(folder)
+            best = next((each for each in folder.variants if each.name == best_of(folder.variants)), None)
+            engine = self._engine(best or _decided(folder.variants))
+            return folder.finish(engine.path if engine is not None else None)
 
     def _versions(self) -> dict[str, str]:
         names = {name for spec in self.toolbox.stages.values() for name in spec.packages} | {"vlm-edge", "numpy"}
@@ -382,17 +372,9 @@ def package_version(name: str) -> str:
         return "absent"
 
 
-def replace_folder(source: Path, destination: Path) -> None:
-    """Copy ``source`` to ``destination``, which is replaced whole."""
-    beside = destination.with_name(f".{destination.name}.new")
-    for leftover in (beside, destination.with_name(f".{destination.name}.old")):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    shutil.copytree(source, beside, copy_function=shutil.copyfile)
-    if destination.exists():
-        destination.rename(destination.with_name(f".{destination.name}.old"))
-    beside.rename(destination)
-    shutil.rmtree(destination.with_name(f".{destination.name}.old"), ignore_errors=True)
+def _decided(variants: Sequence[VariantRecord]) -> VariantRecord:
+    """The last variant that was not dropped (the baseline never is)."""
+    return [variant for variant in variants if not variant.dropped][-1]
 
 
 def _dump(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:

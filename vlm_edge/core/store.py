@@ -26,7 +26,6 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
 from vlm_edge.core.checked import Digest, Timestamp
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.files import environment_fault, leftovers, write_atomically
+from vlm_edge.files import environment_fault, leftovers, remove, write_atomically
 
 
 class StageRecord(BaseModel):
@@ -257,10 +256,7 @@ class Store:
             "..",
         ):
             raise VlmEdgeError(f"{path}: outside of the store {self.root}, and left alone")
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(path)
+        remove(path)
 
     def _open_lock(self, name: str) -> IO[bytes]:
         """A lock's file, made where it is missing; never what a link leads to."""

@@ -9,6 +9,7 @@ from typing import Any
 from vlm_edge.core.difference import Difference
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.ladder import INCOMPLETE
 from vlm_edge.report.numbers import METRICS, VERDICT_WORDS, measured_text, measurement_text, split_metric
 from vlm_edge.report.views import Lines, flat, host_lines, plain, version_lines
 
@@ -82,13 +83,20 @@ def _names(sides: Sequence[tuple[str, RunRecord, VariantRecord]]) -> tuple[str, 
 def _heads(sides: Sequence[tuple[str, RunRecord, VariantRecord]]) -> tuple[ValueRow, ...]:
     rows = {
         "variant": [variant.name for _, _, variant in sides],
-        "verdict": [VERDICT_WORDS[variant.verdict] if variant.verdicts else "not judged" for _, _, variant in sides],
+        "verdict": [_verdict(record, variant) for _, record, variant in sides],
+        "did not end": [record.incomplete or "" for _, record, _ in sides],
         "not measured": [variant.unmeasured or "" for _, _, variant in sides],
         "commit": [record.commit or "unknown" for _, record, _ in sides],
         "started": [record.started for _, record, _ in sides],
         "engine": [variant.artifacts.get("engine", "")[:12] for _, _, variant in sides],
     }
     return tuple(ValueRow(name, tuple(values)) for name, values in rows.items() if any(values))
+
+
+def _verdict(record: RunRecord, variant: VariantRecord) -> str:
+    if record.incomplete is not None:
+        return INCOMPLETE
+    return VERDICT_WORDS[variant.verdict] if variant.verdicts else "not judged"
 
 
 def _place(metric: str) -> tuple[int, str, int, str]:

@@ -8,7 +8,7 @@ from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.report.html_parts import Head, badge, facts, folded, judged_word, legend, name_cell, note, number, table
-from vlm_edge.report.ladder import Cell, Row, deciding_variant, headline, ladder_of, remarks
+from vlm_edge.report.ladder import INCOMPLETE, Cell, Row, deciding_variant, headline, ladder_of, remarks
 from vlm_edge.report.numbers import (
     VERDICT_WORDS,
     bound_text,
@@ -32,6 +32,7 @@ def verdict_section(record: RunRecord) -> str:
     """The verdict in large letters, every budget with what was measured, and what a reader has to know besides."""
     variant = deciding_variant(record)
     words = VERDICT_WORDS[record.verdict] if variant and variant.verdicts else "NOT JUDGED"
+    words = INCOMPLETE if record.incomplete is not None else words
     shown = "MET" if record.verdict is Verdict.PASS and words != "NOT JUDGED" else words
     kind = record.verdict.value if words != "NOT JUDGED" else "none"
     top = tag("h1", escaped(record.name)) + tag("p", escaped(shown), class_=f"verdict {kind}")

@@ -19,6 +19,9 @@ from vlm_edge.report.numbers import (
     value_text,
 )
 
+INCOMPLETE = "INCOMPLETE"
+"""In place of the verdict of a run that did not reach its end."""
+
 _WANTED = ("accuracy", "latency_p90_ms", "size_bytes", "latency_p50_ms", "parameters", "peak_rss_mb")
 """Metrics that are shown first, after those that a budget bounds."""
 
@@ -92,6 +95,8 @@ def unmet(variant: VariantRecord) -> list[str]:
 
 def headline(record: RunRecord) -> str:
     """The verdict in one sentence."""
+    if record.incomplete is not None:
+        return f"{record.name}: {INCOMPLETE}: it ended after {record.variants[-1].name}: {record.incomplete}"
     variant = deciding_variant(record)
     bounds = len(variant.verdicts) if variant else 0
     if not bounds:
@@ -107,6 +112,18 @@ def headline(record: RunRecord) -> str:
     return (
         f"{record.name}: {VERDICT_WORDS[record.verdict]}: {record.decided_by}: {', '.join(counts)} of {bounds} budgets"
     )
+
+
+def row_text(record: RunRecord) -> str:
+    """The last variant in one line, to be shown while the others are still to come."""
+    ladder = ladder_of(record, most_columns=6)
+    row = ladder.rows[-1]
+    cells = [
+        " ".join(part for part in (column.title, cell.value, column.unit, cell.interval, cell.judged) if part)
+        for column, cell in zip(ladder.columns, row.cells, strict=True)
+        if cell.value != "-"
+    ]
+    return f"{row.name}: {'; '.join(cells) or 'not measured'}"
 
 
 def remarks(record: RunRecord) -> list[str]:
@@ -157,7 +174,7 @@ def _column(metric: str, record: RunRecord) -> Column:
 def _row(variant: VariantRecord, columns: tuple[Column, ...], record: RunRecord) -> Row:
     measured = {found.metric: found for found in variant.measurements}
     judged = {judgement.metric: judgement for judgement in variant.verdicts}
-    if variant is record.variants[0] and variant.name != record.decided_by:
+    if variant is record.variants[0] and (record.incomplete is not None or variant.name != record.decided_by):
         judged = {}  # nobody expects the baseline to be faster than itself
     cells = tuple(_cell(measured.get(column.metric), judged.get(column.metric), column) for column in columns)
     note = "left out" if variant.dropped else "best" if variant.name == record.best else ""
