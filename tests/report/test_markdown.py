@@ -8,6 +8,7 @@ from report_records import full_record, regressions_of
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.markdown import run_markdown
 from vlm_edge.report.numbers import interval_text, is_exact, value_text
+from vlm_edge.report.views import at_one_load
 
 
 def rows_of(text: str, header: str) -> list[list[str]]:
@@ -52,8 +53,8 @@ def test_what_a_user_wrote_can_not_break_the_table(record: RunRecord) -> None:
 def test_markdown_has_what_the_page_has(record: RunRecord) -> None:
     full = full_record(record)
     text = run_markdown(full, regressions_of(full))
-    for variant in full.variants:
-        for found in variant.measurements:
+    for metrics in at_one_load(full).values():
+        for found in metrics.values():
             assert value_text(found) in text
             assert interval_text(found) in text or is_exact(found)
     budgets = rows_of(text, "| budget | bound")
@@ -70,7 +71,7 @@ def test_markdown_has_what_the_page_has(record: RunRecord) -> None:
 
 def test_a_real_run_is_told_whole(real: tuple[RunRecord, dict[str, Any]]) -> None:
     text = run_markdown(*real)
-    for variant in real[0].variants:
-        assert all(value_text(found) in text for found in variant.measurements)
+    for metrics in at_one_load(real[0]).values():
+        assert all(value_text(found) in text for found in metrics.values())
     assert len({len(row) for row in rows_of(text, "| variant | accuracy")}) == 1
     assert rows_of(text, "| component | layer")

@@ -14,6 +14,7 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.pareto import Box, Point, beaten, front, pareto_points, pareto_svg
 from vlm_edge.report.svg import scale_over
+from vlm_edge.report.views import metrics_of
 
 
 def point(name: str, latency: float, accuracy: float, size: float | None = 1e6, role: str = "") -> Point:
@@ -86,7 +87,8 @@ def test_the_points_of_a_record(record: RunRecord) -> None:
     assert [each.name for each in points] == [variant.name for variant in record.variants]
     assert [each.role for each in points] == ["baseline", "", "", "", "best"]
     found = {each.metric: each.value for each in record.variants[1].measurements}
-    assert points[1].latency.value == found["latency_p90_ms"]
+    baseline = metrics_of(record.variants[0])["latency_p90_ms"].value
+    assert points[1].latency.value == pytest.approx(baseline / found["latency_p90_speedup"])
     assert points[1].size == found["size_bytes"]
 
 

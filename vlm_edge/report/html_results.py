@@ -20,7 +20,7 @@ from vlm_edge.report.numbers import (
 )
 from vlm_edge.report.pareto import pareto_points, pareto_svg
 from vlm_edge.report.svg import Scale, axis_row, escaped, percent, scale_over, tag, whisker_row
-from vlm_edge.report.views import TaskRow, component_times, metrics_of, slice_name, task_rows
+from vlm_edge.report.views import TaskRow, at_one_load, component_times, slice_name, task_rows
 
 MOST_COLUMNS = 9
 """Metrics in the ladder; those without room are among all measurements at the end."""
@@ -136,17 +136,21 @@ def pareto_section(record: RunRecord) -> str | None:
     shown = {point.name for point in points}
     absent = [variant.name for variant in record.variants if variant.name not in shown]
     told = f" Not in the picture, since nothing was measured: {', '.join(absent)}." if absent else ""
-    text = "The area of a dot goes with the size on disk; lines through it are 95% intervals."
+    text = (
+        "The area of a dot goes with the size on disk; lines through it are 95% intervals. Latencies are the "
+        "baseline's over each variant's speed-up, as in one sitting."
+    )
     return wide + narrow + legend(entries) + note(text + told)
 
 
 def components_section(record: RunRecord) -> str | None:
     """A bar for each variant, in pieces, and the numbers below."""
-    times = {variant.name: component_times(variant) for variant in record.variants}
+    shown = at_one_load(record)
+    times = {name: component_times(metrics) for name, metrics in shown.items()}
     names = list(dict.fromkeys(name for parts in times.values() for name in parts))
     if not names:
         return None
-    measured = {variant.name: metrics_of(variant).get("latency_p50_ms") for variant in record.variants}
+    measured = {name: metrics.get("latency_p50_ms") for name, metrics in shown.items()}
     ends = [sum(found.value for found in parts.values()) for parts in times.values()]
     ends += [found.value for found in measured.values() if found is not None]
     scale = Scale(0.0, 1.02 * max(ends), 0.0, 100.0)

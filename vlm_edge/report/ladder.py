@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_edge.core.budget import Judgement, Verdict
@@ -18,6 +19,7 @@ from vlm_edge.report.numbers import (
     named_format,
     value_text,
 )
+from vlm_edge.report.views import at_one_load
 
 INCOMPLETE = "INCOMPLETE"
 """In place of the verdict of a run that did not reach its end."""
@@ -68,14 +70,16 @@ class Ladder:
 
 
 def ladder_of(record: RunRecord, *, most_columns: int | None = None) -> Ladder:
-    """Lay out a run record.
+    """Lay out a run record; latencies that no budget bounds as in one sitting (:func:`.views.at_one_load`).
 
     Args:
         most_columns: show at most this many metrics: those that a budget bounds first, then accuracy, p90 and size,
             then the others.
     """
-    columns = tuple(_column(metric, record) for metric in _metrics(record, most_columns))
-    rows = tuple(_row(variant, columns, record) for variant in record.variants)
+    judged = {judgement.metric for variant in record.variants for judgement in variant.verdicts}
+    shown = at_one_load(record, but=judged)
+    columns = tuple(_column(metric, record, shown) for metric in _metrics(record, most_columns))
+    rows = tuple(_row(variant, columns, record, shown[variant.name]) for variant in record.variants)
     return Ladder(columns, rows)
 
 
@@ -157,8 +161,8 @@ def _metrics(record: RunRecord, most: int | None) -> list[str]:
     return known
 
 
-def _column(metric: str, record: RunRecord) -> Column:
-    found = [each for variant in record.variants for each in variant.measurements if each.metric == metric]
+def _column(metric: str, record: RunRecord, shown: Mapping[str, Mapping[str, Measurement]]) -> Column:
+    found = [metrics[metric] for metrics in shown.values() if metric in metrics]
     bounds = {bound_text(each) for variant in record.variants for each in variant.verdicts if each.metric == metric}
     counts = {f"n {each.n}" for each in found if not is_exact(each)} or {"exact" for _ in found}
     form = format_of(found[0]) if found else named_format(metric)
@@ -171,8 +175,9 @@ def _column(metric: str, record: RunRecord) -> Column:
     )
 
 
-def _row(variant: VariantRecord, columns: tuple[Column, ...], record: RunRecord) -> Row:
-    measured = {found.metric: found for found in variant.measurements}
+def _row(
+    variant: VariantRecord, columns: tuple[Column, ...], record: RunRecord, measured: Mapping[str, Measurement]
+) -> Row:
     judged = {judgement.metric: judgement for judgement in variant.verdicts}
     if variant is record.variants[0] and (record.incomplete is not None or variant.name != record.decided_by):
         judged = {}  # nobody expects the baseline to be faster than itself

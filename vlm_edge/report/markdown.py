@@ -21,6 +21,7 @@ from vlm_edge.report.numbers import (
     value_text,
 )
 from vlm_edge.report.views import (
+    at_one_load,
     component_times,
     control_of,
     host_lines,
@@ -75,7 +76,7 @@ def _ladder(record: RunRecord) -> Lines:
 
 
 def _components(record: RunRecord) -> Lines:
-    times = {variant.name: component_times(variant) for variant in record.variants}
+    times = {name: component_times(metrics) for name, metrics in at_one_load(record).items()}
     names = list(dict.fromkeys(name for parts in times.values() for name in parts))
     if not names:
         return []

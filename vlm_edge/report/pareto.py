@@ -13,7 +13,7 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.numbers import format_of, measurement_text
 from vlm_edge.report.svg import Scale, escaped, scale_over, tag
-from vlm_edge.report.views import metrics_of
+from vlm_edge.report.views import at_one_load
 
 LATENCIES = ("latency_p90_ms", "latency_p50_ms")
 LARGEST_RADIUS = 20.0
@@ -54,8 +54,9 @@ class Box:
 
 
 def pareto_points(record: RunRecord) -> list[Point]:
-    """The variants that have an accuracy and a latency: p90 where all have it, else p50."""
-    found = [(variant, metrics_of(variant)) for variant in record.variants]
+    """The variants that have an accuracy and a latency, as in one sitting: p90 where all have it, else p50."""
+    shown = at_one_load(record)
+    found = [(variant, shown[variant.name]) for variant in record.variants]
     measured = [(variant, metrics) for variant, metrics in found if "accuracy" in metrics]
     for latency in LATENCIES:
         if measured and all(latency in metrics for _, metrics in measured):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,33 @@ def metrics_of(variant: VariantRecord) -> dict[str, Measurement]:
     return {found.metric: found for found in variant.measurements}
 
 
+def at_one_load(record: RunRecord, *, but: Collection[str] = ()) -> dict[str, dict[str, Measurement]]:
+    """Each variant's measurements by metric, its latencies as if all had been measured in the baseline's sitting.
+
+    A variant's milliseconds belong to the minutes in which they were measured, and to what else the host did then. Its
+    speed-up is over the baseline in the same rounds. So the baseline's milliseconds over the speed-up are given, with
+    the speed-up's interval, and components' times by the same factor. Metrics in ``but`` stay as they were measured.
+    """
+    shown = {variant.name: metrics_of(variant) for variant in record.variants}
+    before = shown[record.variants[0].name] if record.variants else {}
+    for variant in record.variants[1:]:
+        metrics = shown[variant.name]
+        for metric, own in list(metrics.items()):
+            base, part = split_metric(metric)
+            speedup = metrics.get(f"{base.removesuffix('_ms')}_speedup") if base.endswith("_ms") else None
+            if speedup is None or base not in before or metric in but or not speedup.low > 0:
+                continue
+            ms = before[base].value
+            if part is None:
+                ends = {"low": ms / speedup.high, "value": ms / speedup.value, "high": ms / speedup.low, "n": speedup.n}
+                metrics[metric] = own.model_copy(update=ends)
+            elif own_whole := metrics_of(variant).get(base):
+                factor = ms / speedup.value / own_whole.value
+                ends = {end: factor * getattr(own, end) for end in ("low", "value", "high")}
+                metrics[metric] = own.model_copy(update=ends)
+    return shown
+
+
 def task_rows(record: RunRecord, variant: VariantRecord, *, slices: bool) -> list[TaskRow]:
     """The task's metrics of a variant beside the baseline's: those of all samples, or those of the slices.
 
@@ -99,11 +126,11 @@ def slice_name(row: TaskRow) -> str:
     return part if base == "accuracy" and part is not None else named_format(row.metric).title
 
 
-def component_times(variant: VariantRecord, percentile: str = "p50") -> dict[str, Measurement]:
+def component_times(metrics: Mapping[str, Measurement], percentile: str = "p50") -> dict[str, Measurement]:
     """Latency of each part of a query, by the part's name; empty where it was not measured."""
     parts = {}
-    for found in variant.measurements:
-        base, part = split_metric(found.metric)
+    for metric, found in metrics.items():
+        base, part = split_metric(metric)
         if base == f"latency_{percentile}_ms" and part is not None:
             parts[part] = found
     return parts

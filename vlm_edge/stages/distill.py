@@ -53,6 +53,9 @@ class DistillConfig(TrainingConfig):
     """``distill: {student: mobilevit-xxs, epochs: 4}``."""
 
     epochs: float = Field(default=4.0, gt=0, le=10_000, description="passes over the training images")
+    samples: int | None = Field(
+        default=None, ge=1, description="use at most so many training questions, drawn by whole images; null: all"
+    )
     images_per_batch: int = Field(default=32, ge=1, le=4096)
     learning_rate: float = Field(default=1e-3, gt=0, le=1.0, description="the student's peak, after warm-up")
     student: str = "mobilevit-xxs"
@@ -117,7 +120,7 @@ def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
     assert inputs.task is not None
     loaded, dense = load_checkpoint(inputs.source.path), load_checkpoint(inputs.teacher.path)
     model, family = loaded.model, loaded.family
-    data = load_training_set(inputs.task, family, loaded.folder, work)
+    data = load_training_set(inputs.task, family, loaded.folder, work, limit=config.samples)
     size = (data.image_processing.height, data.image_processing.width)
     wanted = student_config(config, *size)
     operation = {"op": "replace_vision_tower", "student": config.student, "config": wanted.model_dump(mode="json")}
