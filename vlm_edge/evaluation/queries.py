@@ -46,7 +46,7 @@ def read_images(samples: Samples) -> list[tuple[Pixels, str]]:
     held, reason = 0, "no sample"
     for path, text in samples["items"]:
         try:
-            image = read_image(Path(path))
+            image = read_image(Path(path), "white")  # what transparent pixels become changes no time
         except VlmEdgeError as error:
             reason = error.message
             continue

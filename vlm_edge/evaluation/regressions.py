@@ -63,7 +63,7 @@ def regressions(baseline: Outcomes, candidate: Outcomes, dataset: Dataset, most:
 def thumbnail(path: Path) -> str:
     """A small PNG of an image as a data URL; an empty text if it cannot be read."""
     try:
-        image = Image.fromarray(read_image(path))
+        image = Image.fromarray(read_image(path, "white"))
     except VlmEdgeError:
         return ""
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,62 +11,71 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.manifest import ImageProcessing
+from vlm_edge.processing.image_files import (
+    AGAIN,
+    DECODE_ERRORS,
+    check_kind,
+    check_size,
+    file_content,
+    open_content,
+    shown,
+)
+from vlm_edge.processing.manifest import ImageProcessing, Transparency
 
 Pixels = NDArray[np.uint8]
-ImageSource = str | Path | bytes | Image.Image | Pixels
+ImageSource = str | Path | bytes | io.BytesIO | Image.Image | Pixels
 
-MAX_SIDE = 16_384
-"""Longest side that is decoded, in pixels."""
-MAX_PIXELS = 89_478_485
-"""Largest area that is decoded: Pillow's own bound, a quarter of a GiB of RGB."""
-
-_CONVERTED_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"})
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,  # Pillow's word for a broken file structure
-    ValueError,
-    EOFError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
+STRIP_PIXELS = 2**22
+"""Pixels that are converted to RGB at a time: a larger image is never held as RGB twice."""
+MAX_SCALED_PIXELS = 2**24
+"""Largest area that an image is scaled to before its centre is cropped; beyond it, only the centre is scaled."""
+_TURNING = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "transparency"}
+"""Where a PIL image says that it is turned or transparent."""
 
 
-def read_image(source: ImageSource) -> Pixels:
+def read_image(source: ImageSource, transparency: Transparency = "refuse") -> Pixels:
     """One RGB image, (height, width, 3) uint8, from a file, its bytes, a PIL image or an array.
 
-    Greyscale, palette and alpha images are converted (alpha is dropped, as transformers does), and EXIF orientation is
-    applied. What has no one right conversion to 8-bit RGB is refused rather than guessed: 16-bit and float samples
-    (Pillow would clip them to white), CMYK and Lab (their colours need a profile), more than one frame. An array is
-    taken as RGB: (height, width, 3) or grey (height, width), uint8.
+    Greyscale, palette and alpha images are converted, and EXIF orientation is applied. ``transparency`` says what
+    becomes of pixels that are not opaque, as the model's image processor has it (``ImageProcessing.transparency``).
+    What has no one right conversion to 8-bit RGB is refused rather than guessed: 16-bit and float samples (Pillow
+    would clip them to white), CMYK and Lab (their colours need a profile), more than one frame. An array is taken as
+    RGB: (height, width, 3) or grey (height, width), uint8.
 
     Raises:
-        VlmEdgeError: the image is missing, empty, corrupt, no image, over ``MAX_SIDE`` or ``MAX_PIXELS`` (told from
-            the header, before decoding), or of a kind that is refused; the message names the file.
+        VlmEdgeError: the image is missing, no regular file, empty, corrupt, incomplete, of no known format, over
+            ``MAX_SIDE`` or ``MAX_PIXELS`` (told from the header, before decoding), or of a kind that is refused; the
+            message names the file.
     """
     if isinstance(source, np.ndarray):
         return _checked_array(source)
     if isinstance(source, Image.Image):
-        if source.mode == "RGB" and not isinstance(source, ImageFile.ImageFile) and "exif" not in source.info:
-            _check_size(source, "the image")  # in memory and already RGB: nothing to decode or turn
-            return np.asarray(source)
-        return _decoded(source, str(getattr(source, "filename", "") or "the image"))
+        name = shown(getattr(source, "filename", "") or "the image")
+        check_size(source.size, name)
+        if source.mode == "RGB" and not isinstance(source, ImageFile.ImageFile) and not _TURNING & source.info.keys():
+            return np.asarray(source)  # in memory and already RGB: nothing to decode, to turn or to blend
+        check_kind(source, name)
+        return _upright_rgb(source, transparency, name)
+    if isinstance(source, io.BytesIO):
+        source = source.getvalue()
     if isinstance(source, bytes):
-        return _opened(source, "the image (bytes)")
+        name = "the image (bytes)"
+        return _upright_rgb(open_content(source, name), transparency, name)
+    if not isinstance(source, str | Path):
+        raise VlmEdgeError(
+            f"the image: a {type(source).__name__} is no image",
+            "give a path, a file's bytes, a PIL image, or RGB uint8 (height, width, 3)",
+        )
     path = Path(source)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise VlmEdgeError(f"{path}: no such image", "check the path") from error
-    except OSError as error:
-        raise VlmEdgeError(f"{path}: can't be read as an image: {error.strerror}", "give an image file") from error
-    return _opened(content, str(path))
+    return _upright_rgb(open_content(file_content(path), shown(path)), transparency, shown(path))
+
+
+def read_images(sources: Sequence[ImageSource], spec: ImageProcessing) -> list[Pixels]:
+    """Images as the model of ``spec`` sees them, by :func:`read_image`."""
+    return [read_image(source, spec.transparency) for source in sources]
 
 
 def preprocess(images: Sequence[Pixels], spec: ImageProcessing) -> NDArray[np.float32]:
@@ -98,8 +105,24 @@ def _normalize_table(
 
 def _resized(image: Pixels, spec: ImageProcessing) -> Pixels:
     """Resize with PIL's filter ``spec.resample``, then crop the centre (padding with zeros what is too small)."""
-    image = resized(image, resize_target(image.shape[0], image.shape[1], spec), spec.resample)
+    height, width = resize_target(image.shape[0], image.shape[1], spec)
+    if height * width <= MAX_SCALED_PIXELS:
+        image = resized(image, (height, width), spec.resample)
+    else:
+        image = _resized_center(image, (height, width), spec)
     return _center_cropped(image, spec.height, spec.width) if image.shape[:2] != (spec.height, spec.width) else image
+
+
+def _resized_center(image: Pixels, size: tuple[int, int], spec: ImageProcessing) -> Pixels:
+    """The middle of the image at ``size`` (height, width), no larger than the crop: a thin image's shorter side may
+    be scaled so far up that the whole would take gigabytes. First the width, then the height, as PIL does."""
+    height, width = (min(whole, crop) for whole, crop in zip(size, (spec.height, spec.width), strict=True))
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    down, across, resample = image.shape[0] / size[0], image.shape[1] / size[1], Image.Resampling(spec.resample)
+    columns = (left * across, 0, (left + width) * across, image.shape[0])
+    narrow = Image.fromarray(image).resize((width, image.shape[0]), resample=resample, box=columns)
+    rows = (0, top * down, width, (top + height) * down)
+    return np.asarray(narrow.resize((width, height), resample=resample, box=rows))
 
 
 def resize_target(height: int, width: int, spec: ImageProcessing) -> tuple[int, int]:
@@ -144,74 +167,45 @@ def _checked_array(array: NDArray[Any]) -> Pixels:
             f"image array: {array.dtype} {array.shape} is not uint8 (height, width, 3)",
             "give RGB bytes, channels last, values 0 to 255",
         )
-    if 0 in array.shape:
-        raise VlmEdgeError(f"image array: {array.shape} holds no pixel", "give at least one pixel")
+    check_size((array.shape[1], array.shape[0]), "image array")
     return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array
 
 
-def _opened(content: bytes, name: str) -> Pixels:
-    if not content:
-        raise VlmEdgeError(f"{name}: the file is empty (0 bytes)", "copy or download it again")
-    try:
-        image = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:
-        raise VlmEdgeError(
-            f"{name}: not an image, or its header is corrupt", "give a PNG, JPEG, WebP, BMP, GIF or TIFF image"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise VlmEdgeError(f"{name}: {_too_large()}: {error}", "scale it down first") from error
-    except _DECODE_ERRORS as error:
-        raise VlmEdgeError(f"{name}: its header is corrupt: {error}", "copy or download it again") from error
-    with image:
-        return _decoded(image, name)
-
-
-def _decoded(image: Image.Image, name: str) -> Pixels:
-    _check_size(image, name)
-    _check_kind(image, name)
+def _upright_rgb(image: Image.Image, transparency: Transparency, name: str) -> Pixels:
+    """A checked image as RGB, turned as its EXIF data say, a strip at a time."""
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode == "P" and "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        return np.asarray(upright.convert("RGB"))
-    except _DECODE_ERRORS as error:
-        raise VlmEdgeError(f"{name}: corrupt or cut short: {error}", "copy or download it again") from error
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        rows = max(1, STRIP_PIXELS // image.width)
+        if image.height <= rows:
+            return _turned(np.asarray(_rgb(image, transparency, name)), orientation)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            pixels[top : top + rows] = np.asarray(_rgb(strip, transparency, name))
+        return _turned(pixels, orientation)
+    except DECODE_ERRORS as error:
+        raise VlmEdgeError(f"{name}: corrupt or cut short: {error}", AGAIN) from error
 
 
-def _too_large() -> str:
-    return f"over {MAX_SIDE:,} pixels wide or high, or over {MAX_PIXELS:,} pixels in all"
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """An array stored in one of EXIF's eight orientations, upright (a view)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    return pixels[:: -1 if orientation in (3, 4, 7, 8) else 1, :: -1 if orientation in (2, 3, 6, 7) else 1]
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
-        raise VlmEdgeError(f"{name}: {width} x {height} is {_too_large()}; it was not decoded", "scale it down first")
-    if not width or not height:
-        raise VlmEdgeError(f"{name}: {width} x {height} holds no pixel", "give at least one pixel")
-
-
-def _check_kind(image: Image.Image, name: str) -> None:
-    """Refuse what can't be converted to 8-bit RGB without guessing; the decoder's settings tell 16-bit colour."""
-    settings = repr([tile[3] for tile in getattr(image, "tile", ())])
-    if image.mode.startswith(("I", "F")) or ";16" in settings:
-        bits = "32-bit" if image.mode in ("I", "F") and ";16" not in settings else "16-bit"
+def _rgb(image: Image.Image, transparency: Transparency, name: str) -> Image.Image:
+    """The image as RGB, transparent pixels as transformers' ``convert_to_rgb`` treats them."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    if transparency == "white":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    elif transparency == "refuse" and image.getchannel("A").getextrema() != (255, 255):
         raise VlmEdgeError(
-            f"{name}: {bits} samples (mode {image.mode}); 8-bit images are taken",
-            "scale it to 8 bits with the range that the model was trained on, then save it as PNG",
+            f"{name}: it has transparent pixels, and the model's image processor has no rule for them",
+            "put it on the background that the model was trained with, for example "
+            "`magick IN -background white -flatten OUT.png`",
         )
-    if image.mode not in _CONVERTED_MODES:
-        raise VlmEdgeError(
-            f"{name}: mode {image.mode}; RGB, greyscale, palette and alpha images are taken",
-            "convert it to sRGB with its colour profile (for example `magick IN -profile sRGB.icc OUT.png`)",
-        )
-    # a phone's MPO is a photograph with a second picture behind it, no animation
-    if image.format != "MPO" and (frames := _frame_count(image, name)) > 1:
-        raise VlmEdgeError(f"{name}: animated or paged, {frames} frames; one is taken", "save the frame that you mean")
-
-
-def _frame_count(image: Image.Image, name: str) -> int:
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except _DECODE_ERRORS as error:
-        raise VlmEdgeError(f"{name}: corrupt or cut short: {error}", "copy or download it again") from error
+    return image.convert("RGB")

@@ -108,6 +108,10 @@ class PatchRows(_Frozen):
 Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid | CanvasTiles | PatchRows, Field(discriminator="kind")]
 
 
+Transparency = Literal["white", "drop", "refuse"]
+"""What becomes of an image's alpha: composited on white, ignored, or refused where a pixel is not opaque."""
+
+
 class ImageProcessing(_Frozen):
     """RGB image -> ``pixel_values`` (batch, 3, height, width) float32, as transformers' PIL image processors do.
 
@@ -118,6 +122,7 @@ class ImageProcessing(_Frozen):
     sides are rounded down to multiples of it (BridgeTower).
     ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size; with a
     :class:`PatchGrid` or :class:`PatchRows` images have sizes of their own, and ``height`` and ``width`` are one.
+    ``transparency`` is what the processor does before all that.
     """
 
     height: int
@@ -132,6 +137,7 @@ class ImageProcessing(_Frozen):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     bgr: bool = False
+    transparency: Transparency = "refuse"
     tiles: Tiles | None = None
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, read_image
+from vlm_edge.processing.images import ImageSource, read_images
 from vlm_edge.processing.manifest import PatchRows, PipelineManifest
 from vlm_edge.processing.patch_rows import row_picture, stacked
 from vlm_edge.processing.text import TextEncoder
@@ -44,7 +44,9 @@ class AnswerHeadPipeline:
     def encode_images(self, images: Sequence[ImageSource]) -> Pictures:
         """Images -> their patches, which is all that is made of an image before it meets a question."""
         pictures = np.empty(len(images), np.object_)
-        pictures[:] = [row_picture(read_image(image), self.manifest.image, self._rows) for image in images]
+        pictures[:] = [
+            row_picture(image, self.manifest.image, self._rows) for image in read_images(images, self.manifest.image)
+        ]
         return pictures
 
     def answer_batch(self, pictures: Pictures, questions: Sequence[str], *, batch_size: int = 16) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_edge.engines.base import Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, preprocess, read_image
+from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches, require, require_text
@@ -63,7 +63,7 @@ class CaptioningPipeline:
         """As :meth:`caption_batch`: the ids of each text, without the prompt and the end token."""
         captions: list[list[int]] = []
         for part in batches(images, batch_size):
-            pixel_values = preprocess(list(map(read_image, part)), self.manifest.image)
+            pixel_values = preprocess(read_images(part, self.manifest.image), self.manifest.image)
             cross = self._vision.infer({"pixel_values": pixel_values})
             start = np.full((len(part), 1), self._generation.start_token_id, np.int64)
             if prompt:

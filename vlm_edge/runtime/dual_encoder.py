@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, read_image
+from vlm_edge.processing.images import ImageSource, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.pictures import image_inputs
 from vlm_edge.processing.text import TextEncoder
@@ -30,7 +30,7 @@ class DualEncoderPipeline:
     def embed_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> (images, dim) float32, each row of length 1."""
         parts = [
-            self._vision.infer(image_inputs(list(map(read_image, part)), self.manifest.image))
+            self._vision.infer(image_inputs(read_images(part, self.manifest.image), self.manifest.image))
             for part in batches(images, batch_size)
         ]
         return joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, preprocess, read_image
+from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches, joined, require, softmax
@@ -55,7 +55,9 @@ class EmbeddingPipeline:
 
     def _outputs(self, images: Sequence[ImageSource], batch_size: int, output: str) -> Array:
         parts = [
-            self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})[output]
+            self._vision.infer(
+                {"pixel_values": preprocess(read_images(part, self.manifest.image), self.manifest.image)}
+            )[output]
             for part in batches(images, batch_size)
         ]
         return joined(parts, self._vision, output)

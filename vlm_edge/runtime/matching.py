@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, preprocess, read_image
+from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches, joined, require, require_text, softmax
@@ -28,7 +28,9 @@ class MatchingPipeline:
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> what the fusion reads of each: features (images, ..., hidden) float32."""
         parts = [
-            self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})
+            self._vision.infer(
+                {"pixel_values": preprocess(read_images(part, self.manifest.image), self.manifest.image)}
+            )
             for part in batches(images, batch_size)
         ]
         return joined([part["image_features"] for part in parts], self._vision, "image_features")
@@ -79,7 +81,9 @@ class MatchingPipeline:
         """
         self._embedding_encoder()
         parts = [
-            self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})
+            self._vision.infer(
+                {"pixel_values": preprocess(read_images(part, self.manifest.image), self.manifest.image)}
+            )
             for part in batches(images, batch_size)
         ]
         return joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")

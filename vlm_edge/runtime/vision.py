@@ -58,7 +58,7 @@ class ImageEncoder:
         """
         held: list[Picture] = []
         for image in images:
-            held.append(picture_of(read_image(image), self._image, self._prompt))
+            held.append(picture_of(read_image(image, self._image.transparency), self._image, self._prompt))
             if self._alone or sum(picture.tiles for picture in held) >= tiles_at_once:
                 yield from self._run(held, tiles_at_once)
                 held = []

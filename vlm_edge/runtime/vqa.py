@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, preprocess, read_image
+from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches, joined, require, require_text
@@ -32,14 +32,16 @@ class VqaPipeline:
         Raises:
             VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
         """
-        pixel_values = preprocess([read_image(image)], self.manifest.image)
+        pixel_values = preprocess(read_images([image], self.manifest.image), self.manifest.image)
         features = self._vision.infer({"pixel_values": pixel_values})["image_features"]
         return self.decode(self._answer_ids(features, [question], self._generation.max_new_tokens)[0])
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> features (images, tokens, hidden) float32, ``batch_size`` at a time."""
         parts = [
-            self._vision.infer({"pixel_values": preprocess(list(map(read_image, part)), self.manifest.image)})
+            self._vision.infer(
+                {"pixel_values": preprocess(read_images(part, self.manifest.image), self.manifest.image)}
+            )
             for part in batches(images, batch_size)
         ]
         return joined([part["image_features"] for part in parts], self._vision, "image_features")

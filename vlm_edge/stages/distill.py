@@ -208,7 +208,7 @@ def faults(config: DistillConfig, named: Named) -> list[tuple[str, str]]:
 
 SPEC = StageSpec(
     name="distill",
-    version=1,
+    version=2,
     level=Level.MODEL,
     config=DistillConfig,
     check=faults,

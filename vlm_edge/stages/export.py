@@ -161,7 +161,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
 
 SPEC = StageSpec(
     name="export",
-    version=4,
+    version=5,
     level=Level.GRAPH,
     config=ExportConfig,
     output=ArtifactKind.GRAPHS,

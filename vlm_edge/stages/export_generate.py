@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm_edge.engines.base import Engine
 from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.families.generate import LanguageFamily
-from vlm_edge.processing.images import read_image
+from vlm_edge.processing.images import read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
@@ -78,7 +78,7 @@ def reference_answer(
     assert manifest.prompt is not None
     assert manifest.generation is not None
     prompt = manifest.prompt
-    pictures = [picture_of(read_image(image), manifest.image, prompt) for image in request.images]
+    pictures = [picture_of(image, manifest.image, prompt) for image in read_images(request.images, manifest.image)]
     whole = prompt_text(prompt, request.question, pictures, request.prompt)
     ids, mask = map(torch.from_numpy, text.encode([whole], special_tokens=prompt.special_tokens))
     if prompt.instruction and pictures:

@@ -128,7 +128,7 @@ def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
 
 SPEC = StageSpec(
     name="prune",
-    version=1,
+    version=2,
     level=Level.MODEL,
     config=PruneConfig,
     check=faults,

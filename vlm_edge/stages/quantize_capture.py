@@ -174,7 +174,7 @@ def capture_inputs(
         for index, sample in enumerate(dataset.samples):
             held_out += _hold_out(engines, index, samples)
             try:
-                image = read_image(sample.image)
+                image = read_image(sample.image, manifest.image.transparency)
             except VlmEdgeError as error:
                 skipped[sample.image.name] = error.message
             else:

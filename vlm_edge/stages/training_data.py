@@ -28,7 +28,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family, TrainingBatch
 from vlm_edge.files import write_atomically
 from vlm_edge.numerics.losses import IGNORED
-from vlm_edge.processing.images import preprocess, read_image
+from vlm_edge.processing.images import preprocess, read_images
 from vlm_edge.processing.manifest import ImageProcessing
 
 CHUNK_ROWS = 128
@@ -225,7 +225,7 @@ def _cache_pixels(
         known = len(bad)
         for position, row in enumerate(rows):
             try:
-                pixels[position] = preprocess([read_image(paths[row])], raw)[0].transpose(1, 2, 0)
+                pixels[position] = preprocess(read_images([paths[row]], raw), raw)[0].transpose(1, 2, 0)
             except VlmEdgeError as error:
                 bad[str(paths[row])] = str(error)
         if len(bad) > known:

@@ -18,6 +18,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings
 from vlm_edge.evaluation.outcomes import Outcomes
 from vlm_edge.processing.images import Pixels, read_image
+from vlm_edge.processing.manifest import ImageProcessing
 
 IMAGES_AT_ONCE = 16
 Floats = NDArray[np.float64]
@@ -87,8 +88,11 @@ def samples_by_image(dataset: Dataset) -> dict[Path, list[Sample]]:
     return dict(images)
 
 
-def decoded_images(dataset: Dataset, progress: Progress, unreadable: dict[Path, str]) -> Iterator[dict[Path, Pixels]]:
-    """Every image once, some at a time. Those that cannot be read go to ``unreadable`` with the reason.
+def decoded_images(
+    spec: ImageProcessing, dataset: Dataset, progress: Progress, unreadable: dict[Path, str]
+) -> Iterator[dict[Path, Pixels]]:
+    """Every image once, some at a time, as the model of ``spec`` sees it. Those that cannot be read go to
+    ``unreadable`` with the reason.
 
     Raises:
         VlmEdgeError: more than 1% of the images cannot be read.
@@ -97,7 +101,7 @@ def decoded_images(dataset: Dataset, progress: Progress, unreadable: dict[Path, 
     with progress.bar(f"{dataset.name}: {len(dataset.samples):,} samples", len(paths)) as bar:
         for start in range(0, len(paths), IMAGES_AT_ONCE):
             part = paths[start : start + IMAGES_AT_ONCE]
-            decoded = _decode(part, unreadable)
+            decoded = _decode(part, spec, unreadable)
             reasons = {path.name: reason for path, reason in unreadable.items()}
             check_unreadable(dataset.name, dataset.split, reasons, len(paths))
             if decoded:
@@ -110,11 +114,11 @@ def readable_samples(dataset: Dataset, unreadable: Mapping[Path, str]) -> list[S
     return [sample for sample in dataset.samples if sample.image not in unreadable]
 
 
-def _decode(paths: Sequence[Path], unreadable: dict[Path, str]) -> dict[Path, Pixels]:
+def _decode(paths: Sequence[Path], spec: ImageProcessing, unreadable: dict[Path, str]) -> dict[Path, Pixels]:
     decoded = {}
     for path in paths:
         try:
-            decoded[path] = read_image(path)
+            decoded[path] = read_image(path, spec.transparency)
         except VlmEdgeError as error:
             unreadable[path] = error.message
     return decoded

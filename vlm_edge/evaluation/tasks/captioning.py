@@ -20,7 +20,7 @@ def run(pipeline: CaptioningPipeline, dataset: Dataset, progress: Progress) -> R
     prompt = dataset.prompts[0] if dataset.prompts else ""
     unreadable: dict[Path, str] = {}
     tokens: dict[Path, list[int]] = {}
-    for images in decoded_images(dataset, progress, unreadable):
+    for images in decoded_images(pipeline.manifest.image, dataset, progress, unreadable):
         tokens.update(zip(images, pipeline.caption_ids(list(images.values()), prompt), strict=True))
     captions = {path: pipeline.decode(ids) for path, ids in tokens.items()}
     scores = cider_scores(

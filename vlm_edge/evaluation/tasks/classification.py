@@ -17,13 +17,14 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
 from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples
 from vlm_edge.processing.images import Pixels
+from vlm_edge.processing.manifest import ImageProcessing
 from vlm_edge.runtime import DualEncoderPipeline, EmbeddingPipeline
 
 TOP = 5
 
 
 def every_image(
-    compute: Callable[[Sequence[Pixels]], Array], dataset: Dataset, progress: Progress
+    compute: Callable[[Sequence[Pixels]], Array], spec: ImageProcessing, dataset: Dataset, progress: Progress
 ) -> tuple[Array, list[Sample], list[int], dict[Path, str]]:
     """What ``compute`` makes of images, some at a time: (images, dim); the samples whose image could be read, each
     one's row, and why the other images could not.
@@ -31,7 +32,7 @@ def every_image(
     unreadable: dict[Path, str] = {}
     parts: list[Array] = []
     row_of: dict[Path, int] = {}
-    for images in decoded_images(dataset, progress, unreadable):
+    for images in decoded_images(spec, dataset, progress, unreadable):
         parts.append(compute(list(images.values())))
         row_of |= {path: row for row, path in enumerate(images, start=len(row_of))}
     samples = readable_samples(dataset, unreadable)
@@ -50,7 +51,7 @@ def run(pipeline: DualEncoderPipeline | EmbeddingPipeline, dataset: Dataset, pro
     if isinstance(pipeline, EmbeddingPipeline):
         return _by_head(pipeline, dataset, progress)
     classes = pipeline.label_embeddings(dataset.labels, dataset.prompts)
-    embedded, samples, rows, unreadable = every_image(pipeline.embed_images, dataset, progress)
+    embedded, samples, rows, unreadable = every_image(pipeline.embed_images, pipeline.manifest.image, dataset, progress)
     scores, predictions = _ranked((embedded @ classes.T)[rows], dataset.labels, samples)
     position = {label: index for index, label in enumerate(dataset.labels)}
     embeddings = Embeddings(
@@ -70,7 +71,7 @@ def _by_head(pipeline: EmbeddingPipeline, dataset: Dataset, progress: Progress) 
             f"{dataset.name}: the model has no class {', '.join(lacking[:5])}; it has: {known}",
             "name the data set's classes as the model's config.json (id2label) does",
         )
-    likely, samples, rows, unreadable = every_image(pipeline.classify, dataset, progress)
+    likely, samples, rows, unreadable = every_image(pipeline.classify, pipeline.manifest.image, dataset, progress)
     scores, predictions = _ranked(likely[rows], labels, samples)
     return Rows(samples, scores, predictions, unreadable)
 

@@ -41,7 +41,9 @@ def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, prog
         VlmEdgeError: there are fewer than two images or two captions.
     """
     embeds = not isinstance(pipeline, MatchingPipeline) or pipeline.has_embeddings
-    embedded, samples, rows, unreadable = every_image(pipeline.embed_images if embeds else _none, dataset, progress)
+    embedded, samples, rows, unreadable = every_image(
+        pipeline.embed_images if embeds else _none, pipeline.manifest.image, dataset, progress
+    )
     captions = list(dict.fromkeys(caption for sample in samples for caption in sample.answers))
     if len(samples) < 2 or len(captions) < 2:
         raise VlmEdgeError(

@@ -53,7 +53,7 @@ def answer_dataset(pipeline: Answering, dataset: Dataset, progress: Progress) ->
     asked = samples_by_image(dataset)
     unreadable: dict[Path, str] = {}
     answers: dict[str, list[int]] = {}
-    for images in decoded_images(dataset, progress, unreadable):
+    for images in decoded_images(pipeline.manifest.image, dataset, progress, unreadable):
         answers |= answer_questions(pipeline, images, asked)
     samples = readable_samples(dataset, unreadable)
     tokens = [answers[sample.id] for sample in samples]
