@@ -97,6 +97,7 @@ def test_exported_it_embeds_as_the_clip_it_was(tmp_path: Path) -> None:
     assert facts["composed"]["max_relative_error"] < 1e-5
     pipeline = load_pipeline(folder, threads=1)
     assert isinstance(pipeline, DualEncoderPipeline)
+    assert pipeline.manifest.image.transparency == "refuse"  # open_clip scales images before it drops alpha
     processor = CLIPImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_mean=[0.5, 0.4, 0.3],
         image_std=[0.2, 0.3, 0.4],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.processors import processed_pixels
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 
 
@@ -134,6 +135,10 @@ class Family(ABC):
     @abstractmethod
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """The checkpoint's image processor, as data."""
+
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        """What transformers' image processor makes of one image (PIL, or RGB uint8), by the vision encoder's inputs."""
+        return processed_pixels(processor, image, spec)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing | None:
         """The checkpoint's tokenizer, as data; None where nothing is read or written."""

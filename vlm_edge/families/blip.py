@@ -46,7 +46,8 @@ class BlipVqa(Family):
         return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, BlipImageProcessorPil)
+        tower = BlipConfig.from_dict(read_config(checkpoint)).vision_config
+        return read_image_processing(checkpoint, BlipImageProcessorPil, tower)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         return read_text_processing(checkpoint, self._text_config(checkpoint)["max_position_embeddings"])

@@ -100,7 +100,7 @@ class Blip2(LanguageFamily):
         return prompt
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class)
+        return read_image_processing(checkpoint, self.image_processor_class, self.config(checkpoint).vision_config)
 
     def image_tokens(self, config: Any) -> int:
         return int(config.num_query_tokens)

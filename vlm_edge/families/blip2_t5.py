@@ -84,7 +84,8 @@ class Blip2T5(Family):
         return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, BlipImageProcessorPil)
+        tower = Blip2Config.from_dict(read_config(checkpoint)).vision_config
+        return read_image_processing(checkpoint, BlipImageProcessorPil, tower)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         """Every text is a question (the short form that is in any text is the empty one)."""

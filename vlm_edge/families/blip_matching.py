@@ -96,7 +96,8 @@ class BlipMatching(Family):
         return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, BlipImageProcessorPil)
+        tower = BlipConfig.from_dict(read_config(checkpoint)).vision_config
+        return read_image_processing(checkpoint, BlipImageProcessorPil, tower)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         text = BlipConfig.from_dict(read_config(checkpoint)).text_config

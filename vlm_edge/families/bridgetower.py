@@ -116,7 +116,9 @@ class BridgeTower(Family):
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """Resized as the processor does, which bounds the longer side at 1333 / 800 of the shorter."""
-        processor = load_image_processor(checkpoint, BridgeTowerImageProcessorPil)
+        processor = load_image_processor(
+            checkpoint, BridgeTowerImageProcessorPil, alike=(BridgeTowerImageProcessorPil,)
+        )
         longest = int(1333 / 800 * processor.size.get("shortest_edge", 0)) or None
         return image_processing_of(processor, checkpoint, longest_edge=longest)
 

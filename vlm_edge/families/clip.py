@@ -90,8 +90,10 @@ class Clip(Family):
         settings = checkpoint / open_clip.CONFIG_NAME
         if settings.is_file() and not (checkpoint / "preprocessor_config.json").is_file():
             processor = open_clip.image_processor(read_json_object(settings), read_config(checkpoint))
-            return image_processing_of(self.image_processor_class(**processor), checkpoint)
-        return read_image_processing(checkpoint, self.image_processor_class)
+            spec = image_processing_of(self.image_processor_class(**processor), checkpoint)
+            return spec.model_copy(update={"transparency": "refuse"})  # open_clip resizes before it drops alpha
+        tower = self.config_class.from_dict(read_config(checkpoint)).vision_config
+        return read_image_processing(checkpoint, self.image_processor_class, tower)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         config = self.config_class.from_dict(read_config(checkpoint))

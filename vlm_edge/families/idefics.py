@@ -7,7 +7,7 @@ layers of a Llama. A token sees the last image before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,16 +98,14 @@ class Idefics(LanguageFamily):
         return tuple(f"{FIRST}User:{each}{QUESTION}{end}\nAssistant:" for each in images)
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class)
+        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
         spec = ImageProcessing(
             height=processor.size["height"], width=processor.size["width"], **pixel_settings(processor)
         )
-        return checked_pictures(
-            checkpoint,
-            processor,
-            spec,
-            lambda image: {"pixel_values": np.asarray(processor(image, return_tensors="np"))},
-        )
+        return checked_pictures(checkpoint, processor, spec, self.processed)
+
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        return {"pixel_values": np.asarray(processor(image, return_tensors="np"))}
 
     def image_tokens(self, config: Any) -> int:
         """The one that stands for the image in the text; its latents are in the cross-attention."""

@@ -7,7 +7,7 @@ A SigLIP-like tower sees square tiles, and the connector puts each square of pat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ class Idefics3(LanguageFamily):
     image_processor_class: Any = Idefics3ImageProcessorPil
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class)
+        alike = (Idefics3ImageProcessorPil, SmolVLMImageProcessorPil)
+        processor = load_image_processor(checkpoint, self.image_processor_class, alike=alike)
         side = self.config(checkpoint).vision_config.image_size
         tile = processor.max_image_size["longest_edge"]
         if tile != side:
@@ -111,11 +112,10 @@ class Idefics3(LanguageFamily):
             ),
             **pixel_settings(processor),
         )
+        return checked_pictures(checkpoint, processor, spec, self.processed)
 
-        def expected(image: Any) -> dict[str, Any]:
-            return {"pixel_values": np.asarray(processor(images=image, return_tensors="np")["pixel_values"])[0]}
-
-        return checked_pictures(checkpoint, processor, spec, expected)
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        return {"pixel_values": np.asarray(processor(images=image, return_tensors="np")["pixel_values"])[0]}
 
     def image_tokens(self, config: Any) -> int:
         vision = config.vision_config

@@ -44,7 +44,7 @@ class Llava(LanguageFamily):
     fallback_prompt: tuple[str, ...] | None = VICUNA
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class)
+        return read_image_processing(checkpoint, self.image_processor_class, self.config(checkpoint).vision_config)
 
     def image_tokens(self, config: Any) -> int:
         """One for every patch; the class token too, where it is kept."""

@@ -7,7 +7,7 @@ that ends a row of patches is an output of the connector, and the runtime puts t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class LlavaNext(Llava):
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """Tiles of the tower's size; config.json's resolutions, which have to be the processor's."""
-        processor = load_image_processor(checkpoint, self.image_processor_class)
+        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
         config = self.config(checkpoint)
         resolutions = [tuple(size) for size in config.image_grid_pinpoints]
         if resolutions != [tuple(size) for size in processor.image_grid_pinpoints]:
@@ -67,12 +67,10 @@ class LlavaNext(Llava):
             tiles=AnyResTiles(resolutions=tuple(resolutions), grid=side // config.vision_config.patch_size),
             **pixel_settings(processor),
         )
-        return checked_pictures(
-            checkpoint,
-            processor,
-            spec,
-            lambda image: {"pixel_values": processor(images=image, return_tensors="np")["pixel_values"][0]},
-        )
+        return checked_pictures(checkpoint, processor, spec, self.processed)
+
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        return {"pixel_values": processor(images=image, return_tensors="np")["pixel_values"][0]}
 
     def connector(self, model: Any) -> nn.Module:
         return TileProjector(model)

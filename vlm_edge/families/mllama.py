@@ -8,7 +8,7 @@ so it is in transformers, and so the model was trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,19 +97,18 @@ class Mllama(LanguageFamily):
     image_processor_class: Any = MllamaImageProcessorPil
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class)
+        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
         spec = ImageProcessing(
             height=processor.size["height"],
             width=processor.size["width"],
             tiles=CanvasTiles(max_tiles=processor.max_image_tiles),
             **pixel_settings(processor),
         )
+        return checked_pictures(checkpoint, processor, spec, self.processed)
 
-        def expected(image: Any) -> dict[str, Any]:
-            inputs = processor(images=image, return_tensors="np")
-            return {name: inputs[name][0] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
-
-        return checked_pictures(checkpoint, processor, spec, expected)
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        inputs = processor(images=image, return_tensors="np")
+        return {name: inputs[name][0] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
 
     def image_tokens(self, config: Any) -> int:
         """The one that stands for the image in the text; its tokens are in the cross-attention."""

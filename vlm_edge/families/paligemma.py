@@ -59,7 +59,7 @@ class PaliGemma(LanguageFamily):
     fallback_special_tokens = False
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class)
+        return read_image_processing(checkpoint, self.image_processor_class, self.config(checkpoint).vision_config)
 
     def image_tokens(self, config: Any) -> int:
         return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2)

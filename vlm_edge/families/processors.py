@@ -8,44 +8,92 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import Pixels, preprocess
-from vlm_edge.processing.manifest import ImageProcessing, Prompt, TextProcessing
+from vlm_edge.processing.images import Pixels, read_image
+from vlm_edge.processing.manifest import ImageProcessing, Prompt, TextProcessing, Transparency
 from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
 
 TOKENIZER_NAME = "tokenizer.json"
+SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Files that an image processor's settings may be in."""
 _PROBES = ("a photo of a cat.", "What's in the picture, 3 DOGS?", "na\u00efve \u2014 \u4e2d")
 """Texts on which the tokenizer of the device is held to transformers'."""
+MOST_STEPS = 1.001
+"""By how many steps of an 8-bit pixel the device's may differ from transformers': one, and what float32 rounds."""
 _PROBE_SIZES = ((37, 61), (90, 40))
 """Heights and widths of images on which preprocessing is held to transformers'."""
 
 
-def read_image_processing(checkpoint: Path, processor_class: Any) -> ImageProcessing:
-    """What ``processor_class`` (a PIL image processor of transformers) does with the settings in ``checkpoint``.
+def read_image_processing(checkpoint: Path, default_class: Any, tower: Any = None) -> ImageProcessing:
+    """What the image processor of ``checkpoint`` does (:func:`load_image_processor`); ``tower``: the config of a vision
+    tower that takes images of one size, its ``image_size``.
 
     Raises:
-        VlmEdgeError: the settings are missing, or :func:`image_processing_of` refuses them.
+        VlmEdgeError: the settings are missing, :func:`image_processing_of` refuses them, or the size is another than
+            the tower's.
     """
-    return image_processing_of(load_image_processor(checkpoint, processor_class), checkpoint)
+    processor = load_image_processor(checkpoint, default_class)
+    spec = image_processing_of(processor, checkpoint)
+    side = getattr(tower, "image_size", None)
+    size = (side, side) if isinstance(side, int) else side and tuple(side)
+    if size and size != (spec.height, spec.width):
+        raise VlmEdgeError(
+            f"{checkpoint}: {settings_file(checkpoint)} makes images of {spec.height} x {spec.width} pixels "
+            f"({type(processor).__name__}), and config.json's vision tower takes {size[0]} x {size[1]}",
+            "copy both files from one source",
+        )
+    return spec
 
 
-def load_image_processor(checkpoint: Path, processor_class: Any) -> Any:
-    """transformers' own image processor, with the settings in ``checkpoint``.
+def settings_file(checkpoint: Path) -> str:
+    """The file that an image processor's settings come from."""
+    return next((name for name in SETTINGS_FILES if (checkpoint / name).is_file()), SETTINGS_FILES[0])
+
+
+def load_image_processor(checkpoint: Path, default_class: Any, *, alike: tuple[Any, ...] | None = None) -> Any:
+    """transformers' own image processor with the settings in ``checkpoint``: of the class that they name, and of
+    ``default_class`` where they name none that transformers has. ``alike``: the only classes whose tiles or patches
+    the family can make.
 
     Raises:
-        VlmEdgeError: there are none.
+        VlmEdgeError: there are no settings, or they name a class without a PIL version, or none of ``alike``.
     """
     try:
-        return processor_class.from_pretrained(checkpoint, local_files_only=True)
-    except (OSError, ValueError) as error:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint, local_files_only=True)
+        found = _named_class(settings) or default_class
+        processor = found.from_pretrained(checkpoint, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
         raise VlmEdgeError(
             f"{checkpoint}: no usable image processor (preprocessor_config.json or processor_config.json)",
             "copy preprocessor_config.json from the model's page into the folder",
         ) from error
+    if alike and not isinstance(processor, alike):
+        raise VlmEdgeError(
+            f"{checkpoint}: {settings_file(checkpoint)}: image_processor_type: {found.__name__}; this architecture's "
+            f"images are cut by {' or '.join(each.__name__ for each in alike)}",
+            "copy preprocessor_config.json and config.json from one source",
+        )
+    return processor
+
+
+def _named_class(settings: Mapping[str, Any]) -> Any:
+    """The PIL class that ``image_processor_type`` (once ``feature_extractor_type``) names; None for none."""
+    named = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    if not isinstance(named, str):
+        return None
+    base = named.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    found = get_image_processor_class_from_name(f"{base}Pil")
+    if found is None and get_image_processor_class_from_name(base) is not None:
+        raise ValueError(f"{base} has no PIL version")
+    return found
 
 
 def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int | None = None) -> ImageProcessing:
@@ -55,8 +103,8 @@ def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int |
     Raises:
         VlmEdgeError: it does something that the manifest can't say.
     """
-    crop = bool(processor.do_center_crop)
-    size, crop_size = processor.size or {}, processor.crop_size or {}
+    crop = bool(getattr(processor, "do_center_crop", False))
+    size, crop_size = processor.size or {}, getattr(processor, "crop_size", None) or {}
     final = crop_size if crop else size
     square = final.get("shortest_edge") if crop else None
     height, width, shortest_edge = final.get("height", square), final.get("width", square), size.get("shortest_edge")
@@ -66,9 +114,9 @@ def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int |
             f"do_resize={processor.do_resize}, size={dict(size)}, do_center_crop={crop}, crop_size={dict(crop_size)}"
         )
         raise VlmEdgeError(
-            f"{checkpoint}: the image processor must resize to height x width, or resize shortest_edge and then crop; "
-            f"got {found}",
-            "set size (and crop_size) in preprocessor_config.json",
+            f"{checkpoint}: the image processor ({type(processor).__name__}) must resize to height x width, or resize "
+            f"shortest_edge and then crop; got {found}",
+            f"set size (and crop_size) in {settings_file(checkpoint)}",
         )
     spec = ImageProcessing(
         height=height,
@@ -81,14 +129,19 @@ def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int |
         bgr=bool(getattr(processor, "do_flip_channel_order", False)),
         **pixel_settings(processor),
     )
-    _check_images(checkpoint, processor, spec)
-    return spec
+    return checked_pictures(checkpoint, processor, spec, processed_pixels)
+
+
+def processed_pixels(processor: Any, image: Any, _spec: ImageProcessing) -> dict[str, NDArray[Any]]:
+    """What transformers' processor makes of one image: ``pixel_values`` (1, 3, height, width)."""
+    return {"pixel_values": np.asarray(processor(images=image, return_tensors="np")["pixel_values"])}
 
 
 def pixel_settings(processor: Any) -> dict[str, Any]:
     """How a processor scales pixels, as fields of :class:`ImageProcessing`."""
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     return {
+        "processor": type(processor).__name__.removesuffix("Pil"),
         "resample": int(processor.resample),
         "rescale_factor": processor.rescale_factor if processor.do_rescale else 1.0,
         "mean": tuple(mean),
@@ -96,44 +149,51 @@ def pixel_settings(processor: Any) -> dict[str, Any]:
     }
 
 
-def checked_pictures(
-    checkpoint: Path, processor: Any, spec: ImageProcessing, expected: Callable[[Pixels], Mapping[str, Any]]
-) -> ImageProcessing:
-    """``spec``, if a picture's inputs are what the processor makes of it: ``expected(image)`` by input name.
+Processed = Callable[[Any, Any, ImageProcessing], Mapping[str, Any]]
+"""(transformers' processor, an image, spec) -> what the processor makes of it, by the vision encoder's inputs."""
+
+
+def checked_pictures(checkpoint: Path, processor: Any, spec: ImageProcessing, processed: Processed) -> ImageProcessing:
+    """``spec``, with what the processor does with transparent images, if it makes of images what the processor does.
 
     Raises:
-        VlmEdgeError: they aren't.
+        VlmEdgeError: it doesn't: the processor does something that the manifest can't say.
     """
-    prompt = Prompt(layouts=("",), image_token="", image_token_id=0, image_tokens=1)
-    step = spec.rescale_factor / min(spec.std)
-    for image in _probe_images():
-        actual = picture_of(image, spec, prompt).inputs
-        for name, values in expected(image).items():
-            if values.shape != actual[name].shape or np.abs(values - actual[name]).max() > step:
-                raise _not_said(checkpoint, processor)
+    generator = np.random.default_rng(0)
+    for size in _PROBE_SIZES:
+        image = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        if picture_difference(image, spec, processed(processor, image, spec)) > MOST_STEPS:
+            raise VlmEdgeError(
+                f"{checkpoint}: {type(processor).__name__} does something with images that the manifest can't say",
+                f"compare {settings_file(checkpoint)} with that of a model of this architecture",
+            )
+    clear = Image.fromarray(generator.integers(0, 256, (*_PROBE_SIZES[0], 4), dtype=np.uint8))
+    try:
+        expected = processed(processor, clear, spec)
+    except (ValueError, TypeError, IndexError):  # four channels are no image to it
+        return spec
+    choices: tuple[Transparency, ...] = ("white", "drop")
+    for choice in choices:
+        if picture_difference(read_image(clear, choice), spec, expected) <= MOST_STEPS:
+            return spec.model_copy(update={"transparency": choice})
     return spec
 
 
-def _probe_images() -> list[Pixels]:
-    generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in _PROBE_SIZES]
-
-
-def _not_said(checkpoint: Path, processor: Any) -> VlmEdgeError:
-    return VlmEdgeError(
-        f"{checkpoint}: {type(processor).__name__} does something with images that the manifest can't say",
-        "compare preprocessor_config.json with that of a model of this architecture",
-    )
-
-
-def _check_images(checkpoint: Path, processor: Any, spec: ImageProcessing) -> None:
-    """Hold ``spec`` to the processor itself, so that a setting that the manifest can't say is told, not lost."""
-    images = _probe_images()
-    expected = processor(images=images, return_tensors="np")["pixel_values"]
-    actual = preprocess(images, spec)
-    step = spec.rescale_factor / min(spec.std)
-    if expected.shape != actual.shape or np.abs(expected - actual).max() > step:
-        raise _not_said(checkpoint, processor)
+def picture_difference(image: Pixels, spec: ImageProcessing, expected: Mapping[str, Any]) -> float:
+    """The largest difference between the device's picture of an RGB image and what a processor made of it, in steps of
+    an 8-bit pixel; infinite where their shapes differ."""
+    prompt = Prompt(layouts=("",), image_token="", image_token_id=0, image_tokens=1)
+    picture = picture_of(image, spec, prompt)
+    worst = 0.0
+    for name, values in expected.items():
+        actual = picture.inputs.get(name)
+        if actual is None or np.shape(values) != actual.shape:
+            return float("inf")
+        if picture.order is not None:
+            actual = actual[picture.order]
+        step = spec.rescale_factor / min(spec.std) if name == "pixel_values" else 0.5
+        worst = max(worst, float(np.abs(values - actual).max(initial=0.0)) / step)
+    return worst
 
 
 def read_text_processing(

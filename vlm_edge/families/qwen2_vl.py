@@ -7,7 +7,7 @@ attention is kept to windows, the runtime gives the groups window by window, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Qwen2Vl(LanguageFamily):
     image_processor_class: Any = Qwen2VLImageProcessorPil
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class)
+        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
         side = 8 * processor.patch_size * processor.merge_size
         spec = ImageProcessing(
             height=side,
@@ -136,14 +136,11 @@ class Qwen2Vl(LanguageFamily):
             ),
             **pixel_settings(processor),
         )
-        plain = spec.model_copy(update={"tiles": spec.tiles.model_copy(update={"window": None})})  # type: ignore[union-attr]
+        return checked_pictures(checkpoint, processor, spec, self.processed)
 
-        def expected(image: Any) -> dict[str, Any]:
-            pixels = processor(images=image, return_tensors="np")["pixel_values"]
-            return {"pixel_values": pixels.reshape(-1, processor.merge_size**2, pixels.shape[1])}
-
-        checked_pictures(checkpoint, processor, plain, expected)
-        return spec
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        pixels = processor(images=image, return_tensors="np")["pixel_values"]
+        return {"pixel_values": pixels.reshape(-1, processor.merge_size**2, pixels.shape[1])}
 
     def window(self, vision_config: Any) -> int | None:
         """Groups along the side of an attention window; None without windows."""

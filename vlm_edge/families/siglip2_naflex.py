@@ -6,6 +6,7 @@ to its own grid. (SigLIP 2 at fixed resolution is a SiglipModel.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Siglip2NaFlex(Siglip):
             VlmEdgeError: the processor doesn't cut the patches that the model was made for.
         """
         patch = Siglip2Config.from_dict(read_config(checkpoint)).vision_config.patch_size
-        processor = load_image_processor(checkpoint, self.image_processor_class)
+        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
         if not processor.do_resize or processor.patch_size != patch:
             raise VlmEdgeError(
                 f"{checkpoint}: the image processor must resize to whole patches of {patch} pixels; got "
@@ -89,7 +90,11 @@ class Siglip2NaFlex(Siglip):
         side = patch * max(1, int(processor.max_num_patches**0.5))
         rows = PatchRows(patch=patch, max_patches=processor.max_num_patches)
         spec = ImageProcessing(height=side, width=side, tiles=rows, **pixel_settings(processor))
-        return checked_pictures(checkpoint, processor, spec, lambda image: processor(images=image, return_tensors="np"))
+        return checked_pictures(checkpoint, processor, spec, self.processed)
+
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        inputs: Mapping[str, Any] = processor(images=image, return_tensors="np")
+        return inputs
 
     def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
         rows = image.tiles

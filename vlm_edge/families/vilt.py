@@ -121,7 +121,7 @@ class Vilt(Family):
             VlmEdgeError: patches don't fit the sizes that it gives, or the model would see some of them only.
         """
         config = ViltConfig.from_dict(read_config(checkpoint))
-        processor = load_image_processor(checkpoint, ViltImageProcessorPil)
+        processor = load_image_processor(checkpoint, ViltImageProcessorPil, alike=(ViltImageProcessorPil,))
         shortest, unit = processor.size.get("shortest_edge"), processor.size_divisor
         if not processor.do_resize or not shortest or unit % config.patch_size:
             raise VlmEdgeError(
@@ -145,12 +145,12 @@ class Vilt(Family):
                 f"{most_patches(spec, rows)} patches: transformers picks those that are seen at random",
                 "set max_image_length to -1 in config.json: all patches are then seen",
             )
+        return checked_pictures(checkpoint, processor, spec, self.processed)
 
-        def expected(image: Any) -> dict[str, Any]:
-            pixels = processor(images=image, return_tensors="np")["pixel_values"]
-            return {"pixel_values": cut_patches(pixels[0], rows.patch)[None]}
-
-        return checked_pictures(checkpoint, processor, spec, expected)
+    def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
+        assert isinstance(spec.tiles, PatchRows)
+        pixels = processor(images=image, return_tensors="np")["pixel_values"]
+        return {"pixel_values": cut_patches(pixels[0], spec.tiles.patch)[None]}
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         return read_text_processing(checkpoint, ViltConfig.from_dict(read_config(checkpoint)).max_position_embeddings)

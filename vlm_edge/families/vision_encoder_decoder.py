@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
-from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.cached_decoder import BATCH, CachedLayer, cross_key_values, cross_shapes, decoder_export
-from vlm_edge.families.config import read_config, read_json_object
+from vlm_edge.families.config import read_config
 from vlm_edge.families.generation import read_generation
 from vlm_edge.families.processors import read_image_processing, read_text_processing
 from vlm_edge.families.text_decoders import decoder_of
@@ -25,7 +24,6 @@ from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKi
 
 ENCODERS = ("beit", "deit", "vit")
 """Encoders (model_type) that take an image of one size."""
-_PROCESSORS: dict[str, Any] = {"DeiT": DeiTImageProcessorPil, "ViT": ViTImageProcessorPil}
 
 
 class VisionEncoder(nn.Module):
@@ -65,16 +63,7 @@ class VisionEncoderDecoder(Family):
         return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        settings = checkpoint / "preprocessor_config.json"
-        asked = read_json_object(settings) if settings.is_file() else {}
-        kind = str(asked.get("image_processor_type") or asked.get("feature_extractor_type") or "ViT")
-        processor = next((value for name, value in _PROCESSORS.items() if kind.startswith(name)), None)
-        if processor is None:
-            raise VlmEdgeError(
-                f"{settings}: image_processor_type: {kind!r}; known: {', '.join(_PROCESSORS)}",
-                "add it to vlm_edge/families/vision_encoder_decoder.py, as docs/writing-a-family.md says",
-            )
-        return read_image_processing(checkpoint, processor)
+        return read_image_processing(checkpoint, ViTImageProcessorPil, _config(checkpoint).encoder)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         return read_text_processing(checkpoint, _positions(_config(checkpoint)))

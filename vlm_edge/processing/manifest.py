@@ -122,7 +122,7 @@ class ImageProcessing(_Frozen):
     sides are rounded down to multiples of it (BridgeTower).
     ``height`` and ``width`` are always the final size. With ``tiles`` an image becomes several of that size; with a
     :class:`PatchGrid` or :class:`PatchRows` images have sizes of their own, and ``height`` and ``width`` are one.
-    ``transparency`` is what the processor does before all that.
+    ``processor`` is transformers' class, and ``transparency`` what it does before all that.
     """
 
     height: int
@@ -137,6 +137,7 @@ class ImageProcessing(_Frozen):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     bgr: bool = False
+    processor: str | None = Field(default=None, max_length=100)
     transparency: Transparency = "refuse"
     tiles: Tiles | None = None
 
