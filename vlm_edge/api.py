@@ -52,8 +52,9 @@ from vlm_edge.evaluation.stage_metric import DrawnMetric
 from vlm_edge.families.sources import resolve_model
 from vlm_edge.files import whole_folder
 from vlm_edge.names import near
-from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.processing.manifest import Transparency, read_manifest
 from vlm_edge.stages import STAGES
+from vlm_edge.stages.preflight import Preflight, check_images
 
 
 def shipped_folder() -> Path:
@@ -74,6 +75,7 @@ def toolbox() -> Toolbox:
         host_record=host_record,
         source_revision=source_revision,
         metric=DrawnMetric(),
+        preflight=Preflight(),
     )
 
 
@@ -141,9 +143,16 @@ def _check_named(recipe: Recipe, progress: Progress) -> list[str]:
             faults += [(place, f"it reads the split {split}; {there}") for split in absent]
         else:
             faults += [(place_in(place, key), problem) for key, problem in spec.check(entry.config, named)]
+    transparency: Transparency = "drop"
+    try:
+        image = family.image_processing(folder)
+        transparency = image.transparency
+        check_images(folder, recipe.task, image)
+    except VlmEdgeError as error:
+        faults.append(("model", error.message))
     notes: list[str] = []
     for split in (each for each in splits if each in read):
-        found, skipped = _check_images(recipe.task.data, split, progress)
+        found, skipped = _check_images(recipe.task.data, split, transparency, progress)
         faults += [("task.data", fault) for fault in found]
         notes += skipped
     if faults:
@@ -151,11 +160,13 @@ def _check_named(recipe: Recipe, progress: Progress) -> list[str]:
     return notes
 
 
-def _check_images(manifest: Path, split: Split, progress: Progress) -> tuple[list[str], list[str]]:
-    """Faults of a split's images, and images that will be left out."""
+def _check_images(
+    manifest: Path, split: Split, transparency: Transparency, progress: Progress
+) -> tuple[list[str], list[str]]:
+    """Faults of a split's images, read as the model's processor would, and images that will be left out."""
     dataset = load_dataset(manifest, split)
     faults, notes = [], []
-    unreadable, total = unreadable_images(dataset, progress)
+    unreadable, total = unreadable_images(dataset, transparency, progress)
     try:
         check_unreadable(manifest.name, split, unreadable, total)
         notes = [f"{manifest.name}: {split}: {name} will be left out: {why}" for name, why in unreadable.items()]

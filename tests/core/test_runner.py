@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +369,38 @@ def test_a_cached_measurement_of_another_form_is_taken_again(bench: Bench, value
     second = bench.run()
     assert [v.measurements for v in second.variants] == [v.measurements for v in first.variants]
     assert "latency" in bench.log
+
+
+class Refusing:
+    """A preflight that counts its calls, and fails where told to."""
+
+    version = "toy-1"
+
+    def __init__(self, log: list[str], fails: bool) -> None:
+        self.log, self.fails = log, fails
+
+    def images(self, checkpoint: Path, task: TaskSpec) -> None:
+        raise NotImplementedError
+
+    def __call__(
+        self, checkpoint: Path, engine: Path, task: TaskSpec, progress: Any, **trusted: bool
+    ) -> dict[str, Any]:
+        assert (checkpoint / "model.txt").read_text() == "dense\n"
+        assert (engine / "model.txt").read_text().split() == ["dense", "export(1)", "compile(1)"]
+        self.log.append("preflight")
+        if self.fails:
+            raise VlmEdgeError("icon.png: other pixels")
+        return {"compared": 1}
+
+
+def test_the_preflight_comes_before_anything_is_judged_and_once(bench: Bench) -> None:
+    runner = bench.runner()
+    runner.toolbox = replace(runner.toolbox, preflight=Refusing(bench.log, fails=True))
+    with pytest.raises(VlmEdgeError, match=r"icon\.png"):
+        runner.run(bench.folder / "runs")
+    assert bench.log == ["export", "compile", "preflight"]
+    for expected in (1, 0):
+        runner = bench.runner()
+        runner.toolbox = replace(runner.toolbox, preflight=Refusing(bench.log, fails=False))
+        runner.run(bench.folder / "runs")
+        assert bench.log.count("preflight") == expected

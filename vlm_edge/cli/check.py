@@ -18,7 +18,8 @@ def check(settings: Settings, recipe: Path, as_json: bool) -> None:
     """Check RECIPE without running it: its keys, model, data and target, and whether they fit together.
 
     Every fault is listed with its place, and the exit code is 2. Images are read (at most 2,000 of a split): those that
-    a run would leave out are named. With --json the resolved recipe is printed, or the list of faults.
+    a run would leave out are named. A few of them go through transformers' image processor and through ours, which must
+    give the same pixels. With --json the resolved recipe is printed, or the list of faults.
     """
     from vlm_edge.api import check_recipe
 

@@ -186,6 +186,27 @@ class Runner:
         self.store.keep_measurement(identity, value)
         return value
 
+    def _preflight(self, plan: VariantPlan, engine: Artifact) -> None:
+        """Hold the baseline's engine to the user's model on the user's samples, once for each pair of them.
+
+        Raises:
+            VlmEdgeError: they differ.
+        """
+        check = self.toolbox.preflight
+        if check is None:
+            return
+        trusted = any(getattr(step.config, "trust_remote_code", False) for step in plan.steps)
+        identity = {
+            "measure": "preflight",
+            "preflight": check.version,
+            "task": f"{self.recipe.task.kind}:{self.data}",
+            "artifacts": [self.teacher.digest, engine.digest],
+            "packages": {name: package_version(name) for name in ("torch", "transformers", "pillow")},
+        }
+        if self.store.measurement(key_of(identity)) is None:
+            passed = check(self.teacher.path, engine.path, self.recipe.task, self.progress, trust_remote_code=trusted)
+            self.store.keep_measurement(identity, passed)
+
     def _outcomes(self, engine: Artifact) -> dict[str, Any]:
         evaluators, task = self.toolbox.evaluators, self.recipe.task
         identity = {"measure": "accuracy", "task": f"{task.kind}:{self.data}"}
@@ -279,6 +300,8 @@ class Runner:
                     break
             artifact, run = self.realise(step, artifact)
             runs.append(run)
+        if plan.entry is None and unmeasured is None:
+            self._preflight(plan, artifact)
         bounds = bounds_of(plan.entry.budgets if plan.entry is not None else self.recipe.budgets)
         measured = self.measure(baseline or artifact, artifact, bounds, control) if unmeasured is None else None
         measurements = measured.measurements if measured else []

@@ -53,6 +53,30 @@ class Evaluators(Protocol):
         """Size on disk, parameters and multiply-accumulates of the candidate."""
 
 
+class Preflight(Protocol):
+    """Whether the baseline is the user's model, told before anything is judged."""
+
+    @property
+    def version(self) -> str:
+        """Part of the key under which a run keeps that it passed."""
+
+    def images(self, checkpoint: Path, task: TaskSpec) -> dict[str, Any] | None:
+        """Some of the task's images through the original's image processor and through ours, for a recipe's check.
+
+        Raises:
+            VlmEdgeError: they differ.
+        """
+
+    def __call__(
+        self, checkpoint: Path, engine: Path, task: TaskSpec, progress: Progress, *, trust_remote_code: bool = False
+    ) -> dict[str, Any]:
+        """Some of the task's samples through the original and the baseline's engine; what was compared, as JSON.
+
+        Raises:
+            VlmEdgeError: they differ.
+        """
+
+
 @dataclass(frozen=True)
 class Toolbox:
     """Everything that core needs from the layers above it, handed in by :mod:`vlm_edge.api`."""
@@ -65,3 +89,4 @@ class Toolbox:
     host_record: Callable[[], dict[str, Any]]
     source_revision: Callable[[Path], str | None]
     metric: TaskMetric | None = None
+    preflight: Preflight | None = None

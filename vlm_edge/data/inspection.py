@@ -6,6 +6,7 @@ import filecmp
 import hashlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from vlm_edge.core.stage import Progress
@@ -14,27 +15,31 @@ from vlm_edge.data.digests import read_record, write_record
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.images import read_image
+from vlm_edge.processing.manifest import Transparency
 
 MAX_READ = 2000
 """Images of a split that are decoded, evenly over it. A run names the others that it can't read."""
 _HEAD_BYTES = 2**16
 
 
-def unreadable_images(dataset: Dataset, progress: Progress) -> tuple[dict[str, str], int]:
-    """Why images can't be read, by their name, and how many were decoded.
+def unreadable_images(
+    dataset: Dataset, transparency: Transparency, progress: Progress
+) -> tuple[dict[str, str], int]:
+    """Why images can't be read, by their name, and how many were decoded; ``transparency`` as the model has it.
 
     The result is remembered with the data set's digest, so that unchanged images are decoded once.
     """
     images = list(dict.fromkeys(sample.image for sample in dataset.samples))
     images = images[:: -(-len(images) // MAX_READ)]
-    name = f"{dataset.digest}.images"
+    name = f"{dataset.digest}.images-{transparency}"
     known = read_record(name).get("unreadable")
     if isinstance(known, dict) and all(isinstance(text, str) for text in known.values()):
         return known, len(images)
     unreadable = {}
+    problem_of = partial(_problem, transparency=transparency)
     threads = min(4, usable_cpus())
     with progress.bar(f"reading {dataset.split} images", len(images)) as bar, ThreadPoolExecutor(threads) as pool:
-        for image, problem in zip(images, pool.map(_problem, images), strict=True):
+        for image, problem in zip(images, pool.map(problem_of, images), strict=True):
             bar.advance()
             if problem is not None:
                 unreadable[image.name] = problem
@@ -42,9 +47,9 @@ def unreadable_images(dataset: Dataset, progress: Progress) -> tuple[dict[str, s
     return unreadable, len(images)
 
 
-def _problem(image: Path) -> str | None:
+def _problem(image: Path, transparency: Transparency) -> str | None:
     try:
-        read_image(image)
+        read_image(image, transparency)
     except VlmEdgeError as error:
         return error.message
     return None

@@ -1,4 +1,5 @@
-"""Are the exported graphs together the model? The runtime's pipeline on random images and texts, against transformers.
+"""Are the graphs together the model? The runtime's pipeline on images and texts, random ones or a user's, against
+transformers.
 
 Each kind of pipeline has two functions: what torch says, asked while the model is in memory, and what the graphs say,
 asked when it no longer is. Both see the same samples, and both see a few images at a time.
@@ -25,6 +26,7 @@ from vlm_edge.processing.pictures import image_inputs
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime import AnswerHeadPipeline, CaptioningPipeline, DualEncoderPipeline, VqaPipeline
 from vlm_edge.runtime.batches import batches
+from vlm_edge.runtime.generate import Request
 from vlm_edge.stages.export_answers import GREEDY, Answer, check_answers, token_limit
 from vlm_edge.stages.export_check import REPORT_HINT, Difference
 from vlm_edge.stages.export_generate import graph_generation, torch_generation
@@ -47,6 +49,14 @@ class Samples:
     images: Sequence[Array]
     texts: Sequence[str]
     text: TextEncoder | None
+
+    def parts(self, size: int) -> list[slice]:
+        """The samples, ``size`` at a time."""
+        return [slice(start, start + size) for start in range(0, len(self.images), size)]
+
+    def requests(self) -> list[Request]:
+        """One question about one image each."""
+        return [Request(text, [image]) for text, image in zip(self.texts, self.images, strict=True)]
 
     @staticmethod
     def random(folder: Path, manifest: PipelineManifest) -> Samples:
@@ -79,16 +89,24 @@ class Samples:
 class Composition(NamedTuple):
     """How one kind of pipeline is asked, in torch and as graphs, and what a row of its outputs is about."""
 
-    by_torch: Callable[[LoadedCheckpoint, PipelineManifest], list[Answer] | Outputs]
-    by_graphs: Callable[[Path, PipelineManifest, Mapping[str, Engine]], Tokens | Outputs]
+    by_torch: Callable[[LoadedCheckpoint, PipelineManifest, Samples], list[Answer] | Outputs]
+    by_graphs: Callable[[Path, PipelineManifest, Mapping[str, Engine], Samples], Tokens | Outputs]
     row: str = "questions"
 
 
-def torch_says(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer] | Outputs:
-    """What the composed graphs must give: ``generate``'s answers, or the model's outputs."""
+def torch_says(
+    loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples | None = None
+) -> list[Answer] | Outputs:
+    """What the composed graphs must give: ``generate``'s answers, or the model's outputs; default: on random samples.
+
+    A language model's random samples are requests of 0 to 2 images.
+    """
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unfeasible length constraints")  # min_length: fewer tokens are compared
-        return COMPOSITIONS[manifest.pipeline].by_torch(loaded, manifest)
+        if manifest.pipeline == "generate":
+            return torch_generation(loaded, manifest, samples.requests() if samples else None)
+        samples = samples or Samples.random(loaded.folder, manifest)
+        return COMPOSITIONS[manifest.pipeline].by_torch(loaded, manifest, samples)
 
 
 def check_pipeline(
@@ -97,8 +115,9 @@ def check_pipeline(
     graphs: Mapping[str, Engine],
     wanted: list[Answer] | Outputs,
     tolerance: float,
+    samples: Samples | None = None,
 ) -> dict[str, float]:
-    """All graphs together against what :func:`torch_says`; ``folder`` has the tokenizer.
+    """All graphs together against what :func:`torch_says` of the same samples; ``folder`` has the tokenizer.
 
     Returns:
         What was compared, for the record.
@@ -106,14 +125,20 @@ def check_pipeline(
     Raises:
         VlmEdgeError: an answer differs in a token, or a similarity, embedding or logit by more than ``tolerance``.
     """
-    composition = COMPOSITIONS[manifest.pipeline]
-    actual = composition.by_graphs(folder, manifest, graphs)
+    actual: Tokens | Outputs
+    if manifest.pipeline == "generate":
+        actual = graph_generation(folder, manifest, graphs, samples.requests() if samples else None)
+    else:
+        samples = samples or Samples.random(folder, manifest)
+        actual = COMPOSITIONS[manifest.pipeline].by_graphs(folder, manifest, graphs, samples)
     if isinstance(wanted, list):
         assert isinstance(actual, list)
         assert manifest.generation is not None
         return check_answers(actual, wanted, manifest.generation, tolerance)
     assert isinstance(actual, dict)
-    return {composition.row: QUESTIONS, "max_relative_error": _worst(actual, wanted, tolerance)}
+    assert samples is not None
+    row = COMPOSITIONS[manifest.pipeline].row
+    return {row: len(samples.images), "max_relative_error": _worst(actual, wanted, tolerance)}
 
 
 def _worst(actual: Outputs, wanted: Outputs, tolerance: float) -> float:
@@ -131,64 +156,66 @@ def _worst(actual: Outputs, wanted: Outputs, tolerance: float) -> float:
     return worst
 
 
-def _torch_answers(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer]:
+def _torch_answers(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples) -> list[Answer]:
     """``generate`` asked for each question alone, without padding."""
     assert manifest.generation is not None
-    samples = Samples.random(loaded.folder, manifest)
     settings: dict[str, Any] = GREEDY | {"max_new_tokens": token_limit(manifest.generation)}
     return [
         Answer.of(loaded.family.reference(loaded.model, *samples.tensors(manifest, row, row), **settings))
-        for row in _parts(1)
+        for row in samples.parts(1)
     ]
 
 
-def _graph_answers(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Tokens:
+def _graph_answers(_folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples) -> Tokens:
     """Questions of different lengths in one padded batch."""
     assert manifest.generation is not None
-    samples = Samples.random(folder, manifest)
     pipeline = VqaPipeline(manifest, graphs, samples.text)
     features = pipeline.encode_images(samples.images, batch_size=AT_ONCE)
     return pipeline.answer_ids(features, samples.texts, max_new_tokens=token_limit(manifest.generation))
 
 
-def _graph_captions(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Tokens:
+def _graph_captions(
+    _folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples
+) -> Tokens:
     assert manifest.generation is not None
-    samples, limit = Samples.random(folder, manifest), token_limit(manifest.generation)
+    limit = token_limit(manifest.generation)
     pipeline = CaptioningPipeline(manifest, graphs, samples.text)
     return pipeline.caption_ids(samples.images, batch_size=AT_ONCE, max_new_tokens=limit)
 
 
-def _torch_similarities(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
+def _torch_similarities(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples) -> Outputs:
     """The scaled cosines of all images and texts."""
-    return {"similarities": _torch_rows(loaded, manifest, every_text=True)}
+    return {"similarities": _torch_rows(loaded, manifest, samples, every_text=True)}
 
 
-def _graph_similarities(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
-    samples = Samples.random(folder, manifest)
+def _graph_similarities(
+    _folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples
+) -> Outputs:
     pipeline = DualEncoderPipeline(manifest, graphs, samples.text)
     cosines = pipeline.embed_images(samples.images, batch_size=AT_ONCE) @ pipeline.embed_texts(samples.texts).T
     return {"similarities": (manifest.logit_scale or 1.0) * cosines + (manifest.logit_bias or 0.0)}
 
 
-def _torch_embeddings(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
+def _torch_embeddings(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples) -> Outputs:
     """The vision tower's logits where it has a head, else its embeddings."""
-    return {"logits" if manifest.labels else "image_embeds": _torch_rows(loaded, manifest)}
+    return {"logits" if manifest.labels else "image_embeds": _torch_rows(loaded, manifest, samples)}
 
 
-def _graph_embeddings(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
-    return _seen(Samples.random(folder, manifest), manifest, graphs)
+def _graph_embeddings(
+    _folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples
+) -> Outputs:
+    return _seen(samples, manifest, graphs)
 
 
-def _torch_pairs(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
+def _torch_pairs(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples) -> Outputs:
     """The fusion's logits for each image with its own text; and, where there are embeddings, their cosines."""
-    logits = {"logits": _torch_rows(loaded, manifest)}
+    logits = {"logits": _torch_rows(loaded, manifest, samples)}
     if "text_encoder" not in manifest.components:
         return logits
-    return logits | {"similarities": _torch_rows(loaded, manifest, every_text=True, use_itm_head=False)}
+    return logits | {"similarities": _torch_rows(loaded, manifest, samples, every_text=True, use_itm_head=False)}
 
 
-def _graph_pairs(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
-    samples = Samples.random(folder, manifest)
+def _graph_pairs(_folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples) -> Outputs:
     assert samples.text is not None
     vision = _seen(samples, manifest, graphs)
     ids, mask = samples.text.encode(samples.texts)
@@ -200,29 +227,24 @@ def _graph_pairs(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, 
     return {"logits": logits, "similarities": cosines}
 
 
-def _torch_judgements(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> Outputs:
+def _torch_judgements(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples) -> Outputs:
     """The answers' logits for each question about its own image."""
-    return {"logits": _torch_rows(loaded, manifest)}
+    return {"logits": _torch_rows(loaded, manifest, samples)}
 
 
-def _graph_judgements(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> Outputs:
-    samples = Samples.random(folder, manifest)
+def _graph_judgements(
+    _folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples
+) -> Outputs:
     pipeline = AnswerHeadPipeline(manifest, graphs, samples.text)
     return {"logits": pipeline.logits(pipeline.encode_images(samples.images), samples.texts)}
 
 
-def _parts(size: int) -> list[slice]:
-    """The samples, ``size`` at a time."""
-    return [slice(start, start + size) for start in range(0, QUESTIONS, size)]
-
-
 def _torch_rows(
-    loaded: LoadedCheckpoint, manifest: PipelineManifest, *, every_text: bool = False, **settings: Any
+    loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples, *, every_text: bool = False, **settings: Any
 ) -> Array:
     """The family's reference for a few images at a time, each with its own text or with every text."""
-    samples = Samples.random(loaded.folder, manifest)
     rows = []
-    for part in _parts(AT_ONCE):
+    for part in samples.parts(AT_ONCE):
         tensors = samples.tensors(manifest, part, slice(None) if every_text else part)
         more = samples.patch_settings(manifest, part) | settings
         rows.append(loaded.family.reference(loaded.model, *tensors, **more))
@@ -238,11 +260,11 @@ def _seen(samples: Samples, manifest: PipelineManifest, graphs: Mapping[str, Eng
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+# language models have requests rather than samples: torch_generation and graph_generation
 COMPOSITIONS: dict[PipelineKind, Composition] = {
     "vqa": Composition(_torch_answers, _graph_answers),
     "answer_head": Composition(_torch_judgements, _graph_judgements),
     "captioning": Composition(_torch_answers, _graph_captions),
-    "generate": Composition(torch_generation, graph_generation),
     "dual_encoder": Composition(_torch_similarities, _graph_similarities, row="images"),
     "embedding": Composition(_torch_embeddings, _graph_embeddings, row="images"),
     "matching": Composition(_torch_pairs, _graph_pairs, row="pairs"),

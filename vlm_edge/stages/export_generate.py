@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,26 @@ AT_ONCE = 2
 """Requests in a batch: the first is padded, and the one with most images is alone, which takes least memory."""
 
 
-def torch_generation(loaded: LoadedCheckpoint, manifest: PipelineManifest) -> list[Answer]:
-    """``generate``'s answers to :func:`random_requests`, asked for each alone."""
+def torch_generation(
+    loaded: LoadedCheckpoint, manifest: PipelineManifest, requests: Sequence[Request] | None = None
+) -> list[Answer]:
+    """``generate``'s answers to ``requests`` (default: :func:`random_requests`), asked for each alone."""
     assert manifest.generation is not None
     assert manifest.text is not None
     text = TextEncoder(loaded.folder, manifest.text)
     settings = {"max_new_tokens": token_limit(manifest.generation), "output_scores": True}
     return [
         Answer.of(reference_answer(loaded.model, loaded.family, manifest, text, request, **settings))
-        for request in random_requests(manifest, text)
+        for request in requests or random_requests(manifest, text)
     ]
 
 
-def graph_generation(folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine]) -> list[list[int]]:
+def graph_generation(
+    folder: Path,
+    manifest: PipelineManifest,
+    graphs: Mapping[str, Engine],
+    requests: Sequence[Request] | None = None,
+) -> list[list[int]]:
     """The runtime's answers to the same, padded in a batch and alone; ``folder`` has the tokenizer."""
     assert manifest.generation is not None
     assert manifest.text is not None
@@ -48,7 +55,7 @@ def graph_generation(folder: Path, manifest: PipelineManifest, graphs: Mapping[s
     limit = token_limit(manifest.generation)
     return [
         answer
-        for part in batches(random_requests(manifest, text), AT_ONCE)
+        for part in batches(requests or random_requests(manifest, text), AT_ONCE)
         for answer in pipeline.generate_ids(part, max_new_tokens=limit)
     ]
 
