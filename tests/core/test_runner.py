@@ -379,9 +379,6 @@ class Refusing:
     def __init__(self, log: list[str], fails: bool) -> None:
         self.log, self.fails = log, fails
 
-    def images(self, checkpoint: Path, task: TaskSpec) -> None:
-        raise NotImplementedError
-
     def __call__(
         self, checkpoint: Path, engine: Path, task: TaskSpec, progress: Any, **trusted: bool
     ) -> dict[str, Any]:

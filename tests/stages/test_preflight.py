@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from shared_exports import exported_once
 from tiny_bench import write_task
 from tiny_families import TINY
 
-from vlm_edge.api import check_recipe_images
+from vlm_edge.api import check_recipe
 from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.families import FAMILIES
@@ -145,15 +145,29 @@ def test_an_engine_that_is_not_the_model_stops_the_run(clip: Exported, icons: Ta
         check_answers(clip.checkpoint, folder, icons)
 
 
-def test_check_has_the_image_part(clip: Exported, icons: TaskSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe: Any = SimpleNamespace(path=Path("icons.yaml"), model=str(clip.checkpoint), task=icons)
-    facts = check_recipe_images(recipe)
-    assert facts is not None
-    assert facts["compared"] >= 5
+def test_check_has_the_image_part(clip: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    names = [name for name in write_images(tmp_path / "data" / "test") if name not in REFUSED]
+    rows = [{"file_name": name, "label": "circle"} for name in names]
+    task = write_task(tmp_path, rows, kind="classification", labels=["circle", "square"], prompts=["a {}"])
+    recipe = tmp_path / "icons.yaml"
+    recipe.write_text(
+        json.dumps(
+            {
+                "name": "icons",
+                "model": str(clip.checkpoint),
+                "task": {"kind": "classification", "data": str(task.data)},
+                "target": "cpu-ort",
+                "budgets": {"size": {"max_ratio": 2}},
+                "stages": [{"export": {}}, {"compile": {}}],
+            }
+        )
+    )
+    assert check_recipe(recipe).notes == ()
     dropping = FAMILIES["clip"].image_processing(clip.checkpoint).model_copy(update={"transparency": "drop"})
     monkeypatch.setattr(type(FAMILIES["clip"]), "image_processing", lambda *_: dropping)
     with pytest.raises(RecipeError, match=r"icons.yaml: model: .*of 255"):
-        check_recipe_images(recipe)
+        check_recipe(recipe)
 
 
 def test_a_language_model_is_asked_about_the_users_images(

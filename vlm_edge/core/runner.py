@@ -171,7 +171,7 @@ class Runner:
         stale: Callable[[Any], bool] = lambda _: False,
     ) -> Any:
         """A measurement from the store that isn't ``stale``, or taken now and kept there."""
-        version = self.toolbox.evaluators.versions[identity["measure"]]
+        version = self.toolbox.evaluators.versions.get(identity["measure"])
         identity = {**identity, "artifacts": [artifact.digest for artifact in artifacts], "evaluator": version}
         key = key_of(identity)
         kept = self.store.measurement(key)
@@ -187,25 +187,12 @@ class Runner:
         return value
 
     def _preflight(self, plan: VariantPlan, engine: Artifact) -> None:
-        """Hold the baseline's engine to the user's model on the user's samples, once for each pair of them.
-
-        Raises:
-            VlmEdgeError: they differ.
-        """
-        check = self.toolbox.preflight
-        if check is None:
-            return
-        trusted = any(getattr(step.config, "trust_remote_code", False) for step in plan.steps)
-        identity = {
-            "measure": "preflight",
-            "preflight": check.version,
-            "task": f"{self.recipe.task.kind}:{self.data}",
-            "artifacts": [self.teacher.digest, engine.digest],
-            "packages": {name: package_version(name) for name in ("torch", "transformers", "pillow")},
-        }
-        if self.store.measurement(key_of(identity)) is None:
-            passed = check(self.teacher.path, engine.path, self.recipe.task, self.progress, trust_remote_code=trusted)
-            self.store.keep_measurement(identity, passed)
+        """Hold the baseline's engine to the user's model on the user's samples, once for each pair of them."""
+        if (check := self.toolbox.preflight) is not None:
+            trusted = any(getattr(step.config, "trust_remote_code", False) for step in plan.steps)
+            given = (self.teacher.path, engine.path, self.recipe.task, self.progress)
+            identity = {"measure": check.version, "task": f"{self.recipe.task.kind}:{self.data}"}
+            self._cached(identity, lambda: check(*given, trust_remote_code=trusted), [self.teacher, engine])
 
     def _outcomes(self, engine: Artifact) -> dict[str, Any]:
         evaluators, task = self.toolbox.evaluators, self.recipe.task

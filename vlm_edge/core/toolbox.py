@@ -58,14 +58,7 @@ class Preflight(Protocol):
 
     @property
     def version(self) -> str:
-        """Part of the key under which a run keeps that it passed."""
-
-    def images(self, checkpoint: Path, task: TaskSpec) -> dict[str, Any] | None:
-        """Some of the task's images through the original's image processor and through ours, for a recipe's check.
-
-        Raises:
-            VlmEdgeError: they differ.
-        """
+        """Part of the key under which a run keeps that it passed: the check's and its packages'."""
 
     def __call__(
         self, checkpoint: Path, engine: Path, task: TaskSpec, progress: Progress, *, trust_remote_code: bool = False

@@ -7,13 +7,13 @@ would be in the baseline and in every variant alike, and no verdict could tell.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_edge.core.runner import package_version
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.data import load_dataset
 from vlm_edge.errors import VlmEdgeError
@@ -40,13 +40,11 @@ MAX_RELATIVE_ERROR = 1e-2
 class Preflight:
     """The check as core calls it."""
 
-    version: str = VERSION
-
-    def images(self, checkpoint: Path, task: TaskSpec) -> dict[str, Any] | None:
-        """:func:`check_images`; None where transformers isn't installed."""
-        if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
-            return None
-        return check_images(checkpoint, task)
+    @property
+    def version(self) -> str:
+        """Of this module and of what it compares with."""
+        found = (f"{name} {package_version(name)}" for name in ("torch", "transformers", "pillow"))
+        return f"preflight {VERSION}, {', '.join(found)}"
 
     def __call__(
         self, checkpoint: Path, engine: Path, task: TaskSpec, progress: Progress, *, trust_remote_code: bool = False
