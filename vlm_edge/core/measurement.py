@@ -70,6 +70,7 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
     "compare": TypeAdapter(_Compared),
     "latency": TypeAdapter(Timed),
     "footprint": TypeAdapter(list[Measurement]),
+    "preflight": TypeAdapter(dict[str, Any]),
 }
 
 

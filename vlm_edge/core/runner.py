@@ -191,7 +191,8 @@ class Runner:
         if (check := self.toolbox.preflight) is not None:
             trusted = any(getattr(step.config, "trust_remote_code", False) for step in plan.steps)
             given = (self.teacher.path, engine.path, self.recipe.task, self.progress)
-            identity = {"measure": check.version, "task": f"{self.recipe.task.kind}:{self.data}"}
+            task = f"{self.recipe.task.kind}:{self.data}"
+            identity = {"measure": "preflight", "check": check.version, "task": task}
             self._cached(identity, lambda: check(*given, trust_remote_code=trusted), [self.teacher, engine])
 
     def _outcomes(self, engine: Artifact) -> dict[str, Any]:
