@@ -296,3 +296,112 @@ def test_weights_that_do_not_fit(blip: Path, change: Callable[[dict[str, torch.T
     error = refusal(blip)
     assert str(blip) in error.message
     assert message in error.message
+
+
+def test_a_weight_that_is_nan_or_infinite_is_named_with_its_file(blip: Path) -> None:
+    def put(value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
+        return lambda state: state[WORD_EMBEDDINGS][3:5, 7].fill_(value)
+
+    for value in (float("nan"), float("inf"), float("-inf")):
+        edit_weights(blip, put(value))
+        error = refusal(blip)
+        assert error.message.startswith(f"{blip / 'model.safetensors'}: {WORD_EMBEDDINGS}: holds NaN or infinity")
+        assert error.message.endswith(" 2")
+    huge = torch.full((128, 32), 1e300, dtype=torch.float64)
+    edit_weights(blip, lambda state: state.update({WORD_EMBEDDINGS: huge}))
+    assert "beyond float32" in str(refusal(blip))
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.int8, torch.uint8, torch.int32, torch.uint32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn],
+)
+def test_weights_of_another_type_are_no_floats(blip: Path, dtype: torch.dtype) -> None:
+    """Integers of the right shape were read as weights."""
+    edit_weights(blip, lambda state: state.update({WORD_EMBEDDINGS: state[WORD_EMBEDDINGS].abs().to(dtype)}))
+    message = str(refusal(blip))
+    assert WORD_EMBEDDINGS in message
+    assert str(dtype).removeprefix("torch.") in message
+    quantized = dtype not in (torch.int64, torch.bool, torch.complex64)
+    assert ("this is a quantized checkpoint (no quantization_config says by what)" in message) == quantized
+    edit_json(blip / "config.json", lambda config: config | {"quantization_config": {"quant_method": "gptq"}})
+    assert "config.json: quantization_config: gptq" in str(refusal(blip))
+
+
+def test_a_quantized_checkpoint_is_named(blip: Path) -> None:
+    def pack(state: dict[str, torch.Tensor]) -> None:
+        del state[f"{CROSS}.query.weight"]
+        state[f"{CROSS}.query.qweight"] = torch.zeros(4, 32, dtype=torch.int32)
+        state[f"{CROSS}.query.scales"] = torch.ones(1, 32)
+
+    edit_weights(blip, pack)
+    message = str(refusal(blip))
+    assert "this is a quantized checkpoint" in message
+    assert "dequantize()" in message
+
+
+def test_what_was_quantized_and_is_float_again_loads(blip: Path) -> None:
+    edit_json(blip / "config.json", lambda config: config | {"quantization_config": {"quant_method": "fp8"}})
+    assert load_checkpoint(blip).family.name == "blip-vqa"
+
+
+def test_adapters_are_named_not_left_out(blip: Path, tmp_path: Path) -> None:
+    settings = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "owner/base"})
+    (blip / "adapter_config.json").write_text(settings)
+    save_file({"lora_A": torch.zeros(1)}, blip / "adapter_model.safetensors")
+    assert "a PEFT adapter of 'owner/base', which is not merged" in str(refusal(blip))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "adapter_config.json").write_text(settings)
+    error = refusal(alone)
+    assert error.message.startswith(str(alone / "adapter_config.json"))
+    assert "merge_and_unload()" in str(error.hint)
+    (blip / "adapter_config.json").unlink()
+
+    def unmerge(state: dict[str, torch.Tensor]) -> None:
+        state[f"{CROSS}.query.base_layer.weight"] = state.pop(f"{CROSS}.query.weight")
+        state[f"{CROSS}.query.lora_A.default.weight"] = torch.zeros(4, 32)
+
+    edit_weights(blip, unmerge)
+    error = refusal(blip)
+    assert "unmerged PEFT adapter" in error.message
+    assert "merge_and_unload()" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": 5}, "weight_map.a: must name a .safetensors file, got '5'"),
+        ({"a": ["x"]}, "weight_map.a"),
+        ({}, "weight_map"),
+        (None, "weight_map"),
+        ({"a": "model.bin"}, "weight_map.a"),
+        ({"a": "x" * 300 + ".safetensors"}, "no shard"),
+        ({"a": "\x00.safetensors"}, "no shard"),
+    ],
+)
+def test_an_index_that_names_no_shards(blip: Path, weight_map: Any, message: str) -> None:
+    (blip / "model.safetensors").unlink()
+    (blip / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    error = refusal(blip)
+    assert error.message.startswith(str(blip / "model.safetensors.index.json"))
+    assert message in error.message
+
+
+def test_a_variant_of_the_weights_is_named(blip: Path) -> None:
+    (blip / "model.safetensors").rename(blip / "model.fp16.safetensors")
+    error = refusal(blip)
+    assert "model.fp16.safetensors: a variant" in error.message
+    assert "variant='fp16'" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0}, {"hidden_size": -8}, {"hidden_size": 10**13}, {"num_hidden_layers": 1.5},
+        {"vocab_size": None}, {"hidden_act": "nothing"}, {"layer_norm_eps": "small"}, {"intermediate_size": []},
+    ],
+)  # fmt: skip
+def test_sizes_that_no_model_has(blip: Path, change: dict[str, Any]) -> None:
+    edit_json(blip / "config.json", lambda config: config | {"text_config": config["text_config"] | change})
+    assert refusal(blip).message.startswith(str(blip))

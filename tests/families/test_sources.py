@@ -10,10 +10,14 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import tiny_instructblip
+import tiny_llava
 from huggingface_hub import errors
 from huggingface_hub.utils import httpx
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.checkpoint import find_family
+from vlm_edge.families.config import read_config
 from vlm_edge.families.sources import ZOO_MODELS, resolve_model
 from vlm_edge.zoo import ZOO
 
@@ -98,11 +102,55 @@ def test_a_hub_id_is_downloaded_without_pickles(tmp_path: Path, monkeypatch: pyt
     kept = list(
         huggingface_hub.utils.filter_repo_objects(
             ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt",
-             "pytorch_model.bin", "model.pt", "tf_model.h5", "modeling.py", "model.onnx"],
+             "chat_template.jinja", "modeling.py", "model.fp16.safetensors", "adapter_config.json", "spiece.model",
+             "pytorch_model.bin", "model.pt", "tf_model.h5", "model.onnx", "model.ckpt", "weights.pkl"],
             allow_patterns=patterns,
         )
     )  # fmt: skip
-    assert kept == ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt"]
+    assert kept == [
+        "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.txt",
+        "chat_template.jinja", "modeling.py", "model.fp16.safetensors", "adapter_config.json", "spiece.model",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("write", [tiny_llava.checkpoint_of, tiny_instructblip.checkpoint_of])
+def test_the_hub_gives_what_the_folder_gives(write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language model's prompt is its own chat template by Hub id too, not the family's fallback."""
+    source, hub = tmp_path / "folder", tmp_path / "hub"
+    write(source)
+
+    def download(_: str, *, allow_patterns: list[str], **__: Any) -> str:
+        files = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+        for name in huggingface_hub.utils.filter_repo_objects(files, allow_patterns=allow_patterns):
+            (hub / name).parent.mkdir(parents=True, exist_ok=True)
+            (hub / name).write_bytes((source / name).read_bytes())
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = resolve_model("owner/name")
+    family = find_family(source, read_config(source))
+    reads: list[Any] = [family.prompt, family.generation, family.text_processing, family.image_processing]
+    for read in reads:
+        assert read(folder) == read(source)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in source.iterdir()}
+
+
+def test_a_repository_of_pickles_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    listed = ["config.json", "pytorch_model.bin"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: listed)
+    message = refusal("owner/name")
+    assert "pickled only (pytorch_model.bin)" in message
+    assert "from_pretrained('owner/name').save_pretrained(NEW_FOLDER)" in message
+    listed[1] = "tf_model.h5"
+    assert resolve_model("owner/name") == tmp_path  # read_weights says that there are none
+
+    def offline(*_: Any, **__: Any) -> list[str]:
+        raise errors.OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", offline)
+    assert resolve_model("owner/name") == tmp_path
 
 
 def http(error: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
@@ -120,6 +168,8 @@ def http(error: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
         (errors.OfflineModeIsEnabled("offline"), "can't be reached"),
         (httpx.ConnectError("no route"), "can't be reached"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (errors.HFValidationError("Cannot have -- or .. in repo_id"), "can't be downloaded"),
+        (ImportError("Using SOCKS proxy, but the 'socksio' package is not installed."), "SOCKS proxy"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -155,6 +205,29 @@ def test_offline_takes_what_the_cache_holds(tmp_path: Path) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str(snapshot)
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://x"])
+def test_a_proxy_that_can_not_be_used(proxy: str, offline: str, tmp_path: Path) -> None:
+    """What the cache holds needs no proxy; what it doesn't is the environment's fault, by name."""
+    revision = "0" * 40
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "snapshots" / revision).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    script = (
+        "from vlm_edge.families.sources import resolve_model\n"
+        "from vlm_edge.errors import VlmEdgeError\n"
+        "print(resolve_model('owner/name'))\n"
+        "try: resolve_model('owner/other')\n"
+        "except VlmEdgeError as error: print(str(error).replace(chr(10), ' '))\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": offline, "HF_HOME": str(tmp_path), "ALL_PROXY": proxy}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    found, error = result.stdout.strip().splitlines()
+    assert found == str(repository / "snapshots" / revision)
+    assert ("can't be reached" if offline == "1" else "the proxy that the environment names") in error
 
 
 def test_the_front_door_is_light() -> None:

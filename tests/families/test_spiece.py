@@ -93,7 +93,7 @@ def test_a_published_checkpoint_is_read(checkpoint: Path, installed: bool, monke
         def absent(*_: Any, **__: Any) -> Any:
             raise ImportError("SiglipTokenizer requires the SentencePiece library")
 
-        monkeypatch.setattr("vlm_edge.families.processors.AutoTokenizer.from_pretrained", absent)
+        monkeypatch.setattr("vlm_edge.families.pretrained.AutoTokenizer.from_pretrained", absent)
     spec = FAMILY.text_processing(checkpoint)
     assert spec is not None
     assert (spec.pad_token_id, spec.pad_to, spec.mask_padding) == (1, 16, False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration
+from transformers import Blip2Config, Blip2ForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
@@ -20,6 +20,7 @@ from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.families.generate import LanguageFamily, fused_attention
 from vlm_edge.families.llm import Decoder, self_attention_sites
 from vlm_edge.families.opt import OptDecoder
+from vlm_edge.families.pretrained import load_tokenizer
 from vlm_edge.families.processors import read_image_processing
 from vlm_edge.processing.manifest import ImageProcessing, Prompt
 
@@ -88,7 +89,7 @@ class Blip2(LanguageFamily):
         """
         prompt = super().prompt(checkpoint)
         assert prompt is not None
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        tokenizer = load_tokenizer(checkpoint)
         for question in _PROBES:
             behind = tokenizer.encode(prompt.layouts[1].replace(QUESTION, question), add_special_tokens=False)
             text = prompt.layouts[0].removeprefix(tokenizer.bos_token or "").replace(QUESTION, question)

@@ -7,16 +7,13 @@ turn, a system message, and images between words; a caller who wants these gives
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
+from typing import Literal
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.pretrained import load_tokenizer
+from vlm_edge.families.templates import chat_template, run_template
 from vlm_edge.processing.manifest import Prompt
 
 MAX_IMAGES = 10
@@ -25,23 +22,6 @@ FIRST = "{bos}"
 """Where a fallback layout has the tokenizer's first token."""
 _WORD = "zqquestionqz"
 """Stands for the question while a template runs; no template contains it or knows it."""
-_DATE = "26 Jul 2024"
-"""What templates that write today's date get, so that the same checkpoint gives the same bytes: Llama 3.2's default."""
-
-
-def chat_template(checkpoint: Path) -> str | None:
-    """The template of a checkpoint folder, from the first of the files that transformers looks into."""
-    jinja = checkpoint / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        path = checkpoint / name
-        template = json.loads(path.read_bytes()).get("chat_template") if path.is_file() else None
-        if isinstance(template, list):  # several templates by name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if isinstance(template, str):
-            return template
-    return None
 
 
 def read_prompt(
@@ -60,9 +40,9 @@ def read_prompt(
     Raises:
         VlmEdgeError: there is neither, or the template can't be run or says something that layouts can't.
     """
-    template = chat_template(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    if template is None:
+    found = chat_template(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    if found is None:
         if fallback is None:
             raise VlmEdgeError(
                 f"{checkpoint}: no chat template", "copy chat_template.jinja from the model's page into the folder"
@@ -70,8 +50,10 @@ def read_prompt(
         layouts = tuple(layout.replace(FIRST, tokenizer.bos_token or "") for layout in fallback)
         strip, starts = fallback_strip, not fallback_special_tokens
     else:
-        layouts = tuple(_layout(checkpoint, template, tokenizer, images) for images in range(MAX_IMAGES + 1))
-        strip = _turn(template, tokenizer, 1, f"  {_WORD}  ") == _turn(template, tokenizer, 1, _WORD)
+        turns = [*((images, _WORD) for images in range(MAX_IMAGES + 1)), (1, f"  {_WORD}  ")]
+        *texts, spaced = run_template(*found, tokenizer.special_tokens_map, turns)
+        layouts = tuple(text.replace(_WORD, QUESTION) for text in texts)
+        strip = spaced == texts[1]
         starts = tokenizer.bos_token is not None and layouts[1].startswith(tokenizer.bos_token)
     for images, layout in enumerate(layouts):
         if layout.count(image_token) != images or layout.count(QUESTION) != 1:
@@ -89,28 +71,3 @@ def read_prompt(
         special_tokens=not starts,
         image_reach=image_reach,
     )
-
-
-def _layout(checkpoint: Path, template: str, tokenizer: Any, images: int) -> str:
-    try:
-        text = _turn(template, tokenizer, images, _WORD)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise VlmEdgeError(
-            f"{checkpoint}: the chat template can't be run for one question about {images} images: {error}",
-            "compare chat_template.jinja with the one on the model's page",
-        ) from error
-    return text.replace(_WORD, QUESTION)
-
-
-def _turn(template: str, tokenizer: Any, images: int, question: str) -> str:
-    """One user turn, images first, and the start of the answer, as ``processor.apply_chat_template`` renders it."""
-    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-    rendered, _ = render_jinja_template(
-        conversations=[[{"role": "user", "content": content}]],
-        chat_template=template,
-        add_generation_prompt=True,
-        date_string=_DATE,
-        **tokenizer.special_tokens_map,
-    )
-    text: str = rendered[0]
-    return text

@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import open_clip
 from vlm_edge.families.base import Family
-from vlm_edge.families.config import CONFIG_NAME, read_config
+from vlm_edge.families.config import CONFIG_NAME, read_config, refuse_adapter
 from vlm_edge.families.generation import SETTINGS_NAME, read_settings
 from vlm_edge.families.remote_code import build_with_code, refuse_code
 from vlm_edge.families.saved_names import as_in_model
@@ -43,6 +43,13 @@ KEPT_FILES = (
 """What a derived checkpoint takes over as it is. A model card and a training log tell of other weights."""
 KEPT_FOLDERS = ("qformer_tokenizer",)
 """Folders whose files are taken over by the same names: InstructBLIP's second tokenizer."""
+
+
+_REFUSALS = (
+    ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RecursionError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+"""What transformers, torch or a checkpoint's own code raise over a config.json that no model can be built from."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def build_model(
         try:
             built = build_with_code(folder, config, values) if trust_remote_code else None
             return (built if built is not None else family.build(values)).float()
-        except (StrictDataclassError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (StrictDataclassError, *_REFUSALS) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise VlmEdgeError(
                 f"{folder / CONFIG_NAME}: no {family.architectures[0]} can be built from it: {reason}",
@@ -136,6 +143,7 @@ def load_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> LoadedC
     """
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))  # torch knows no control group's quota
     config = read_config(folder)
+    refuse_adapter(folder)
     if not trust_remote_code:
         refuse_code(folder, config)
     family = find_family(folder, config)

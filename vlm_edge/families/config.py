@@ -10,6 +10,12 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import open_clip
 
 CONFIG_NAME = "config.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+MERGE_HINT = (
+    "merge it once, with peft: model = peft.PeftModel.from_pretrained(MODEL_CLASS.from_pretrained(BASE), ADAPTER); "
+    "model.merge_and_unload().save_pretrained(NEW_FOLDER); and copy the base's tokenizer and processor files there"
+)
+"""How an adapter of PEFT becomes a checkpoint."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -22,11 +28,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise VlmEdgeError(f"{path}: can't be read: {error.strerror}", "check the file's permissions") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VlmEdgeError(f"{path}: not valid JSON: {error}", "copy the file from its source again") from error
     if not isinstance(value, dict):
         raise VlmEdgeError(f"{path}: must hold a JSON object, got {type(value).__name__}", "copy it from its source")
     return value
+
+
+def refuse_adapter(folder: Path) -> None:
+    """
+    Raises:
+        VlmEdgeError: a PEFT adapter lies in the folder: weights that mean something only with those of another model.
+    """
+    path = folder / ADAPTER_CONFIG_NAME
+    if path.is_file():
+        base = read_json_object(path).get("base_model_name_or_path") or "the base model"
+        raise VlmEdgeError(f"{path}: a PEFT adapter of {str(base)[:200]!r}, which is not merged into it", MERGE_HINT)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -45,6 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         path = folder / open_clip.CONFIG_NAME
         if path.is_file():
             return open_clip.clip_config(read_json_object(path), path)
+        refuse_adapter(folder)
         raise VlmEdgeError(
             f"{folder}: no {CONFIG_NAME}, so this is no Hugging Face model folder",
             "give the folder that save_pretrained wrote",

@@ -5,7 +5,6 @@ The decoder's graph holds the embedding table as well as the output layer, so th
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.chat import read_prompt
+from vlm_edge.families.config import read_config
 from vlm_edge.families.generation import read_settings
 from vlm_edge.families.llm import Decoder, decoder_export, self_attention_sites
+from vlm_edge.families.pretrained import load_tokenizer
 from vlm_edge.families.processors import read_text_processing
 from vlm_edge.families.vision_towers import connector_export, tower_attention_sites, vision_encoder_export
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
@@ -61,7 +61,7 @@ class LanguageFamily(Family):
 
     def config(self, checkpoint: Path) -> Any:
         """The checkpoint's configuration, with its defaults filled in."""
-        return self.config_class.from_dict(json.loads((checkpoint / "config.json").read_bytes()))
+        return self.config_class.from_dict(read_config(checkpoint))
 
     def image_token_id(self, config: Any) -> int:
         return int(config.image_token_id)
@@ -106,7 +106,7 @@ class LanguageFamily(Family):
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         spec = read_text_processing(checkpoint, self.config(checkpoint).get_text_config().max_position_embeddings)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        tokenizer = load_tokenizer(checkpoint)
         if tokenizer.encode(self.image_token, add_special_tokens=False) != [self.token_id(checkpoint)]:
             raise VlmEdgeError(
                 f"{checkpoint}: the tokenizer does not know {self.image_token!r} as the token that config.json says",

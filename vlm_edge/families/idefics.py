@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, IdeficsConfig, IdeficsForVisionText2Text
+from transformers import IdeficsConfig, IdeficsForVisionText2Text
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
 from vlm_edge.families.base import AttentionSite, ComponentExport
@@ -29,6 +29,7 @@ from vlm_edge.families.gated_cross import (
     gated_decoder_export,
 )
 from vlm_edge.families.generate import LanguageFamily
+from vlm_edge.families.pretrained import load_tokenizer
 from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.families.vision_towers import vision_encoder_export
 from vlm_edge.processing.manifest import ImageProcessing
@@ -87,12 +88,12 @@ class Idefics(LanguageFamily):
 
     def token_id(self, checkpoint: Path) -> int:
         """The tokenizer's word on it: config.json has none."""
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        tokenizer = load_tokenizer(checkpoint)
         return int(tokenizer.convert_tokens_to_ids(self.image_token))
 
     def fallback(self, checkpoint: Path) -> tuple[str, ...]:
         """What the processor makes of "User:", the images and the question, as the published models were trained."""
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+        tokenizer = load_tokenizer(checkpoint)
         end = END if END in tokenizer.get_vocab() else ""
         images = ["", *(AROUND + (self.image_token + AROUND) * count for count in range(1, MAX_IMAGES + 1))]
         return tuple(f"{FIRST}User:{each}{QUESTION}{end}\nAssistant:" for each in images)

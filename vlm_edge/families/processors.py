@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.pretrained import check_side_files, load_pretrained, load_tokenizer
 from vlm_edge.processing.images import Pixels, read_image
 from vlm_edge.processing.manifest import ImageProcessing, Prompt, TextProcessing, Transparency
 from vlm_edge.processing.pictures import picture_of
@@ -66,15 +66,15 @@ def load_image_processor(checkpoint: Path, default_class: Any, *, alike: tuple[A
     Raises:
         VlmEdgeError: there are no settings, or they name a class without a PIL version, or none of ``alike``.
     """
+    what = "no usable image processor (preprocessor_config.json or processor_config.json)"
+    hint = "copy preprocessor_config.json from the model's page into the folder"
+    check_side_files(checkpoint)
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(checkpoint, local_files_only=True)
         found = _named_class(settings) or default_class
-        processor = found.from_pretrained(checkpoint, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise VlmEdgeError(
-            f"{checkpoint}: no usable image processor (preprocessor_config.json or processor_config.json)",
-            "copy preprocessor_config.json from the model's page into the folder",
-        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise VlmEdgeError(f"{checkpoint}: {what}", hint) from error
+    processor = load_pretrained(found, checkpoint, what, hint)
     if alike and not isinstance(processor, alike):
         raise VlmEdgeError(
             f"{checkpoint}: {settings_file(checkpoint)}: image_processor_type: {found.__name__}; this architecture's "
@@ -212,17 +212,18 @@ def read_text_processing(
             f"{checkpoint}: no {TOKENIZER_NAME}, the tokenizer in the form that the device reads",
             "write it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
         )
-    try:
-        tokenizer = _load_tokenizer(checkpoint)
-    except (OSError, ValueError) as error:
-        raise VlmEdgeError(
-            f"{checkpoint}: the tokenizer can't be read: {error}", f"copy {TOKENIZER_NAME} from the model's page again"
-        ) from error
+    tokenizer = load_tokenizer(checkpoint)
     if tokenizer.pad_token_id is None:
         raise VlmEdgeError(
             f"{checkpoint}: the tokenizer has no padding token", "set pad_token in tokenizer_config.json"
         )
-    max_length = min(tokenizer.model_max_length, max_positions)
+    if not isinstance(tokenizer.model_max_length, (int, float)) or not tokenizer.model_max_length >= 1:
+        raise VlmEdgeError(
+            f"{checkpoint / 'tokenizer_config.json'}: model_max_length: {tokenizer.model_max_length!r} is no number of "
+            "tokens",
+            "copy the file from the model's page again",
+        )
+    max_length = int(min(tokenizer.model_max_length, max_positions))
     spec = TextProcessing(
         tokenizer=TOKENIZER_NAME,
         pad_token_id=tokenizer.pad_token_id,
@@ -234,15 +235,6 @@ def read_text_processing(
     )
     _check_texts(checkpoint, tokenizer, spec)
     return spec
-
-
-def _load_tokenizer(checkpoint: Path) -> Any:
-    """transformers' tokenizer. Where its class is Python code over a package that isn't there (SiglipTokenizer over
-    sentencepiece), what transformers makes of tokenizer.json alone."""
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    except ImportError:
-        return PreTrainedTokenizerFast.from_pretrained(checkpoint, local_files_only=True)
 
 
 def _check_texts(checkpoint: Path, tokenizer: Any, spec: TextProcessing) -> None:

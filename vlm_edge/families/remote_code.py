@@ -1,4 +1,4 @@
-"""Checkpoints that bring the code of their own model (``auto_map`` in config.json): refused, unless it is trusted."""
+"""Checkpoints that bring code along (``auto_map`` in one of their JSON files): refused, unless it is trusted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from torch import nn
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.config import CONFIG_NAME, read_json_object
+from vlm_edge.families.pretrained import SIDE_FILES
+
+_HINT = "use a checkpoint in transformers' own classes; or read that code and export with --trust-remote-code"
 
 
 def model_code(config: Mapping[str, Any]) -> str | None:
@@ -23,15 +27,19 @@ def model_code(config: Mapping[str, Any]) -> str | None:
 def refuse_code(folder: Path, config: Mapping[str, Any]) -> None:
     """
     Raises:
-        VlmEdgeError: the checkpoint brings code.
+        VlmEdgeError: a file of the checkpoint names code that comes with it, of whatever class; the message names both.
     """
-    code = model_code(config)
-    if code is not None:
-        raise VlmEdgeError(
-            f"{folder / 'config.json'}: auto_map: the model is built by code that comes with it ({code}), which could "
-            "do anything on this machine; it was not run",
-            "use a checkpoint in transformers' own classes; or read that code and export with --trust-remote-code",
-        )
+    files = {CONFIG_NAME: config}
+    files |= {name: read_json_object(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    for name, values in files.items():
+        if classes := values.get("auto_map"):
+            code = model_code(values) or str(classes)
+            what = "the model is built by code" if model_code(values) else "it asks for code"
+            raise VlmEdgeError(
+                f"{folder / name}: auto_map: {what} that comes with it ({code[:200]}), which could do anything on this "
+                "machine; it was not run",
+                _HINT,
+            )
 
 
 def build_with_code(folder: Path, config: Mapping[str, Any], values: Mapping[str, Any]) -> nn.Module | None:
@@ -42,12 +50,24 @@ def build_with_code(folder: Path, config: Mapping[str, Any], values: Mapping[str
     code = model_code(config)
     if code is None:
         return None
-    model_class = get_class_from_dynamic_module(code, str(folder), local_files_only=True)
     settings = config["auto_map"].get("AutoConfig")
-    config_class = (
-        model_class.config_class
-        if settings is None
-        else get_class_from_dynamic_module(settings, str(folder), local_files_only=True)
-    )
+    model_class = _class_of(folder, code)
+    config_class = model_class.config_class if settings is None else _class_of(folder, str(settings))
     model: nn.Module = model_class(config_class.from_dict(dict(values), attn_implementation="eager"))
     return model
+
+
+def _class_of(folder: Path, code: str) -> Any:
+    """The class ``file.Class`` of the folder's own code: of no other repository."""
+    file, _, name = code.partition(".")
+    if not file.isidentifier() or not name.isidentifier():
+        raise VlmEdgeError(
+            f"{folder / CONFIG_NAME}: auto_map: {code[:200]!r} is not FILE.CLASS, a class in a file of this folder",
+            "put the code that it names into the folder, and name it so",
+        )
+    if not (folder / f"{file}.py").is_file():
+        raise VlmEdgeError(
+            f"{folder / CONFIG_NAME}: auto_map: {code}: no {file}.py in the folder",
+            "copy the code from the model's page into the folder, and read it",
+        )
+    return get_class_from_dynamic_module(code, str(folder), local_files_only=True)

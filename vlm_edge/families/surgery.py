@@ -31,7 +31,7 @@ def read_surgery(folder: Path) -> tuple[dict[str, Any], ...]:
         return ()
     try:
         operations = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VlmEdgeError(f"{path}: not valid JSON: {error}", _HINT) from error
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
         raise VlmEdgeError(f"{path}: must hold a list of objects", _HINT)
