@@ -32,8 +32,8 @@ def check_side_files(folder: Path) -> None:
             read_json_object(folder / name)
 
 
-def load_pretrained(loader: Any, folder: Path, what: str, hint: str) -> Any:
-    """``loader.from_pretrained(folder)``; errors name the folder and ``what`` was to be read.
+def load_pretrained(loader: Any, folder: Path, what: str, hint: str, **settings: Any) -> Any:
+    """``loader.from_pretrained(folder, **settings)``; errors name the folder and say ``what`` is wrong.
 
     Raises:
         VlmEdgeError: transformers can't read it.
@@ -42,7 +42,7 @@ def load_pretrained(loader: Any, folder: Path, what: str, hint: str) -> Any:
     check_side_files(folder)
     told = {"trust_remote_code": False} if loader.__name__.startswith("Auto") else {}
     try:
-        return loader.from_pretrained(folder, local_files_only=True, **told)
+        return loader.from_pretrained(folder, local_files_only=True, **told, **settings)
     except ImportError:
         raise
     except Exception as error:  # over a malformed value transformers raises any kind, and tokenizers plain Exception

@@ -165,11 +165,11 @@ def _original_processor(checkpoint: Path) -> Any:
     """What ``AutoImageProcessor`` makes of a folder, with Pillow; None where it knows none."""
     from transformers import AutoImageProcessor
 
+    from vlm_edge.families.pretrained import load_pretrained
+
     try:
-        return AutoImageProcessor.from_pretrained(
-            checkpoint, backend="pil", local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError):
+        return load_pretrained(AutoImageProcessor, checkpoint, "no image processor", "copy it again", backend="pil")
+    except VlmEdgeError:
         return None
 
 
