@@ -106,3 +106,13 @@ def test_the_baseline_is_not_judged_on_being_better_than_itself(record: RunRecor
     assert {cell.judged for cell in ladder_of(changed).rows[0].cells} == {""}
     alone = changed.model_copy(update={"variants": [baseline], "decided_by": "baseline"})
     assert "MISSED" in {cell.judged for cell in ladder_of(alone).rows[0].cells}
+
+
+def test_layers_that_compile_runs_uncalibrated_are_named(record: RunRecord) -> None:
+    before = remarks(record)
+    last = record.variants[-1]
+    tuned = {"layers": {"dynamic": 41}, "uncalibrated_layers": 41, "uncalibrated": "by DynamicQuantizeMatMul"}
+    run = last.runs[-1].model_copy(update={"stage": "compile", "facts": {"components": {"decoder": {"tuned": tuned}}}})
+    changed = last.model_copy(update={"runs": [*last.runs[:-1], run]})
+    lines = remarks(record.model_copy(update={"variants": [*record.variants[:-1], changed]}))
+    assert [line for line in lines if line not in before] == ["compile: 41 layers of decoder: by DynamicQuantizeMatMul"]

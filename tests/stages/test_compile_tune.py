@@ -255,6 +255,7 @@ class TestByTheClock:
     def test_one_thread_is_not_raced_again(self, clock: Clock, tmp_path: Path) -> None:
         _, facts, _ = tuned(clock, costs(**dict.fromkeys(LAYERS, "static")), tmp_path)
         assert "faster_than_float_by_clock" not in facts
+        assert "uncalibrated_layers" not in facts
 
 
 class TestTimeLimit:
@@ -263,6 +264,8 @@ class TestTimeLimit:
         tuner, facts, _ = tuned(clock, table, tmp_path, seconds=0)
         assert tuner.forms == {**dict.fromkeys(LAYERS, "dynamic"), "conv": "float"}
         assert facts["shapes_not_tried"] == 3
+        assert facts["uncalibrated_layers"] == 4  # calibrated, and now run by the range of each batch
+        assert "depend on the batch" in facts["uncalibrated"]
         assert facts["races"] == 4  # float convolutions, all dynamic, all float, and against float at the end
 
     def test_in_between_it_stops_after_the_shape_that_it_is_at(self, clock: Clock, tmp_path: Path) -> None:
@@ -317,7 +320,8 @@ class TestRace:
         waits, computes = race(engines, [FEED])
         assert waits < computes
         waits, computes = race(engines, [FEED], by_clock=True)
-        assert waits > 0.004 > computes
+        assert waits >= 0.004  # which in CPU time took next to nothing
+        assert computes >= 0.002
 
 
 def test_the_layers_of_these_tests_are_what_they_should_be() -> None:

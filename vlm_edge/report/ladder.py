@@ -140,6 +140,10 @@ def remarks(record: RunRecord) -> list[str]:
             names = [": ".join(sample.values()) for sample in variant.skipped]
             more = f" (and {len(names) - 3} more, see run.json)" if len(names) > 3 else ""
             lines.append(f"{variant.name}: {len(names)} samples skipped: {'; '.join(names[:3])}{more}")
+        for run in variant.runs:
+            for name, fact in dict(run.facts.get("components") or {}).items():
+                if run.stage == "compile" and (count := fact.get("tuned", {}).get("uncalibrated_layers")):
+                    lines.append(f"{variant.name}: {count} layers of {name}: {fact['tuned']['uncalibrated']}")
         if variant.dropped:
             lines.append(f"{variant.name}: missed a budget and was left out of what follows (on_miss: drop)")
     return lines

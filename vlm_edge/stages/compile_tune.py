@@ -99,6 +99,9 @@ class Tuner:
                 if form != self.forms[group[0].node]:
                     self._try({layer.node: form for layer in group})
         facts = self._against_float(layers)
+        calibrated = {layer.node for layer in layers if layer.forms[0] == "static"}
+        if uncalibrated := sum(self.forms[node] == "dynamic" for node in calibrated):
+            facts |= {"uncalibrated_layers": uncalibrated, "uncalibrated": UNCALIBRATED}
         return facts | {
             "layers": dict(sorted(Counter(self.forms.values()).items())),
             "faster_than_untuned": round(self._gains, 3),
@@ -160,6 +163,10 @@ class Tuner:
 
 
 REVERTED = "no integer form was faster than float arithmetic here; the weights stay int8 on disk"
+UNCALIBRATED = (
+    "onnxruntime's DynamicQuantizeMatMul was faster for layers that were calibrated: it takes the range of the data in "
+    "each run, over the whole batch, so that an answer may depend on the batch that it is in"
+)
 REVERTED_BY_CLOCK = (
     "with all threads float arithmetic was faster by the clock, though not in CPU time; the weights stay int8 on disk"
 )
