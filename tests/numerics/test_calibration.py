@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
+from this_host import WEIGHT_BITS
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.numerics.bias_correction import correct_biases
@@ -160,7 +161,7 @@ def test_smoothing_that_costs_time_is_for_outliers_only() -> None:
 
 
 def quantized(graph: onnx.ModelProto) -> onnx.ModelProto:
-    placed = place_linears(graph, weight_bits=8)
+    placed = place_linears(graph, weight_bits=WEIGHT_BITS)
     tensors = [name for group in quantized_tensors(placed) for name in group]
     assert tensors == ["normed", "active"]
     return with_ranges(placed, dict.fromkeys(tensors, (-6.0, 6.0)), symmetric=False)
@@ -201,14 +202,14 @@ def test_a_switched_graph_is_the_float_or_the_quantized_one() -> None:
     assert nodes == {"MatMul_product", "MatMul_narrow"}
     np.testing.assert_allclose(switched.run(feed, ())["y"], run(graph, feed)[0], atol=1e-5)
     np.testing.assert_allclose(switched.run(feed, nodes)["y"], run(placed, feed)[0], atol=1e-4)
-    alone = place_linears(graph, weight_bits=8, left_out=frozenset({"MatMul_narrow"}))
+    alone = place_linears(graph, weight_bits=WEIGHT_BITS, left_out=frozenset({"MatMul_narrow"}))
     alone = with_ranges(alone, {"normed": (-6.0, 6.0)}, symmetric=False)
     np.testing.assert_allclose(switched.run(feed, {"MatMul_product"})["y"], run(alone, feed)[0], atol=1e-4)
 
 
 def test_the_worst_layer_is_first_and_leaves_first() -> None:
     graph = model()
-    placed = place_linears(graph, weight_bits=8)
+    placed = place_linears(graph, weight_bits=WEIGHT_BITS)
     placed = with_ranges(placed, {"normed": (-4.0, 4.0), "active": (-900.0, 900.0)}, symmetric=False)
     switched, inputs = SwitchedGraph(graph, placed, 1), feeds(3, seed=4)
     ranked = rank_layers(switched, inputs)

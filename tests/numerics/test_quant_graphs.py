@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
+from this_host import WEIGHT_BITS
 
 from vlm_edge.numerics.qdq_graph import without_notes
 from vlm_edge.numerics.qdq_lower import dynamic_linears, lower_linears
@@ -61,7 +62,7 @@ def weight(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def quantized_weight(shape: tuple[int, int], axis: int, seed: int = 0) -> dict[str, NDArray[Any]]:
-    levels, scales = quantize_weight(weight(*shape, seed=seed), axis)
+    levels, scales = quantize_weight(weight(*shape, seed=seed), axis, bits=WEIGHT_BITS)
     return {"w_int8": levels, "w_scale": scales, "w_zero": np.zeros(scales.shape, np.int8)}
 
 
@@ -244,9 +245,9 @@ def float_linear(bias_shape: tuple[int, ...] = (32,)) -> onnx.ModelProto:
 
 def test_dynamic_linears_are_exact_to_the_steps_of_data_and_weight() -> None:
     model = float_linear()
-    dynamic = dynamic_linears(model)
+    dynamic = dynamic_linears(model, weight_bits=WEIGHT_BITS)
     assert counts(dynamic) == {"DynamicQuantizeMatMul": 1}
-    levels, scales = quantize_weight(weight(48, 32), 1)
+    levels, scales = quantize_weight(weight(48, 32), 1, bits=WEIGHT_BITS)
     low, high = min(float(X.min()), 0.0), max(float(X.max()), 0.0)
     step = (high - low) / 255
     rounded = np.clip(np.rint(X / step) + round(-low / step), 0, 255) - round(-low / step)
@@ -271,7 +272,7 @@ def test_layers_that_share_a_weight_keep_their_own_bias() -> None:
         first=weight(48, seed=1),
         second=weight(48, seed=2),
     )
-    dynamic = dynamic_linears(model)
+    dynamic = dynamic_linears(model, weight_bits=WEIGHT_BITS)
     assert counts(dynamic) == {"DynamicQuantizeMatMul": 2}
     assert sum(len(tensor.dims) == 2 for tensor in dynamic.graph.initializer) == 1
     np.testing.assert_allclose(run(dynamic), run(model), atol=0.1)

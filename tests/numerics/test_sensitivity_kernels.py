@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
+from this_host import FORM
 
-from vlm_edge.numerics.quant_forms import quant_form
 from vlm_edge.numerics.quant_prepare import with_node_names
 from vlm_edge.numerics.quantization import Agreement
 from vlm_edge.numerics.sensitivity import SwitchedGraph, rank_layers
@@ -53,7 +53,7 @@ def run(graph: onnx.ModelProto, feed: dict[str, Any]) -> NDArray[np.float32]:
 def test_all_layers_switched_on_are_the_kernels(scheme: str, agreeing_db: float) -> None:
     """MatMulNBits rounds its data, too, which no switch does: 35 dB instead of the same levels."""
     floating = model()
-    quantized = lowered(floating, scheme, quant_form("onnxruntime", "x86-vnni"))
+    quantized = lowered(floating, scheme, FORM)
     switched = SwitchedGraph(floating, quantized, 1)
     nodes = {layer.node for layer in switched.layers}
     assert nodes == {node.name for node in floating.graph.node if node.op_type in ("MatMul", "Gemm")}
@@ -69,7 +69,7 @@ def test_all_layers_switched_on_are_the_kernels(scheme: str, agreeing_db: float)
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int4-weights", "int8-weights"])
 def test_a_layer_alone_is_the_graph_with_all_others_left_out(scheme: str) -> None:
-    floating, form = model(), quant_form("onnxruntime", "x86-vnni")
+    floating, form = model(), FORM
     feed = {"x": np.random.default_rng(2).normal(size=(9, WIDTH)).astype(np.float32)}
     ranked = rank_layers(SwitchedGraph(floating, lowered(floating, scheme, form), 1), [feed])
     nodes = {each.layer.node for each in ranked}

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from this_host import FORM
 
-from vlm_edge.numerics.quant_forms import quant_form
 from vlm_edge.numerics.quant_smooth import with_outliers
 from vlm_edge.numerics.quant_static import StaticSettings
 from vlm_edge.numerics.statistics import paired_change
@@ -104,7 +104,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[np.bo
     outlying, norms = with_outliers(plain, channels=4, factor=64.0)
     assert norms == 2
     feeds = [{"x": row[None]} for row in x[:64]]
-    form, tested = quant_form("onnxruntime", "x86-vnni"), x[64:]
+    form, tested = FORM, x[64:]
     graphs = {
         "float": outlying,
         "plain": plain,
@@ -141,7 +141,7 @@ def test_the_stage_would_not_have_taken_the_naive_form() -> None:
     plain, x, _ = model()
     outlying, _ = with_outliers(plain, channels=4, factor=64.0)
     feeds = [{"x": row[None]} for row in x[:64]]
-    form = quant_form("onnxruntime", "x86-vnni")
+    form = FORM
     wanted = run(outlying, x[64:320]).ravel()
     cosines = []
     for smooth in (False, True):
