@@ -1,41 +1,77 @@
-"""``vlm-edge answer``: ask an engine one question about one image, through the runtime that ships."""
+"""``vlm-edge answer``: ask an engine about one photo or many, through the runtime that ships."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.cli.photos import Photo, names_many, photos_of
+from vlm_edge.cli.settings import (
+    Settings,
+    json_option,
+    logs_on_stderr,
+    pass_settings,
+    print_json,
+    stdout_is_stderr,
+)
+from vlm_edge.errors import UsageError, VlmEdgeError
+from vlm_edge.processing.bounds import MOST_NEW_TOKENS
+
+if TYPE_CHECKING:
+    from vlm_edge.runtime.pipeline import Pipeline
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(allow_dash=True))
 @click.argument("question", required=False)
 @click.option("--label", "labels", multiple=True, help="A class to choose from, for CLIP models. May be repeated.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of each engine.  [default: the bundle's]")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1, MOST_NEW_TOKENS),
+    help="Longest answer of a model that writes, in tokens.  [default: the bundle's]",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each engine.  [default: the bundle's]")
+@click.option(
+    "--no-verify", is_flag=True, help="Answer from a bundle whose files are not those that its manifest lists."
+)
 @json_option
 @pass_settings
 def answer(
     settings: Settings,
     bundle: Path,
-    image: Path,
+    image: str,
     question: str | None,
     labels: Sequence[str],
+    max_new_tokens: int | None,
     threads: int | None,
+    no_verify: bool,
     as_json: bool,
 ) -> None:
     """Ask BUNDLE a QUESTION about IMAGE.
 
     BUNDLE is a folder with a manifest.json: a run's bundle, or what `export` or `compile` wrote; a run's folder will
-    do. Models that compare images with texts (CLIP) take --label instead of a question.
+    do. IMAGE is a photo; or a folder, a pattern in quotes ('photos/*.jpg'), a .jsonl file with lines like {"image":
+    "1.jpg", "question": "..."}, or - for such lines, or paths, on stdin: the bundle is then opened once, and each
+    photo's answer is a line (with --json, a JSON object). Models that compare images with texts (CLIP) take --label
+    instead of a question.
     """
+    from vlm_edge.runtime import load_pipeline
+
     with settings.working():
-        result = _result(bundle_folder(bundle), image, question, labels, threads)
+        folder = bundle_folder(bundle)
+        pipeline = load_pipeline(folder, threads=threads, verify=not no_verify)
+    if no_verify:
+        click.echo(f"warning: {folder}: not verified: its answers may not be those that were measured", err=True)
+    asked = _Asked(settings, folder, pipeline, labels, max_new_tokens)
+    if names_many(image):
+        _answer_many(asked, image, question, as_json)
+        return
+    result = asked.result(Photo(image, question))
     if as_json:
         print_json(result)
         return
@@ -44,42 +80,105 @@ def answer(
         settings.remark(f"  {share:6.1%} {label}")
 
 
+def _answer_many(asked: _Asked, image: str, question: str | None, as_json: bool) -> None:
+    """One line a photo, as it is answered. A photo without an answer is named on stderr, and the others go on.
+
+    Raises:
+        VlmEdgeError: there is no photo, or some have no answer.
+    """
+    total = failed = 0
+    for photo in photos_of(image, question):
+        total += 1
+        try:
+            result = asked.result(photo)
+        except UsageError:
+            raise
+        except VlmEdgeError as error:
+            failed += 1
+            result = {"image": photo.path, "error": error.message}
+            click.echo(f"error: {error.message}", err=True)
+        if as_json:
+            click.echo(json.dumps(result, ensure_ascii=True, allow_nan=False))
+        elif "answer" in result:
+            click.echo(f"{_on_one_line(photo.path)}\t{_on_one_line(result['answer'])}")
+    if failed:
+        raise VlmEdgeError(f"{failed} of {total} photos have no answer", "see the errors above")
+
+
+def _on_one_line(text: str) -> str:
+    """The text with what would end its line or its column written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+
+
 def bundle_folder(path: Path) -> Path:
     """The folder with the manifest: ``path``, or the bundle of the run in it."""
     return path / "bundle" if (path / "bundle" / "manifest.json").is_file() else path
 
 
-def _result(
-    folder: Path, image: Path, question: str | None, labels: Sequence[str], threads: int | None
-) -> dict[str, Any]:
-    from vlm_edge.runtime import (
-        AnswerHeadPipeline,
-        CaptioningPipeline,
-        EmbeddingPipeline,
-        GeneratePipeline,
-        MatchingPipeline,
-        VqaPipeline,
-        load_pipeline,
-    )
+class _Asked:
+    """A pipeline, and what every photo is asked with."""
 
-    pipeline = load_pipeline(folder, threads=threads)
-    if isinstance(pipeline, VqaPipeline | GeneratePipeline | AnswerHeadPipeline):
-        if question is None:
-            raise VlmEdgeError(f"{folder}: this model answers questions, and there is none", "give one after the image")
-        if isinstance(pipeline, AnswerHeadPipeline):
-            shares = pipeline.scores(pipeline.encode_images([image]), [question])[0]
-            return {"question": question} | _ranked(image, pipeline.manifest.labels or (), shares)
-        return {"image": str(image), "question": question, "answer": pipeline.answer(image, question)}
-    if isinstance(pipeline, CaptioningPipeline):
-        return {"image": str(image), "answer": pipeline.caption(image, question or "")}
-    if isinstance(pipeline, EmbeddingPipeline):
-        return _ranked(image, pipeline.manifest.labels or (), pipeline.classify([image])[0])
-    if isinstance(pipeline, MatchingPipeline) and labels:
-        features = pipeline.encode_images([image]).repeat(len(labels), axis=0)
-        return _ranked(image, labels, pipeline.probabilities(features, labels)[:, 1])
-    if not labels or isinstance(pipeline, MatchingPipeline):
-        raise VlmEdgeError(f"{folder}: this model compares images with texts", "give --label once for every class")
-    return _ranked(image, labels, pipeline.classify([image], list(labels))[0])
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        pipeline: Pipeline,
+        labels: Sequence[str],
+        max_new_tokens: int | None,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._pipeline = pipeline
+        self._labels = labels
+        self._limit = max_new_tokens
+
+    def result(self, photo: Photo) -> dict[str, Any]:
+        """The answer about one photo, and what it is an answer to.
+
+        Raises:
+            UsageError: the model can't be asked so.
+            VlmEdgeError: the photo can't be read, or the question is too long.
+        """
+        if photo.error is not None:
+            raise photo.error
+        with stdout_is_stderr(), logs_on_stderr(self._settings.verbosity):
+            return self._result(Path(photo.path), photo.question)
+
+    def _result(self, image: Path, question: str | None) -> dict[str, Any]:
+        from vlm_edge.runtime import (
+            AnswerHeadPipeline,
+            CaptioningPipeline,
+            EmbeddingPipeline,
+            GeneratePipeline,
+            MatchingPipeline,
+            VqaPipeline,
+        )
+
+        pipeline, labels, limit = self._pipeline, self._labels, self._limit
+        if limit is not None and not isinstance(pipeline, VqaPipeline | GeneratePipeline | CaptioningPipeline):
+            raise UsageError(f"{self._folder}: this model writes nothing", "leave --max-new-tokens out")
+        if isinstance(pipeline, VqaPipeline | GeneratePipeline | AnswerHeadPipeline):
+            if question is None:
+                raise UsageError(
+                    f"{self._folder}: this model answers questions, and there is none", "give one after the image"
+                )
+            asked = {"image": str(image), "question": question}
+            if isinstance(pipeline, AnswerHeadPipeline):
+                shares = pipeline.scores(pipeline.encode_images([image]), [question])[0]
+                return asked | _ranked(image, pipeline.manifest.labels or (), shares)
+            return asked | {"answer": pipeline.answer(image, question, max_new_tokens=limit)}
+        if isinstance(pipeline, CaptioningPipeline):
+            return {"image": str(image), "answer": pipeline.caption(image, question or "", max_new_tokens=limit)}
+        if isinstance(pipeline, EmbeddingPipeline):
+            return _ranked(image, pipeline.manifest.labels or (), pipeline.classify([image])[0])
+        if isinstance(pipeline, MatchingPipeline) and labels:
+            features = pipeline.encode_images([image]).repeat(len(labels), axis=0)
+            return _ranked(image, labels, pipeline.probabilities(features, labels)[:, 1])
+        if not labels or isinstance(pipeline, MatchingPipeline):
+            raise UsageError(
+                f"{self._folder}: this model compares images with texts", "give --label once for every class"
+            )
+        return _ranked(image, labels, pipeline.classify([image], list(labels))[0])
 
 
 def _ranked(image: Path, labels: Sequence[str], shares: Iterable[float]) -> dict[str, Any]:
