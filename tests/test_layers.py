@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "checked": set(),
     "documents": set(),
+    "digests": set(),
     "core": set(),
     "numerics": set(),
     "processing": set(),
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "processing", "zoo",
             "data"},
 }  # fmt: skip
-ANYONE = {"checked", "documents", "errors", "files", "machine", "names", "__version__"}
+ANYONE = {"checked", "digests", "documents", "errors", "files", "machine", "names", "__version__"}
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 
 

@@ -148,6 +148,7 @@ class TestDigest:
         assert first != dataset_digest(write_manifest(), "test")
 
     def test_it_is_the_same_with_and_without_a_memory(self, folder, write_manifest, monkeypatch, tmp_path):
+        monkeypatch.setattr("vlm_edge.digests.RECENT_NS", -1)
         first = dataset_digest(write_manifest(), "test")
         remembered = list((tmp_path / "cache" / "vlm-edge" / "digests").iterdir())
         assert len(remembered) == 1
@@ -158,8 +159,9 @@ class TestDigest:
         assert dataset_digest(write_manifest(), "test") == first
 
     def test_a_known_listing_is_not_hashed_again(self, folder, write_manifest, monkeypatch):
+        monkeypatch.setattr("vlm_edge.digests.RECENT_NS", -1)
         first = dataset_digest(write_manifest(), "test")
-        monkeypatch.setattr("vlm_edge.data.digests._hash", lambda *_: pytest.fail("hashed again"))
+        monkeypatch.setattr("vlm_edge.digests.hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
         assert dataset_digest(write_manifest(), "test") == first
 
     def test_another_content_than_the_manifests_is_refused(self, folder, write_manifest):

@@ -182,7 +182,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", {}.get)
     assert "vlm-edge[openvino]" in str(engine_available("openvino"))
     with pytest.raises(VlmEdgeError, match="not installed"):
-        load_engine("openvino", Path("x.xml"), Component(file="x.xml", inputs={}, outputs={}))
+        load_engine("openvino", Path("x.xml"), Component.model_construct(file="x.xml", inputs={}, outputs={}))
 
 
 def test_the_table_names_what_exists() -> None:

@@ -141,7 +141,7 @@ class TestOptions:
     def test_a_component_s_options_replace_the_engine_s(self, tmp_path: Path) -> None:
         path, row = saved(tiny("float[batch, 3] x", "y = MatMul (x, w)"), tmp_path)
         own = row.model_copy(update={"options": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}})
-        given: dict[str, str | int] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "KV_CACHE_PRECISION": "f32"}
+        given: dict[str, str | int] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "NUM_STREAMS": 1}
         for each, size in ((row, 0), (own, 64)):
             engine = load_engine("openvino", path, each, options=given)
             assert isinstance(engine, OpenVinoEngine)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from sealed import seal_again
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation import host
@@ -33,6 +34,7 @@ def test_footprint_counts_bytes_and_weights(bench):
 
 def test_a_corrupt_graph_is_named(bench):
     (bench.engine / "decoder.onnx").write_bytes(b"\xff no graph")
+    seal_again(bench.engine)
     with pytest.raises(VlmEdgeError, match=r"decoder\.onnx: not an ONNX file"):
         parameters(bench.engine)
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
+from sealed import seal_again
 
 from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.errors import VlmEdgeError
@@ -368,6 +369,7 @@ def test_a_dual_encoder_is_measured_too(dual_bench):
 
 def test_an_engine_that_cannot_be_loaded_is_named(bench):
     (bench.other / "decoder.onnx").write_bytes(b"no graph")
+    seal_again(bench.other)
     with pytest.raises(VlmEdgeError, match=r"(?s)candidate engine .*other.*decoder\.onnx") as caught:
         measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=QUICK)
     assert "again" in (caught.value.hint or "")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from sealed import seal_again
 from tiny_answer_head import ANSWERS, logits, write_answer_head
 from tiny_graphs import save_image
 
@@ -64,8 +65,7 @@ def test_nothing_to_do_and_what_does_not_fit(pipeline: AnswerHeadPipeline) -> No
 
 def test_a_manifest_without_answers(tmp_path: Path) -> None:
     write_answer_head(tmp_path)
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": None}))
+    seal_again(tmp_path, labels=None)
     with pytest.raises(VlmEdgeError, match=r"labels or image\.tiles: missing for an answer_head pipeline"):
         load_pipeline(tmp_path)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sealed import seal_again
 from tiny_graphs import WORDS, random_images, save_image, vqa_answer, write_dual_encoder, write_vqa
 
 from vlm_edge.errors import VlmEdgeError
@@ -135,10 +136,6 @@ class TestDualEncoder:
 
 
 class TestLoadPipeline:
-    def edit(self, folder: Path, **changes: object) -> None:
-        path = folder / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
     def test_no_manifest(self, tmp_path: Path) -> None:
         with pytest.raises(VlmEdgeError, match=r"no manifest\.json"):
             load_pipeline(tmp_path)
@@ -152,13 +149,14 @@ class TestLoadPipeline:
 
     def test_missing_component_file(self, vqa: Path) -> None:
         (vqa / "decoder.onnx").unlink()
-        with pytest.raises(VlmEdgeError, match=r"components\.decoder: no file decoder\.onnx"):
+        with pytest.raises(VlmEdgeError, match=r"manifest\.json: no file decoder\.onnx"):
             load_pipeline(vqa)
 
     @pytest.mark.parametrize("keep", [0, 40, 300])
     def test_corrupt_component_file(self, vqa: Path, keep: int) -> None:
         path = vqa / "text_encoder.onnx"
         path.write_bytes(path.read_bytes()[:keep])
+        seal_again(vqa)
         with pytest.raises(VlmEdgeError) as caught:
             load_pipeline(vqa)
         assert caught.value.message.startswith(str(path))
@@ -166,25 +164,26 @@ class TestLoadPipeline:
 
     def test_manifest_of_another_file(self, vqa: Path) -> None:
         (vqa / "decoder.onnx").write_bytes((vqa / "text_encoder.onnx").read_bytes())
+        seal_again(vqa)
         with pytest.raises(VlmEdgeError, match="no output 'logits'"):
             load_pipeline(vqa)
 
     def test_missing_component_row_and_generation(self, vqa: Path) -> None:
         components = json.loads((vqa / "manifest.json").read_text())["components"]
-        self.edit(vqa, components={name: row for name, row in components.items() if name != "decoder"})
+        seal_again(vqa, components={name: row for name, row in components.items() if name != "decoder"})
         with pytest.raises(VlmEdgeError, match="needs the component 'decoder'"):
             load_pipeline(vqa)
-        self.edit(vqa, components=components, generation=None)
+        seal_again(vqa, components=components, generation=None)
         with pytest.raises(VlmEdgeError, match="generation"):
             load_pipeline(vqa)
 
     def test_unknown_engine_option(self, vqa: Path) -> None:
-        self.edit(vqa, engine={"name": "onnxruntime", "version": "1", "threads": 1, "options": {"spining": True}})
+        seal_again(vqa, engine={"name": "onnxruntime", "version": "1", "threads": 1, "options": {"spining": True}})
         with pytest.raises(VlmEdgeError, match="spining"):
             load_pipeline(vqa)
 
     def test_engine_other_than_compiled_for(self, vqa: Path) -> None:
-        self.edit(vqa, engine={"name": "openvino", "version": "1", "threads": 1, "options": {}})
+        seal_again(vqa, engine={"name": "openvino", "version": "1", "threads": 1, "options": {}})
         with pytest.raises(VlmEdgeError, match="compiled for openvino"):
             load_pipeline(vqa, engine="onnxruntime")
 

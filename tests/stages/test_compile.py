@@ -10,6 +10,7 @@ import onnx
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+from sealed import seal_again
 from tiny_graphs import random_images, random_weights, vqa_answer, write_dual_encoder, write_vqa
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder, folder_size_bytes
@@ -117,6 +118,7 @@ def quantize_weights(path: Path) -> None:
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(tensors)
     onnx.save(model, path)
+    seal_again(path.parent)
 
 
 class TestIntegers:
@@ -216,6 +218,7 @@ class TestChecks:
         write_vqa(tmp_path / "graphs")
         path = tmp_path / "graphs" / "decoder.onnx"
         path.write_bytes(path.read_bytes()[:keep])
+        seal_again(path.parent)
         with pytest.raises(VlmEdgeError) as caught:
             compiled(tmp_path / "graphs", tmp_path / "engine")
         assert str(path) in caught.value.message
@@ -240,6 +243,7 @@ class TestSlim:
         for node in model.graph.node:
             node.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="/home/someone/model.py" * 40)
         onnx.save(model, path)
+        seal_again(path.parent)
         for optimize in ("runtime", "full"):
             folder, _ = compiled(tmp_path / "graphs", tmp_path / optimize, optimize=optimize)
             assert folder_size_bytes(folder) < path.stat().st_size

@@ -21,7 +21,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
 from vlm_edge.families.checkpoint import load_checkpoint
 from vlm_edge.families.surgery import apply_surgery
-from vlm_edge.processing.manifest import Component, TensorSpec, read_manifest
+from vlm_edge.processing.manifest import TensorSpec, read_manifest
 from vlm_edge.stages.export import SPEC, ExportConfig, run
 from vlm_edge.stages.export_check import Difference, check_component, load_graph
 from vlm_edge.stages.export_composed import check_pipeline, torch_says
@@ -52,10 +52,15 @@ class FakeEngine:
 
     name = "fake"
 
-    def __init__(self, infer: Callable[[dict[str, Any]], dict[str, Any]], inputs: dict[str, TensorSpec]) -> None:
+    def __init__(
+        self,
+        infer: Callable[[dict[str, Any]], dict[str, Any]],
+        inputs: dict[str, TensorSpec],
+        outputs: dict[str, TensorSpec] | None = None,
+    ) -> None:
         self.infer: Any = infer
         self.inputs = inputs
-        self.outputs: dict[str, TensorSpec] = {}
+        self.outputs = outputs or {}
 
 
 def inputs_of(folder: Path) -> StageInputs:
@@ -285,7 +290,7 @@ def test_one_wrong_token_is_refused(tiny_blip: Path, tiny_blip_graphs: Any) -> N
             result["logits"][-1, -1, best] = -1e9
         return result
 
-    graphs["decoder"] = FakeEngine(second_best, real.inputs)
+    graphs["decoder"] = FakeEngine(second_best, real.inputs, real.outputs)
     with pytest.raises(VlmEdgeError, match=r"composed graphs: question 5 is answered \[.*\], by generate \["):
         check_pipeline(tiny_blip, manifest, graphs, torch_says(load_checkpoint(tiny_blip), manifest), 1e-4)
 
@@ -309,7 +314,7 @@ def test_a_tie_may_be_broken_either_way(tiny_blip: Path, tiny_blip_graphs: Any) 
             result["logits"][:, :, token] = 1
             return result
 
-        return FakeEngine(infer, real.inputs)
+        return FakeEngine(infer, real.inputs, real.outputs)
 
     for token, ties in ((90, 0), (91, 6)):
         facts = check_pipeline(tiny_blip, manifest, graphs | {"decoder": take(token)}, wanted, 1e-4)
@@ -328,4 +333,3 @@ def test_wrong_similarities_are_refused(tiny_clip: Path, tiny_clip_graphs: Any) 
 def test_the_stages_contract() -> None:
     assert (SPEC.name, SPEC.output, SPEC.reads, SPEC.host_bound) == ("export", ArtifactKind.GRAPHS, frozenset(), False)
     assert SPEC.config is ExportConfig
-    assert Component(file="x.onnx", inputs={}, outputs={}).file == "x.onnx"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from sealed import seal_again
 
 from vlm_edge import api
 from vlm_edge.evaluation.accuracy import evaluate
@@ -26,6 +27,7 @@ def test_outlier_channels_cost_no_answers(tmp_path: Path) -> None:
         model, norms = with_outliers(fold_transposed_constants(onnx.load(path)))
         assert norms > 0
         onnx.save(model, path)
+    seal_again(graphs)
     facts = api.run_stage("quantize", {"samples": 64, "sensitivity": "none"}, graphs, tmp_path / "int8", data=task.data)
     for component in facts["components"].values():
         first = component["attempts"][0]

@@ -62,7 +62,8 @@ def explain(
     """
     from vlm_edge.api import find_task
     from vlm_edge.evaluation.explain import Asked, explain
-    from vlm_edge.processing.manifest import MANIFEST_NAME, read_manifest
+    from vlm_edge.processing.manifest import read_manifest
+    from vlm_edge.processing.sealing import MANIFEST_NAME
 
     folder = bundle_folder(source)
     manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None

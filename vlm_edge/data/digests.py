@@ -1,29 +1,19 @@
-"""The digest of a part of a data set, remembered between calls.
-
-Hashing thousands of images takes a while, listing them does not: the digest is kept in the user's cache folder beside
-a fingerprint of the listing (path, size and modification time of every file, as git's index does), and is taken anew
-when the listing differs. A file that is rewritten with the same size and the same time stamp goes unseen.
-"""
+"""The digest of a part of a data set, over its files' digests, which are remembered (:mod:`vlm_edge.digests`)."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vlm_edge.core.artifact import digest_line
-from vlm_edge.documents import parse_json, read_text, reason
+from vlm_edge.digests import file_digests
+from vlm_edge.documents import reason
 from vlm_edge.errors import VlmEdgeError, short
-from vlm_edge.files import write_atomically
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_MAX_RECORD_BYTES = 2**26
+_HINT = "restore this file of the data, or remove it"
 
 
 def content_digest(folder: Path) -> str:
@@ -36,33 +26,19 @@ def content_digest(folder: Path) -> str:
         VlmEdgeError: the folder is missing or holds no file, or something in it can't be read or is no regular file.
     """
     try:
-        listing = sorted(_files(folder, "", frozenset()))
+        names = sorted(_names(folder, "", frozenset()))
     except OSError as error:
-        raise _unreadable(error) from error
-    if not listing:
+        raise VlmEdgeError(f"{short(str(error.filename))}: can't be read: {reason(error)}", _HINT) from error
+    if not names:
         raise VlmEdgeError(f"{folder}: no such folder, or it holds no file", "check the data manifest's source")
-    fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-    known = read_record(name)
-    digest = known.get("digest")
-    if known.get("fingerprint") == fingerprint and isinstance(digest, str) and _DIGEST.fullmatch(digest):
-        return digest
-    try:
-        digest = _hash(folder, [name for name, _, _ in listing])
-    except OSError as error:
-        raise _unreadable(error) from error
-    write_record(name, {"fingerprint": fingerprint, "digest": digest})
-    return digest
+    total = hashlib.sha256()
+    for name, digest in file_digests(folder, names, _HINT).items():
+        total.update(digest_line(digest, name))
+    return total.hexdigest()
 
 
-def _unreadable(error: OSError) -> VlmEdgeError:
-    return VlmEdgeError(
-        f"{short(str(error.filename))}: can't be read: {reason(error)}", "restore this file of the data, or remove it"
-    )
-
-
-def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int, int]]:
-    """(relative path, size, modification time in ns) of every file below ``folder`` that is not hidden.
+def _names(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """The relative path of every file below ``folder`` that is not hidden.
 
     ``above`` are the folders on the way here, to which a link could lead back.
     """
@@ -80,44 +56,8 @@ def _files(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iter
                 here = (status.st_dev, status.st_ino)
                 if here in above:
                     raise OSError(0, "a link to a folder that it lies in", entry.path)
-                yield from _files(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
+                yield from _names(Path(entry.path), f"{prefix}{entry.name}/", above | {here})
             elif stat.S_ISREG(status.st_mode):
-                yield f"{prefix}{entry.name}", status.st_size, status.st_mtime_ns
+                yield f"{prefix}{entry.name}"
             else:
                 raise OSError(0, "a pipe, socket or device, no file", entry.path)
-
-
-def _hash(folder: Path, names: list[str]) -> str:
-    total = hashlib.sha256()
-    for name in names:
-        with (folder / name).open("rb") as file:
-            total.update(digest_line(hashlib.file_digest(file, "sha256").hexdigest(), name))
-    return total.hexdigest()
-
-
-def _cache_folder() -> Path:
-    """Below the user's cache folder; below the temporary files where the user has no home, as in some containers."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        try:
-            base = str(Path.home() / ".cache")
-        except RuntimeError:
-            base = tempfile.gettempdir()
-    return Path(base) / "vlm-edge" / "digests"
-
-
-def read_record(name: str) -> dict[str, Any]:
-    """What :func:`write_record` kept under a name; empty where there is nothing that can be read."""
-    try:
-        record = parse_json(read_text(_cache_folder() / f"{name}.json", _MAX_RECORD_BYTES))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def write_record(name: str, record: dict[str, Any]) -> None:
-    """Remember what was found out; where the cache folder cannot be written, the next call finds it out again."""
-    try:
-        write_atomically(_cache_folder() / f"{name}.json", json.dumps(record).encode())
-    except VlmEdgeError:
-        return

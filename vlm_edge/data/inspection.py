@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
-from vlm_edge.data.digests import read_record, write_record
+from vlm_edge.digests import read_record, write_record
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.images import read_image

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import check_feed
+from vlm_edge.engines.options import EngineOptions, read_options
+from vlm_edge.engines.signature import check_signature
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
@@ -38,8 +39,14 @@ _GRAPH_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    **{f"tensor({name})": name for name in ("int64", "int32", "bool", "uint8", "int8")},
+}
 
-class OnnxRuntimeOptions(BaseModel):
+
+class OnnxRuntimeOptions(EngineOptions):
     """Session options, as they stand in the manifest.
 
     ``graph_optimization``: how far the session rewrites the graph when it loads it; an offline-optimized file needs
@@ -48,8 +55,6 @@ class OnnxRuntimeOptions(BaseModel):
     ``memory``: ``small`` leaves weights that lie beside the graph in the mapped file instead of copying them in the
     layout that kernels like best, and gives back what a run took (onnxruntime's arena keeps it).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
     spinning: Literal["never", "during_run", "always"] = "during_run"
@@ -88,14 +93,7 @@ class OnnxRuntimeEngine:
     def __init__(
         self, model_path: Path, component: Component, *, threads: int, options: Mapping[str, str | int | float | bool]
     ) -> None:
-        try:
-            settings = OnnxRuntimeOptions.model_validate(options)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            raise VlmEdgeError(
-                f"onnxruntime option {'.'.join(map(str, fault['loc']))}: {fault['msg']}",
-                "options: " + ", ".join(OnnxRuntimeOptions.model_fields),
-            ) from error
+        settings = read_options("onnxruntime", OnnxRuntimeOptions, options)
         try:
             self._session = ort.InferenceSession(
                 str(model_path), session_options(threads, settings), providers=["CPUExecutionProvider"]
@@ -108,12 +106,8 @@ class OnnxRuntimeEngine:
         self._path = model_path
         self.inputs, self.outputs = component.inputs, component.outputs
         self._output_names = list(component.outputs)
-        found = [output.name for output in self._session.get_outputs()]
-        if missing := [name for name in component.outputs if name not in found]:
-            raise VlmEdgeError(
-                f"{model_path}: no output {missing[0]!r}, which the manifest names; it has {', '.join(found)}",
-                "the manifest belongs to another file: export or compile it again",
-            )
+        inputs = {each.name: (_DTYPES.get(each.type), each.shape or None) for each in self._session.get_inputs()}
+        check_signature(model_path, component, inputs, [output.name for output in self._session.get_outputs()])
 
     def infer(self, feed: Feed) -> dict[str, Array]:
         """Run once; see :class:`vlm_edge.engines.base.Engine`."""

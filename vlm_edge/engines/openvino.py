@@ -6,13 +6,16 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.feed import FeedChecker
 from vlm_edge.engines.openvino_fixed import FilledInputs, dimensions, fillable, fitting, fixed_sizes, shape_of, sizes_of
+from vlm_edge.engines.options import EngineOptions, read_options
+from vlm_edge.engines.signature import check_signature
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
@@ -25,17 +28,34 @@ def unavailable() -> str | None:
     return None
 
 
+_DTYPES = {
+    **{"f32": "float32", "f16": "float16", "boolean": "bool"},
+    **{"i64": "int64", "i32": "int32", "u8": "uint8", "i8": "int8"},
+}
+
+
+class OpenVinoOptions(EngineOptions):
+    """OpenVINO's properties that a manifest may set; what is left out is as :func:`compile_properties` has it."""
+
+    INFERENCE_PRECISION_HINT: Literal["f32", "bf16"] | None = None
+    NUM_STREAMS: int | None = Field(default=None, ge=1, le=64)
+    DYNAMIC_QUANTIZATION_GROUP_SIZE: int | None = Field(default=None, ge=0, le=65536)
+
+
 def compile_properties(threads: int, options: Mapping[str, str | int | float | bool]) -> dict[str, Any]:
     """OpenVINO properties: one stream for latency; ``options`` are added and may replace any of them.
 
     FP32 stays FP32: by default the CPU plug-in may run float graphs in bfloat16 where the chip has it.
+
+    Raises:
+        VlmEdgeError: an option is none of :class:`OpenVinoOptions`.
     """
     return {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": min(threads, usable_cpus()),
         "INFERENCE_PRECISION_HINT": "f32",
-        **options,
+        **read_options("openvino", OpenVinoOptions, options).model_dump(exclude_none=True),
     }
 
 
@@ -173,12 +193,18 @@ class OpenVinoEngine:
         return compiled.create_infer_request()
 
     def _read(self) -> Any:
-        """The model of the file, with every output that the manifest names."""
+        """The model of the file, which is the one that the manifest's row describes."""
         try:
             model = self._core.read_model(str(self._path))
         except RuntimeError as error:
             raise self._refused(error) from error
-        self._places(model)
+        inputs = {}
+        for port in model.inputs:
+            name = next((name for name in self.inputs if name in port.names), str(port.any_name))
+            sizes = port.partial_shape
+            shape = [size.get_length() if size.is_static else None for size in sizes] if sizes.rank.is_static else None
+            inputs[name] = (_DTYPES.get(port.element_type.get_type_name()), shape)
+        check_signature(self._path, self._component, inputs, [name for port in model.outputs for name in port.names])
         return model
 
     def _refused(self, error: RuntimeError) -> VlmEdgeError:
@@ -192,11 +218,5 @@ class OpenVinoEngine:
 
     def _places(self, model: Any) -> dict[str, int]:
         """Where each of the manifest's outputs stands."""
-        wanted = list(self.outputs)
-        names = [next((name for name in wanted if name in port.names), "") for port in model.outputs]
-        if missing := [name for name in wanted if name not in names]:
-            raise VlmEdgeError(
-                f"{self._path}: no output {missing[0]!r}, which the manifest names",
-                "the manifest belongs to another file: export or compile it again",
-            )
-        return {name: names.index(name) for name in wanted}
+        names = [next((name for name in self.outputs if name in port.names), "") for port in model.outputs]
+        return {name: names.index(name) for name in self.outputs}

@@ -18,6 +18,7 @@ import numpy as np
 from vlm_edge.engines.base import Array, Feed
 from vlm_edge.engines.cuda_memory import Stream, device_count, load_cudart
 from vlm_edge.engines.feed import FeedChecker, Signature
+from vlm_edge.engines.options import EngineOptions, read_options
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import (
     CROSS_PREFIX,
@@ -160,6 +161,7 @@ class TensorRtEngine:
         self, model_path: Path, component: Component, *, threads: int, options: Mapping[str, str | int | float | bool]
     ) -> None:
         trt = _require()
+        read_options("tensorrt", EngineOptions, options)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(model_path.read_bytes())
         if self._engine is None:

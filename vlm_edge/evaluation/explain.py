@@ -25,7 +25,8 @@ from vlm_edge.machine import Machine
 from vlm_edge.numerics.int8_causes import explain_graph
 from vlm_edge.numerics.int8_view import Int8Speed, Int8View
 from vlm_edge.numerics.qdq_graph import Graph
-from vlm_edge.processing.manifest import MANIFEST_NAME, Component, PipelineManifest, read_manifest
+from vlm_edge.processing.manifest import Component, PipelineManifest, read_manifest
+from vlm_edge.processing.sealing import MANIFEST_NAME
 
 
 @dataclass(frozen=True)

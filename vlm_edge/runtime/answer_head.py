@@ -13,7 +13,7 @@ from vlm_edge.processing.images import ImageSource, read_images
 from vlm_edge.processing.manifest import PatchRows, PipelineManifest
 from vlm_edge.processing.patch_rows import row_picture, stacked
 from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import joined, require, require_text
+from vlm_edge.runtime.batches import joined, require, require_text, slices
 
 Pictures = NDArray[np.object_]
 """One :class:`vlm_edge.processing.picture.Picture` an entry: images may differ in how many patches they become."""
@@ -30,7 +30,7 @@ class AnswerHeadPipeline:
         self.manifest = manifest
         self._answers = manifest.labels
         self._rows = manifest.image.tiles
-        self._fusion = require(engines, manifest, "fusion")
+        self._fusion = require(engines, manifest, "fusion", "logits")
         self._text = require_text(text, manifest)
 
     def answer(self, image: ImageSource, question: str) -> str:
@@ -82,8 +82,7 @@ class AnswerHeadPipeline:
                 f"{len(pictures)} pictures for {len(questions)} questions", "give one picture for each question"
             )
         parts = []
-        for start in range(0, len(questions), batch_size):
-            part = slice(start, start + batch_size)
+        for part in slices(len(questions), batch_size):
             input_ids, attention_mask = self._text.encode(questions[part])
             feed = {"input_ids": input_ids, "attention_mask": attention_mask, **stacked(list(pictures[part]))}
             parts.append(self._fusion.infer(feed)["logits"])

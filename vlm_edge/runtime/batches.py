@@ -17,20 +17,36 @@ Row = TypeVar("Row")
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    """Consecutive slices of at most ``size`` rows."""
+    """Consecutive slices of at most ``size`` rows.
+
+    Raises:
+        VlmEdgeError: ``size`` is less than 1.
+    """
+    if size < 1:
+        raise VlmEdgeError(f"batch_size: {size}; a batch has at least 1 row", "leave batch_size out, or give 1 or more")
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
 
-def require(engines: Mapping[str, Engine], manifest: PipelineManifest, name: str) -> Engine:
-    """The engine of one component.
+def slices(rows: int, size: int) -> Iterator[slice]:
+    """The places of consecutive batches of at most ``size`` rows. Errors as :func:`batches`."""
+    return (slice(part[0], part[-1] + 1) for part in batches(range(rows), size))
+
+
+def require(engines: Mapping[str, Engine], manifest: PipelineManifest, name: str, *outputs: str) -> Engine:
+    """The engine of one component, which has these outputs.
 
     Raises:
-        VlmEdgeError: the manifest has no such component.
+        VlmEdgeError: the manifest has no such component, or an output is missing.
     """
     if name not in engines:
         raise VlmEdgeError(
             f"a {manifest.pipeline} pipeline needs the component {name!r}; the manifest has {', '.join(engines)}",
+            "export the model again",
+        )
+    if missing := [output for output in outputs if output not in engines[name].outputs]:
+        raise VlmEdgeError(
+            f"manifest.json: components.{name}.outputs: a {manifest.pipeline} pipeline needs {missing[0]!r}",
             "export the model again",
         )
     return engines[name]

@@ -29,16 +29,17 @@ class CaptioningPipeline:
         self._decoder = GreedyDecoder(require(engines, manifest, "decoder"), manifest.generation)
         self._text = require_text(text, manifest)
 
-    def caption(self, image: ImageSource, prompt: str = "") -> str:
+    def caption(self, image: ImageSource, prompt: str = "", *, max_new_tokens: int | None = None) -> str:
         """The text of one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
 
         Args:
             prompt: how the text begins; the answer goes on from there and leaves it out.
+            max_new_tokens: the longest text; default: the manifest's.
 
         Raises:
             VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
         """
-        return self.caption_batch([image], prompt)[0]
+        return self.caption_batch([image], prompt, max_new_tokens=max_new_tokens)[0]
 
     def caption_batch(
         self,

@@ -22,8 +22,8 @@ class DualEncoderPipeline:
 
     def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
         self.manifest = manifest
-        self._vision = require(engines, manifest, "vision_encoder")
-        self._text_encoder = require(engines, manifest, "text_encoder")
+        self._vision = require(engines, manifest, "vision_encoder", "image_embeds")
+        self._text_encoder = require(engines, manifest, "text_encoder", "text_embeds")
         self._text = require_text(text, manifest)
         self._label_embeddings = lru_cache(maxsize=8)(self._embed_labels)
 
@@ -35,11 +35,20 @@ class DualEncoderPipeline:
         ]
         return joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")
 
-    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Array:
-        """Texts -> (texts, dim) float32, each row of length 1."""
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64, cut: bool = False) -> Array:
+        """Texts -> (texts, dim) float32, each row of length 1.
+
+        Args:
+            texts: captions or labels.
+            batch_size: how many run at once.
+            cut: leave out the end of a text that has more tokens than the model reads, as such models are trained.
+
+        Raises:
+            VlmEdgeError: a text is longer than the model reads.
+        """
         parts = []
         for part in batches(texts, batch_size):
-            input_ids, attention_mask = self._text.encode(part)
+            input_ids, attention_mask = self._text.encode(part, cut=cut)
             parts.append(self._text_encoder.infer({"input_ids": input_ids, "attention_mask": attention_mask}))
         return joined([part["text_embeds"] for part in parts], self._text_encoder, "text_embeds")
 

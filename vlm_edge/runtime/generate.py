@@ -15,7 +15,7 @@ from vlm_edge.processing.manifest import PipelineManifest, Prompt
 from vlm_edge.processing.patches import grid_positions
 from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.text import Ids, TextEncoder
-from vlm_edge.runtime.batches import batches, require, require_text
+from vlm_edge.runtime.batches import batches, require, require_text, slices
 from vlm_edge.runtime.cross_attention import cross_feed
 from vlm_edge.runtime.greedy import GreedyDecoder
 from vlm_edge.runtime.steps import Steps
@@ -58,13 +58,16 @@ class GeneratePipeline:
         asked = manifest.prompt.instruction
         self._instruction = None if asked is None else TextEncoder(self._text.folder, asked)
 
-    def answer(self, image: ImageSource, question: str) -> str:
+    def answer(self, image: ImageSource, question: str, *, max_new_tokens: int | None = None) -> str:
         """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
 
+        Args:
+            max_new_tokens: the longest answer; default: the manifest's.
+
         Raises:
-            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
+            VlmEdgeError: as :meth:`generate`.
         """
-        return self.generate([Request(question, [image])])[0]
+        return self.generate([Request(question, [image])], max_new_tokens=max_new_tokens)[0]
 
     def generate(
         self, requests: Sequence[Request], *, batch_size: int = 8, max_new_tokens: int | None = None
@@ -82,7 +85,7 @@ class GeneratePipeline:
         return answers
 
     def generate_ids(self, requests: Sequence[Request], *, max_new_tokens: int | None = None) -> list[list[int]]:
-        """The answers' token ids, all requests in one batch."""
+        """The answers' token ids, all requests in one batch; none for no request. Errors as :meth:`generate`."""
         encoded = [list(self._images.encode(request.images)) for request in requests]
         return self._answer(requests, encoded, max_new_tokens)
 
@@ -109,9 +112,9 @@ class GeneratePipeline:
                 "give one row for each question",
             )
         rows = []
-        for start in range(0, len(questions), batch_size):
-            images = [[image] for image in features[start : start + batch_size]]
-            asked = [Request(question) for question in questions[start : start + batch_size]]
+        for part in slices(len(questions), batch_size):
+            images = [[image] for image in features[part]]
+            asked = [Request(question) for question in questions[part]]
             rows += self._answer(asked, images, max_new_tokens)
         return rows
 
@@ -134,6 +137,8 @@ class GeneratePipeline:
         self, requests: Sequence[Request], images: Sequence[list[EncodedImage]], max_new_tokens: int | None
     ) -> list[list[int]]:
         """The requests, whose own ``images`` are left alone for those that are encoded."""
+        if not requests:
+            return []
         texts = [
             prompt_text(self._prompt, request.question, pictures, request.prompt)
             for request, pictures in zip(requests, images, strict=True)
@@ -183,9 +188,9 @@ class GeneratePipeline:
         wanted = sum(image.text.count(self._prompt.image_token) for image in images)
         if row.count(self._prompt.image_token_id) != wanted:
             raise VlmEdgeError(
-                f"a request of {len(images)} images holds {row.count(self._prompt.image_token_id)} of their {wanted} "
-                f"tokens in its first {len(row)}; the model reads at most {self._text.spec.max_length}",
-                "ask about fewer or smaller images, or ask for less at once",
+                f"a request of {len(images)} images holds {row.count(self._prompt.image_token_id)} image tokens, "
+                f"not {wanted}",
+                f"write {self._prompt.image_token!r} once for each image, and nowhere else",
             )
         return row
 

@@ -8,12 +8,14 @@ import numpy as np
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.bounds import MOST_NEW_TOKENS
 from vlm_edge.processing.manifest import SELF_MASK, Generation, TensorSpec
 from vlm_edge.processing.text import Ids
 from vlm_edge.runtime.token_rules import TokenRules
 
 PAST_PREFIX = "past_key_values."
 PRESENT_PREFIX = "present."
+_AGAIN = "export the model again"
 
 
 class GreedyDecoder:
@@ -26,6 +28,21 @@ class GreedyDecoder:
         past_names = [name for name in decoder.inputs if name.startswith(PAST_PREFIX)]
         self._present_to_past = [(PRESENT_PREFIX + name.removeprefix(PAST_PREFIX), name) for name in past_names]
         self._past_shapes = {name: decoder.inputs[name].shape for name in past_names}
+        wanted = ["logits", *(present for present, _ in self._present_to_past)]
+        if missing := [name for name in wanted if name not in decoder.outputs]:
+            raise VlmEdgeError(
+                f"manifest.json: components.decoder.outputs: no {missing[0]!r}, which decoding needs", _AGAIN
+            )
+        vocabulary = decoder.outputs["logits"].shape[-1]
+        chosen = [token for token in generation.named_tokens if isinstance(vocabulary, int) and token >= vocabulary]
+        if chosen:
+            raise VlmEdgeError(
+                f"manifest.json: generation: token {chosen[0]} is none of the decoder's {vocabulary}", _AGAIN
+            )
+        for name, shape in self._past_shapes.items():
+            if len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[3], int)):
+                place = f"manifest.json: components.decoder.inputs.{name}"
+                raise VlmEdgeError(f"{place}: {list(shape)}, not (batch, heads, past, head_dim)", _AGAIN)
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -82,6 +99,9 @@ class GreedyDecoder:
             following: the tokens that were chosen (batch, 1) -> what changes in the feed of the next run.
             max_new_tokens: default: the manifest's lengths.
             prompts: each row's tokens without padding; default: ``input_ids``.
+
+        Raises:
+            VlmEdgeError: ``max_new_tokens`` is out of bounds.
         """
         feed = dict(first)
         batch = len(feed["input_ids"])
@@ -114,6 +134,8 @@ class GreedyDecoder:
         """How many tokens may follow ``given`` ones."""
         generation = self._generation
         if max_new_tokens is not None:
+            if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+                raise VlmEdgeError(f"max_new_tokens: {max_new_tokens}; allowed: 1 to {MOST_NEW_TOKENS}", "give less")
             return max_new_tokens
         if generation.max_length is None:
             return generation.max_new_tokens

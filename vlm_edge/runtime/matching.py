@@ -12,7 +12,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import batches, joined, require, require_text, softmax
+from vlm_edge.runtime.batches import batches, joined, require, require_text, slices, softmax
 
 
 class MatchingPipeline:
@@ -20,8 +20,8 @@ class MatchingPipeline:
 
     def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
         self.manifest = manifest
-        self._vision = require(engines, manifest, "vision_encoder")
-        self._fusion = require(engines, manifest, "fusion")
+        self._vision = require(engines, manifest, "vision_encoder", "image_features")
+        self._fusion = require(engines, manifest, "fusion", "logits")
         self._text = require_text(text, manifest)
         self._text_encoder = engines.get("text_encoder")
 
@@ -56,8 +56,7 @@ class MatchingPipeline:
 
     def _logits(self, features: Array, texts: Sequence[str], batch_size: int) -> Array:
         parts = []
-        for start in range(0, len(texts), batch_size):
-            part = slice(start, start + batch_size)
+        for part in slices(len(texts), batch_size):
             input_ids, attention_mask = self._text.encode(texts[part])
             rows = np.ascontiguousarray(features[part])
             feed = {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": rows}
@@ -88,16 +87,21 @@ class MatchingPipeline:
         ]
         return joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")
 
-    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> Array:
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64, cut: bool = False) -> Array:
         """Texts -> (texts, dim) float32, each row of length 1.
 
+        Args:
+            texts: captions.
+            batch_size: how many run at once.
+            cut: leave out the end of a text that has more tokens than the model reads.
+
         Raises:
-            VlmEdgeError: the model has no embeddings, only pairs.
+            VlmEdgeError: the model has no embeddings, only pairs, or a text is longer than the model reads.
         """
         encoder = self._embedding_encoder()
         parts = []
         for part in batches(texts, batch_size):
-            input_ids, attention_mask = self._text.encode(part)
+            input_ids, attention_mask = self._text.encode(part, cut=cut)
             parts.append(encoder.infer({"input_ids": input_ids, "attention_mask": attention_mask})["text_embeds"])
         return joined(parts, encoder, "text_embeds")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +41,9 @@ PIPELINES: dict[PipelineKind, type[Pipeline]] = {
 }
 
 
-def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int | None = None) -> Pipeline:
+def load_pipeline(
+    folder: Path | str, *, engine: str | None = None, threads: int | None = None, verify: bool = True
+) -> Pipeline:
     """Load a GRAPHS, ENGINE or BUNDLE folder.
 
     Args:
@@ -48,12 +51,16 @@ def load_pipeline(folder: Path | str, *, engine: str | None = None, threads: int
         engine: default: the manifest's, or onnxruntime for graphs that were not compiled. Graphs run on onnxruntime
             or openvino as they are; a compiled folder runs on the engine that it was compiled for.
         threads: most intra-op threads of a component; default: the manifest's, or the CPUs that this process may use.
+        verify: hold every file to the digest that the manifest has of it, before it is given to an engine. False
+            answers from altered files, too, and logs a warning.
 
     Raises:
-        VlmEdgeError: the manifest can't be read, a file is missing or corrupt, or the engine can't run here.
+        VlmEdgeError: the manifest can't be read, a file is missing, altered or corrupt, or the engine can't run here.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, verify=verify)
+    if not verify:
+        logging.getLogger(__name__).warning("%s: not verified: its answers may not be those that were measured", folder)
     return build_pipeline(manifest, load_engines(folder, manifest, engine=engine, threads=threads), folder)
 
 

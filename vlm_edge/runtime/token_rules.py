@@ -94,7 +94,9 @@ class TokenRules:
         beyond = len(text) - begin - start
         if beyond > 0:
             scores = row[self._ends]
-            row[self._ends] = np.where(np.isfinite(scores), scores + np.abs(scores) * (factor**beyond - 1), scores)
+            with np.errstate(over="ignore"):  # beyond float64 it is infinite
+                growth = np.float64(factor) ** beyond - 1
+                row[self._ends] = np.where(np.isfinite(scores), scores + np.abs(scores) * growth, scores)
 
     def _suppress(self, row: Row, text: Sequence[int], begin: int, end: int) -> None:
         """SuppressTokensLogitsProcessor."""

@@ -9,7 +9,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import batches, joined, require, require_text
+from vlm_edge.runtime.batches import batches, joined, require, require_text, slices
 from vlm_edge.runtime.greedy import GreedyDecoder
 
 
@@ -21,20 +21,24 @@ class VqaPipeline:
             raise VlmEdgeError("manifest.json: generation: missing for a vqa pipeline", "export the model again")
         self.manifest = manifest
         self._generation = manifest.generation
-        self._vision = require(engines, manifest, "vision_encoder")
+        self._vision = require(engines, manifest, "vision_encoder", "image_features")
         self._text_encoder = require(engines, manifest, "text_encoder")
         self._decoder = GreedyDecoder(require(engines, manifest, "decoder"), manifest.generation)
         self._text = require_text(text, manifest)
 
-    def answer(self, image: ImageSource, question: str) -> str:
+    def answer(self, image: ImageSource, question: str, *, max_new_tokens: int | None = None) -> str:
         """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
 
+        Args:
+            max_new_tokens: the longest answer; default: the manifest's.
+
         Raises:
-            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`.
+            VlmEdgeError: the image can't be read, as :func:`vlm_edge.processing.images.read_image`, or the question
+                has more tokens than the model reads.
         """
         pixel_values = preprocess(read_images([image], self.manifest.image), self.manifest.image)
         features = self._vision.infer({"pixel_values": pixel_values})["image_features"]
-        return self.decode(self._answer_ids(features, [question], self._generation.max_new_tokens)[0])
+        return self.decode(self._answer_ids(features, [question], max_new_tokens)[0])
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> features (images, tokens, hidden) float32, ``batch_size`` at a time."""
@@ -78,18 +82,16 @@ class VqaPipeline:
                 f"answer_batch: {len(features)} rows of features for {len(questions)} questions",
                 "give one row for each question",
             )
-        limit = max_new_tokens or self._generation.max_new_tokens
         answers: list[list[int]] = []
-        for start in range(0, len(questions), batch_size):
-            part = slice(start, start + batch_size)
-            answers += self._answer_ids(features[part], questions[part], limit)
+        for part in slices(len(questions), batch_size):
+            answers += self._answer_ids(features[part], questions[part], max_new_tokens)
         return answers
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids of an answer -> its text."""
         return self._text.decode(ids)
 
-    def _answer_ids(self, features: Array, questions: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    def _answer_ids(self, features: Array, questions: Sequence[str], max_new_tokens: int | None) -> list[list[int]]:
         input_ids, attention_mask = self._text.encode(questions)
         cross = self._text_encoder.infer(
             {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features}

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.errors import VlmEdgeError
 
 if TYPE_CHECKING:
     from vlm_edge.core.target import Target
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 _INTEGER_TENSORS = frozenset({2, 3, 21, 22})
 """TensorProto.DataType of uint8, int8, uint4 and int4."""
 
+_SCALES = {
+    **{"QuantizeLinear": (1,), "DequantizeLinear": (1,), "MatMulNBits": (2,), "GatherBlockQuantized": (2,)},
+    **{"QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6)},
+}
+"""Which inputs of an operator are scales."""
 OPENVINO_SMALLEST_SHARED = 65536
 """With fixed shapes OpenVINO 2026.4 computes in float where two layers read one scale or zero point: ViT-B/32 took 2.5
 times as long. Tables and weights of this many bytes may be shared."""
@@ -64,6 +70,7 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
         references = reference_runs(source, manifest, target.threads, work.seed)
         ticker.advance(note="compiling")
         for name, component in manifest.components.items():
+            require_sound_scales(source / component.file)
             rows[name], facts[name] = _compile_component(
                 config, source, component, references[name], target, manifest, work
             )
@@ -107,6 +114,34 @@ def holds_integers(path: Path) -> bool:
 
     model = onnx.load(path, load_external_data=False)
     return any(tensor.data_type in _INTEGER_TENSORS and tensor.dims for tensor in model.graph.initializer)
+
+
+def require_sound_scales(path: Path) -> None:
+    """Nothing, if every constant scale of a graph's integer layers is a finite number other than 0.
+
+    Raises:
+        VlmEdgeError: one is not: all that it scales would become 0 or no number.
+    """
+    import numpy as np
+    import onnx
+    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    names = {
+        node.input[place]
+        for node in graph.node
+        for place in _SCALES.get(node.op_type, ())
+        if place < len(node.input) and node.input[place] in constants
+    }
+    for name in sorted(names):
+        if uses_external_data(constants[name]):
+            load_external_data_for_tensor(constants[name], str(path.parent))
+        scales = onnx.numpy_helper.to_array(constants[name]).astype(np.float32)
+        if not (np.isfinite(scales) & (scales != 0)).all():
+            raise VlmEdgeError(
+                f"{path}: the scale {name} holds 0 or what is no finite number", "quantize the model again"
+            )
 
 
 def _compile_component(
@@ -167,7 +202,7 @@ def _size_bytes(folder: Path, file: str) -> int:
 
 SPEC = StageSpec(
     name="compile",
-    version=4,
+    version=5,
     level=Level.GRAPH,
     config=CompileConfig,
     output=ArtifactKind.ENGINE,

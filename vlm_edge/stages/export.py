@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.errors import VlmEdgeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
         VlmEdgeError: the checkpoint can't be loaded or exported, or a graph differs from the model by more than
             ``tolerance``.
     """
+    from vlm_edge.processing.bounds import first_fault
     from vlm_edge.processing.manifest import write_manifest
     from vlm_edge.stages.export_check import new_objects_only
 
@@ -52,8 +54,13 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
     source = inputs.source.path
-    with new_objects_only():
-        manifest = _checked_graphs(config, source, folder, references, work)
+    try:
+        with new_objects_only():
+            manifest = _checked_graphs(config, source, folder, references, work)
+    except ValidationError as error:
+        raise VlmEdgeError(
+            f"{source}: no device runs such a model: {error.title}: {first_fault(error)}", "see its configuration files"
+        ) from error
     for text in (manifest.text, manifest.prompt and manifest.prompt.instruction):
         if text:
             (folder / text.tokenizer).parent.mkdir(exist_ok=True)
@@ -117,7 +124,7 @@ def _by_torch(
 
     loaded = load_checkpoint(source, trust_remote_code=config.trust_remote_code)
     exports = loaded.family.components(loaded.model, loaded.family.image_processing(source))
-    planned = {name: Component(file=f"{name}.onnx", inputs={}, outputs={}) for name in exports}
+    planned = {name: Component.model_construct(file=f"{name}.onnx", inputs={}, outputs={}) for name in exports}
     manifest = _manifest(loaded, planned)
     with progress.bar("export", 2 * len(exports) + 1) as ticker:
         with fused_attention(loaded.model.get_submodule(loaded.family.vision_tower_path)):

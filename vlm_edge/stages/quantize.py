@@ -163,7 +163,7 @@ class _Watched:
 
 SPEC = StageSpec(
     name="quantize",
-    version=6,
+    version=7,
     level=Level.GRAPH,
     config=QuantizeConfig,
     check=faults,

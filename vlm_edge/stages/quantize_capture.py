@@ -215,4 +215,4 @@ def _run_texts(pipeline: DualEncoderPipeline, dataset: Dataset, engines: Mapping
         )
     for index, text in enumerate(texts):
         _hold_out(engines, index, len(texts))
-        pipeline.embed_texts([text])
+        pipeline.embed_texts([text], cut=True)

@@ -37,7 +37,7 @@ class Judge(MatchingPipeline):
     def embed_images(self, images, *, batch_size=16):
         return np.float32([self.images[int(np.asarray(image)[0, 0, 0])] for image in images])
 
-    def embed_texts(self, texts, *, batch_size=64):
+    def embed_texts(self, texts, *, batch_size=64, cut=False):
         return np.float32([self.texts[int(text)] for text in texts])
 
 

@@ -30,7 +30,7 @@ class Embedder:
     def embed_images(self, images):
         return np.array([self.images[int(image[0, 0, 0])] for image in images], np.float32)
 
-    def embed_texts(self, texts):
+    def embed_texts(self, texts, *, cut=False):
         return np.array([self.texts[text] for text in texts], np.float32)
 
 

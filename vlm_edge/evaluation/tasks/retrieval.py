@@ -51,7 +51,7 @@ def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, prog
             "give at least two images with different captions",
         )
     images = embedded[rows]
-    texts = pipeline.embed_texts(captions) if embeds else _none(captions)
+    texts = pipeline.embed_texts(captions, cut=True) if embeds else _none(captions)
     position = {caption: row for row, caption in enumerate(captions)}
     owned = [[position[caption] for caption in sample.answers] for sample in samples]
     owners: list[list[int]] = [[] for _ in captions]
