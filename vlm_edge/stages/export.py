@@ -120,12 +120,14 @@ def _by_torch(
     from vlm_edge.stages.export_check import return_freed_memory
     from vlm_edge.stages.export_composed import torch_says
     from vlm_edge.stages.export_graph import export_component
+    from vlm_edge.stages.export_ids import check_ids
     from vlm_edge.stages.export_references import save_references
 
     loaded = load_checkpoint(source, trust_remote_code=config.trust_remote_code)
     exports = loaded.family.components(loaded.model, loaded.family.image_processing(source))
     planned = {name: Component.model_construct(file=f"{name}.onnx", inputs={}, outputs={}) for name in exports}
     manifest = _manifest(loaded, planned)
+    check_ids(source, manifest, exports)
     with progress.bar("export", 2 * len(exports) + 1) as ticker:
         with fused_attention(loaded.model.get_submodule(loaded.family.vision_tower_path)):
             for name, export in exports.items():
