@@ -133,7 +133,8 @@ def test_a_message_quotes_at_most_80_characters_of_a_value() -> None:
         "1.5",
         "{'b': [null]}",
     ]
-    assert (short("it's"), short("a\x1bb"), len(short("a" * 999))) == ("it's", "'a\\x1bb'", 80)
+    assert (short("it's"), short("a\x1bb"), short("\udcff")) == ("it's", "'a\\x1bb'", "'\\udcff'")
+    assert (len(short("a" * 400)), len(short("a" * 401))) == (400, 80)
 
 
 def test_mutated_yaml_is_read_or_refused_in_one_line() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 MAX_SHOWN = 80
 """Characters of a value that a message quotes."""
+MAX_NAME = 400
+"""Characters of a name or a path that a message repeats."""
 
 
 class VlmEdgeError(Exception):
@@ -67,6 +69,5 @@ def shown(value: Any) -> str:
 
 
 def short(text: str) -> str:
-    """A name in a message without quotes: :func:`shown`'s bounds, and as it is where it holds no control character."""
-    quoted = shown(text)
-    return text if quoted[1:-1] == text else quoted
+    """A name or a path in a message: as it is, or as :func:`shown` has it where it is long or can't be printed."""
+    return text if text.isprintable() and len(text) <= MAX_NAME else shown(text)

@@ -87,7 +87,7 @@ def test_five_faults_are_five_with_places_and_near_matches(tmp_path: Path) -> No
         ({"target": "t" * 300 + ".yaml"}, "target: unknown target 'ttt"),
         ({"target": {"name": "x", "engine": "openvino", "threads": True}}, "target.threads: input should be a valid"),
         ({"target": {"name": "x", "engine": "openvino", "price_per_hour": 1e400}}, "target.price_per_hour: "),
-        ({"task": {"kind": "vqa", "data": "d" * 300}}, "task.data: no file 'ddd"),
+        ({"task": {"kind": "vqa", "data": "d" * 500}}, "task.data: no file 'ddd"),
         ({"task": {"kind": "vqa", "data": 5}}, "task.data: input is not a valid path"),
         ({"task": {"kind": ["vqa"], "data": "data.yaml"}}, "task.kind: input should be a valid string (got ['vqa'])"),
         ({"budgets": {"throughput": {"batch": True, "at_least_per_s": 1}}}, "budgets.throughput.batch: "),

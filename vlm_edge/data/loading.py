@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 from vlm_edge.data.dataset import Dataset, Sample, Split
@@ -11,7 +12,7 @@ from vlm_edge.data.digests import content_digest
 from vlm_edge.data.manifest import DatasetManifest, SplitSpec, read_dataset_manifest
 from vlm_edge.data.sampling import draw_stratified, draw_whole_images
 from vlm_edge.data.sources import OpenSource, open_source
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import VlmEdgeError, short
 
 READER_VERSION = 1
 """Raised whenever the same manifest and content would give other samples."""
@@ -91,6 +92,11 @@ def _draw(
     manifest: DatasetManifest, source: OpenSource, split: Split, spec: SplitSpec, limit: int | None
 ) -> list[Sample]:
     samples = source.reader(manifest, source.part(spec.source_part))
+    (identity, count), *_ = Counter(sample.id for sample in samples).most_common(1) or [("", 0)]
+    if count > 1:  # outcomes are compared by id
+        raise VlmEdgeError(
+            f"{source.part(spec.source_part)}: two samples have the id {short(identity)}", "give each an id of its own"
+        )
     test = manifest.splits.get("test")
     if split != "test" and test is not None and test.source_part == spec.source_part and test.samples is not None:
         withheld = {sample.image for sample in draw_whole_images(samples, test.samples, test.seed)}
