@@ -32,7 +32,7 @@ from vlm_edge.core.gate import (
 )
 from vlm_edge.core.measurement import PATIENCE_S
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
-from vlm_edge.core.record import RunRecord, read_record
+from vlm_edge.core.record import PREVIOUS_NAME, RunRecord, read_record
 from vlm_edge.core.runner import PlannedRun, Runner
 from vlm_edge.core.stage import Named, Progress, SilentProgress, StageInputs, StageWork, TaskSpec
 from vlm_edge.core.store import Store
@@ -216,11 +216,33 @@ def run_recipe(
     What the store already has is not made or measured again, but for latencies that ``remeasure`` (``{"latency"}``)
     asks for, and those whose verdict is open after less than ``patience_s`` seconds of measuring. ``measured`` is
     called after each variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
+    Images that will be left out, and the record of another recipe that will be replaced, are said before it starts.
     """
     bars = progress or SilentProgress()
     recipe = check_recipe(path, progress=bars)
+    for note in (*recipe.notes, *_replaced(recipe, runs / recipe.name)):
+        bars.say(f"note: {note}")
     runner = Runner(recipe, toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s)
     return runner.run(runs, measured)
+
+
+def _replaced(recipe: Recipe, folder: Path) -> list[str]:
+    """Tells that ``folder`` holds the run of a recipe of this name with another model, task, target or ladder."""
+    try:
+        before, now = read_record(folder).recipe, recipe.resolved()
+    except VlmEdgeError:
+        return []
+    parts = {
+        "model": (before.get("model"), now["model"]),
+        "task": (before.get("task"), now["task"]),
+        "target": (before.get("target", {}).get("name"), recipe.target.name),
+        "stages": ([each.get("name") for each in before.get("stages", [])], [each.name for each in recipe.stages]),
+    }
+    other = [part for part, (then, this) in parts.items() if then != this]
+    if not other:
+        return []
+    kept = f"its record is kept as {PREVIOUS_NAME} until the next run"
+    return [f"{folder} holds the run of a recipe of this name with other {', '.join(other)}; {kept}"]
 
 
 def run_stage(

@@ -60,6 +60,18 @@ def test_the_same_again_comes_from_the_store(toy: Toy, empty: Any) -> None:
     assert toy.log == []
 
 
+def test_another_recipe_of_the_same_name_is_announced(toy: Toy, empty: Any) -> None:
+    assert "note:" not in empty.invoke("run", str(write_recipe(toy.folder))).stderr
+    same = write_recipe(toy.folder, budgets={"latency": {"p90_speedup": 2.0}})
+    assert "note:" not in empty.invoke("run", str(same)).stderr
+    other = write_recipe(toy.folder, stages=[{"export": {}}, {"quantize": {}}], model="zoo:other")
+    lines = [line for line in empty.invoke("run", str(other)).stderr.splitlines() if line.startswith("note:")]
+    assert lines == [
+        f"note: {empty.runs / 'toy'} holds the run of a recipe of this name with other model, stages; its record is "
+        "kept as run.previous.json until the next run"
+    ]
+
+
 @pytest.mark.parametrize("limit", [{"p90_ms": 0.001}, {"p90_speedup": 100_000}])
 def test_a_budget_that_can_not_be_met_is_3_and_named(toy: Toy, empty: Any, limit: dict[str, float]) -> None:
     recipe = write_recipe(toy.folder, budgets={"latency": limit})

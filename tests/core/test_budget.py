@@ -92,8 +92,35 @@ def test_an_undecided_verdict_says_how_many_samples_would_decide() -> None:
     assert judgement.verdict is Verdict.UNDECIDED
     assert judgement.needed_n == samples_to_decide(measurement, 1.0)
     assert f"{judgement.needed_n:,} samples" in (judgement.reason or "")
+    assert judgement.reason == (
+        f"the interval holds the bound; these 1,000 samples show <= 1.5; about {judgement.needed_n:,} samples would "
+        "decide it"
+    )
     on_the_bound = measurement.model_copy(update={"value": 1.0})
     assert judge(bound, [on_the_bound]).needed_n is None
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "side", "shown"),
+    [
+        (0.1, 0.98, 1.3041, {"at_most": 1.0}, "<= 1.31"),  # rounded so that the interval keeps it
+        (-0.4, 0.0, 1234.5, {"at_most": 1.0}, "<= 1240"),
+        (0.98765, 0.9899, 1.0, {"at_least": 0.99}, ">= 0.987"),
+        (-0.01234, 0.0099, 0.02, {"at_least": 0.01}, ">= -0.0124"),
+        (0.0, 0.0099, 0.02, {"at_least": 0.01}, ">= 0"),
+    ],
+)
+def test_an_open_verdict_says_what_these_samples_show(
+    low: float, value: float, high: float, side: dict[str, float], shown: str
+) -> None:
+    """600 photos are not told to become 60,000: the bound that they keep is named instead."""
+    bound = Bound.model_validate({"budget": "b", "metric": "m", **side})
+    judgement = judge(bound, [interval_of(low, value, high, 600)])
+    assert (judgement.verdict, judgement.needed_n) == (Verdict.UNDECIDED, None)
+    assert judgement.reason == f"the interval holds the bound; these 600 samples show {shown}"
+    kept = {"at_most" if "<" in shown else "at_least": float(shown[3:])}
+    again = Bound.model_validate({"budget": "b", "metric": "m", **kept})
+    assert judge(again, [interval_of(low, value, high, 600)]).verdict is Verdict.PASS
 
 
 def interval_of(low: float, value: float, high: float, n: int) -> Measurement:

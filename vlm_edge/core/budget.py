@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from enum import StrEnum
 from statistics import NormalDist
 from typing import Any, Literal
@@ -142,7 +143,8 @@ class Bound(BaseModel):
 class Judgement(BaseModel):
     """A bound, what was measured, and the verdict; ``reason`` for all but PASS and FAIL.
 
-    ``needed_n`` is about how many samples (queries, for a latency) would decide an UNDECIDED one.
+    ``needed_n`` is about how many samples (queries, for a latency) would decide an UNDECIDED one, where that is no
+    more than :data:`MOST_MORE` times the samples there are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -236,14 +238,25 @@ def judge(
     verdict = _verdict(measured.low, measured.high, limit, above)
     if verdict is Verdict.UNDECIDED:
         needed = samples_to_decide(measured, limit)
-        more = f"; about {needed:,} samples would decide it" if needed else ""
-        return _judgement(bound, verdict, measured, f"the interval holds the bound{more}", needed)
+        parts = ["the interval holds the bound"]
+        if not is_timed(bound.metric) and measured.n > 1:
+            parts.append(f"these {measured.n:,} samples show {_shown_bound(measured, above)}")
+            needed = needed if needed and needed <= MOST_MORE * measured.n else None  # nobody collects a hundred times
+        parts += [f"about {needed:,} samples would decide it"] if needed else []
+        return _judgement(bound, verdict, measured, "; ".join(parts), needed)
     noise = resolution(bound.metric, [*taken, *control])
     low, high = min(measured.low, measured.value / (1 + noise)), max(measured.high, measured.value * (1 + noise))
     if _verdict(low, high, limit, above) is Verdict.UNDECIDED:
         reason = f"the bound is closer than the {100 * noise:.2g}% that this host can tell apart (A/A control)"
         return _judgement(bound, Verdict.UNDECIDED, measured, reason)
     return _judgement(bound, verdict, measured)
+
+
+def _shown_bound(measured: Measurement, above: bool) -> str:
+    """The tightest bound of three digits that the interval keeps, as :class:`Bound` prints one."""
+    end, rounding = (measured.low, ROUND_FLOOR) if above else (measured.high, ROUND_CEILING)
+    rounded = float(Context(prec=3, rounding=rounding).create_decimal(Decimal(end)))
+    return f"{'>=' if above else '<='} {rounded:g}"
 
 
 def _verdict(low: float, high: float, limit: float, above: bool) -> Verdict:
@@ -287,6 +300,8 @@ def resolution(metric: str, control: Iterable[Measurement]) -> float:
     return max(found.high - 1, 1 / found.low - 1, 0.0) if found is not None else 0.0
 
 
+MOST_MORE = 20
+"""An open verdict says how many samples would decide it up to so many times those there are."""
 _SURE = (1 + NormalDist().inv_cdf(0.9) / NormalDist().inv_cdf(0.975)) ** 2
 """2.74: an interval that just ends at the bound on average holds it in one set of two; with so many
 times the samples it holds it in one of ten."""
