@@ -95,8 +95,8 @@ def read_dataset_manifest(path: Path) -> DatasetManifest:
             f"give the path of a YAML manifest; {example}",
         ) from error
     if not isinstance(content, dict):
-        keys = "name, kind, source, licence, splits"
-        raise VlmEdgeError(f"{path}: a data manifest is a mapping of {keys}", example)
+        keys = "name, kind, source, licence and splits"
+        raise VlmEdgeError(f"{path}: a data manifest is a mapping with at least {keys}", example)
     try:
         return DatasetManifest.model_validate(content)
     except ValidationError as error:
