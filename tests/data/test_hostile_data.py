@@ -216,10 +216,10 @@ def test_images_that_can_not_be_read_are_named_once(write_folder, write_manifest
     (folder / "2.png").write_text("no image")
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:-30])
     dataset = load_dataset(write_manifest(), "test")
-    unreadable, total = unreadable_images(dataset, SilentProgress())
+    unreadable, total = unreadable_images(dataset, "drop", SilentProgress())
     assert (sorted(unreadable), total) == (["2.png", "3.png"], 4)
     monkeypatch.setattr("vlm_edge.data.inspection.read_image", None)  # remembered: nothing is decoded again
-    assert unreadable_images(dataset, SilentProgress()) == (unreadable, 4)
+    assert unreadable_images(dataset, "drop", SilentProgress()) == (unreadable, 4)
 
 
 def test_the_same_photo_in_two_splits_is_found_by_its_bytes(write_folder, write_manifest):
