@@ -10,6 +10,7 @@ from toy_toolbox import RECIPE, toy_toolbox, write_recipe
 
 from vlm_edge.core.recipe import OnMiss, Recipe, read_recipe
 from vlm_edge.errors import RecipeError, VlmEdgeError
+from vlm_edge.families.sources import resolve_model
 
 
 def read(path: Path) -> Recipe:
@@ -164,6 +165,12 @@ def test_a_number_is_finite(tmp_path: Path, value: str) -> None:
         f"toy.yaml: budgets.size.max_mb: input should be a finite number (got {number})",
         f"toy.yaml: stages[0].prune.strength: input should be a finite number (got {number})",
     ]
+
+
+@pytest.mark.parametrize("ref", ["m" * 300, "~nobodyhere/model", "a\0b"])
+def test_a_model_that_no_folder_can_be_called_is_not_there(ref: str) -> None:
+    with pytest.raises(VlmEdgeError, match="no such folder"):
+        resolve_model(ref)
 
 
 def test_faults_by_the_thousand_are_counted_and_cheap(tmp_path: Path) -> None:

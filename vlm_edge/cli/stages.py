@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlm_edge.cli.settings import Settings, print_json
+from vlm_edge.errors import RecipeError, short, shown
 
 _DATA = click.Option(
     ["--data"],
@@ -95,23 +96,25 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     Raises:
         click.BadParameter: one has no ``=``, a value that is not YAML, or goes below a plain value.
     """
-    import yaml
+    from vlm_edge.documents import parse_yaml
 
     result: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals or not all(key.split(".")):
-            raise click.BadParameter(f"{assignment!r} is not of the form KEY=VALUE", param_hint="--set")
+            raise click.BadParameter(f"{shown(assignment)} is not of the form KEY=VALUE", param_hint="--set")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise click.BadParameter(f"{assignment!r}: the value is not YAML", param_hint="--set") from error
+            value = parse_yaml(text, "the value")
+        except RecipeError as error:
+            raise click.BadParameter(f"{shown(assignment)}: {error.message}", param_hint="--set") from error
         *parents, last = key.split(".")
         place = result
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise click.BadParameter(f"{assignment!r}: {parent} already has a value", param_hint="--set")
+                raise click.BadParameter(
+                    f"{shown(assignment)}: {short(parent)} already has a value", param_hint="--set"
+                )
         place[last] = value
     return result
 

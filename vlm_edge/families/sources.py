@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -27,10 +28,10 @@ def resolve_model(ref: str) -> Path:
     """
     if ref.startswith(ZOO_PREFIX):
         return _zoo_folder(ref.removeprefix(ZOO_PREFIX))
-    folder = Path(ref).expanduser()
-    if ref and folder.is_dir():
+    folder = Path(os.path.expanduser(ref))  # noqa: PTH111  (Path's raises for the home of nobody)
+    if ref and os.path.isdir(folder):  # noqa: PTH112  (Path's raises for a name that is too long)
         return folder.resolve()
-    if ref and folder.exists():
+    if ref and os.path.exists(folder):  # noqa: PTH110
         raise VlmEdgeError(f"model: {ref}: is a file, not a folder", "give the folder that holds config.json")
     if _looks_like_path(ref):
         raise VlmEdgeError(
