@@ -71,6 +71,13 @@ def test_requests_that_cannot_be_are_refused(subject: Exported) -> None:
         pipeline.generate([Request(images=[image] * 2, prompt="<image> what?")])
     with pytest.raises(VlmEdgeError, match="2117 tokens; this model reads at most 2048"):
         pipeline.generate([Request(images=[image], prompt="a" * 2100 + "<image>")])
+    with pytest.raises(
+        VlmEdgeError, match="tokens; this model reads at most 2048"
+    ):  # the end, not an image, is too much
+        pipeline.generate([Request(images=[image], prompt="<image>" + "a" * 2100)])
+    assert pipeline.generate([]) == pipeline.generate_ids([]) == []
+    with pytest.raises(VlmEdgeError, match="max_new_tokens: 0"):
+        pipeline.generate([Request("what?", [image])], max_new_tokens=0)
 
 
 def test_ten_images_in_one_request(subject: Exported) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sealed import seal_again
+from sealed import read_json, seal_again
 from tiny_graphs import WORDS, random_images, save_image, vqa_answer, write_dual_encoder, write_vqa
 
 from vlm_edge.errors import VlmEdgeError
@@ -80,6 +80,39 @@ class TestVqa:
         features = pipeline.encode_images([])
         assert features.shape == (0, 4, 3)
         assert pipeline.answer_batch(features, []) == []
+
+    def test_batches_and_answers_of_no_length_are_refused(self, vqa: Path) -> None:
+        pipeline = load_pipeline(vqa, threads=1)
+        assert isinstance(pipeline, VqaPipeline)
+        (image,) = random_images(1)
+        for size in (0, -3):
+            with pytest.raises(VlmEdgeError, match=f"batch_size: {size}"):
+                pipeline.encode_images([image], batch_size=size)
+            with pytest.raises(VlmEdgeError, match=f"batch_size: {size}"):
+                pipeline.answer_batch(pipeline.encode_images([image]), ["is it"], batch_size=size)
+        for limit in (0, -1, 10**9):
+            with pytest.raises(VlmEdgeError, match=f"max_new_tokens: {limit}"):
+                pipeline.answer(image, "is it", max_new_tokens=limit)
+
+    def test_a_question_is_never_cut(self, vqa: Path) -> None:
+        pipeline = load_pipeline(vqa, threads=1)
+        assert isinstance(pipeline, VqaPipeline)
+        with pytest.raises(VlmEdgeError, match="12 tokens; this model reads at most 10"):
+            pipeline.answer(random_images(1)[0], "is it red " * 3 + "no")
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"first_token_id": 99}, "token 99 is none of the decoder's 12"),
+            ({"suppress_tokens": [10**6]}, "token 1000000 is none"),
+            ({"bad_words_ids": [[1, 500]]}, "token 500 is none"),
+            ({"eos_token_id": 12}, "token 12 is none"),
+        ],
+    )
+    def test_tokens_beyond_the_vocabulary(self, vqa: Path, changes: dict[str, object], words: str) -> None:
+        seal_again(vqa, generation=read_json(vqa)["generation"] | changes)
+        with pytest.raises(VlmEdgeError, match=words):
+            load_pipeline(vqa, threads=1)
 
     def test_one_row_of_features_for_each_question(self, vqa: Path) -> None:
         pipeline = load_pipeline(vqa, threads=1)

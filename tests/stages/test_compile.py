@@ -23,7 +23,7 @@ from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline
 from vlm_edge.stages import compile as compile_stage
 from vlm_edge.stages import compile_check, compile_onnxruntime
-from vlm_edge.stages.compile import SPEC, CompileConfig
+from vlm_edge.stages.compile import SPEC, CompileConfig, require_sound_scales
 
 ROOT = Path(__file__).parents[2]
 WAYS = [("onnxruntime", "runtime"), ("onnxruntime", "full"), ("openvino", "runtime"), ("openvino", "full")]
@@ -222,6 +222,19 @@ class TestChecks:
         with pytest.raises(VlmEdgeError) as caught:
             compiled(tmp_path / "graphs", tmp_path / "engine")
         assert str(path) in caught.value.message
+
+    @pytest.mark.parametrize("scale", [0.0, np.nan, np.inf])
+    def test_a_scale_that_is_no_finite_number_is_named(self, tmp_path: Path, scale: float) -> None:
+        text = """<ir_version: 10, opset_import: ["" : 20]> net (float[4] x) => (float[4] y) {
+          q = QuantizeLinear (x, good, zero)
+          y = DequantizeLinear (q, bad, zero)
+        }"""
+        model = onnx.parser.parse_model(text)
+        values = {"good": np.float32(0.1), "bad": np.float32(scale), "zero": np.uint8(0)}
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), name) for name, v in values.items())
+        onnx.save(model, tmp_path / "net.onnx")
+        with pytest.raises(VlmEdgeError, match=r"net\.onnx: the scale bad holds 0 or what is no finite number"):
+            require_sound_scales(tmp_path / "net.onnx")
 
     def test_tensorrt_is_not_measured_where_it_is_missing(self, tmp_path: Path) -> None:
         if engine_available("tensorrt") is None:
