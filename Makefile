@@ -4,7 +4,7 @@
 # make lint       ruff, ruff format, mypy
 # make bench      every script of benchmarks/, one after another
 # make docs       what docs/ says of settings, commands and the Python API, from the code
-# make families-table  what the tests of families measure, into docs/families.md
+# make families-table  what the tests of families measure, into docs/families.md and docs/support.md (half an hour)
 # make clean      remove .venv and the caches, but no results: they are in .vlm-edge/ and runs/
 
 SHELL := /bin/bash
@@ -67,6 +67,7 @@ docs: $(VENV)/.test
 
 families-table: $(VENV)/.test
 	$(TEST_ENV) VLM_EDGE_WRITE_FAMILIES=1 $(BIN)/pytest tests/families --ignore tests/families/test_families_page.py
+	$(TEST_ENV) VLM_EDGE_WRITE_FAMILIES=1 $(BIN)/pytest -m slow tests/families/test_support_page.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import pytest
 from family_checkpoints import Exported
 from photo_folders import write_photos
-from support_page import hold, read_table
+from support_page import WRITE, hold, read_table
 from tiny_families import TINY
 
 from vlm_edge.api import run_stage
+from vlm_edge.engines import engine_available
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.numerics.tensorrt_rules import require_tensorrt_rules
+from vlm_edge.processing.manifest import read_manifest
 
 SUBJECTS = list(TINY)
 TRAINING = {
@@ -22,13 +28,23 @@ TRAINING = {
     },
     "distill": {"epochs": 0.5, "held_out_images": 0},
 }
-REFUSALS = {"has no cross-attention": "no heads", "not trained": "no training yet"}
+REFUSALS = {
+    "has no cross-attention": "no heads",
+    "not trained": "no training yet",
+    "strays from the graph": "no: strays from its graph",
+    "can't compile it": "no: can't be compiled",
+    "TensorRT would not take it": "no: against its rules",
+}
 
 
-def outcome(stage: str, config: dict[str, Any], subject: Exported, data: Path, out: Path) -> str:
-    """``yes``, or why the stage refuses the model."""
+INT8 = ("INT8 on ONNX Runtime", "INT8 on OpenVINO", "INT8 for TensorRT")
+UNTRIED = "not tried yet"
+
+
+def outcome(attempt: Callable[[], object]) -> str:
+    """``yes``, or why the model is refused."""
     try:
-        run_stage(stage, config, subject.checkpoint, out, data=data)
+        attempt()
     except VlmEdgeError as error:
         return next(said for words, said in REFUSALS.items() if words in error.message)
     return "yes"
@@ -41,6 +57,34 @@ def test_every_model_has_a_row() -> None:
 def test_tasks_and_training(subject: Exported, tmp_path: Path) -> None:
     kinds = subject.family.task_kinds
     data = write_photos(tmp_path, kinds[0], images=12)
-    found = {stage: outcome(stage, config, subject, data, tmp_path / stage) for stage, config in TRAINING.items()}
+    found = {
+        stage: outcome(partial(run_stage, stage, config, subject.checkpoint, tmp_path / stage, data=data))
+        for stage, config in TRAINING.items()
+    }
     answers = subject.manifest.pipeline != "embedding" or subject.manifest.labels
     hold(subject.name, {"tasks": ", ".join(kinds) if answers else "none: it embeds", **found})
+
+
+@pytest.mark.slow
+def test_int8(subject: Exported, tmp_path: Path) -> None:
+    """Quantized for each engine; then compiled as a variant without a compile stage is, or held against the rules."""
+    if read_table()[1][subject.name][INT8[0]] == UNTRIED and WRITE not in os.environ:
+        pytest.skip("the page says that this was not tried yet")
+    data = write_photos(tmp_path, subject.family.task_kinds[0], images=12)
+    settings = {"components": {"*": "int8"}, "samples": 4}
+
+    def compiled(target: str) -> None:
+        quantized, out = tmp_path / target, tmp_path / f"{target}-engine"
+        run_stage("quantize", settings, subject.folder, quantized, data=data, target=target)
+        run_stage("compile", {"optimize": "runtime"}, quantized, out, target=target)
+
+    def within_the_rules() -> None:
+        quantized = tmp_path / "tensorrt"
+        run_stage("quantize", settings, subject.folder, quantized, data=data, target="jetson-orin-tensorrt")
+        for component in read_manifest(quantized).components.values():
+            require_tensorrt_rules(quantized / component.file)
+
+    found = {INT8[0]: outcome(partial(compiled, "cpu-ort"))}
+    if engine_available("openvino") is None:
+        found[INT8[1]] = outcome(partial(compiled, "cpu-openvino"))
+    hold(subject.name, found | {INT8[2]: outcome(within_the_rules)})
