@@ -221,7 +221,7 @@ def run_recipe(
     bars = progress or SilentProgress()
     recipe = check_recipe(path, progress=bars)
     for note in (*recipe.notes, *_replaced(recipe, runs / recipe.name)):
-        bars.say(f"note: {note}")
+        bars.remark(f"note: {note}")
     runner = Runner(recipe, toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s)
     return runner.run(runs, measured)
 

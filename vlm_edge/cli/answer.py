@@ -12,6 +12,7 @@ import click
 from vlm_edge.cli.photos import Photo, names_many, photos_of
 from vlm_edge.cli.settings import (
     Settings,
+    echo,
     json_option,
     logs_on_stderr,
     pass_settings,
@@ -20,6 +21,7 @@ from vlm_edge.cli.settings import (
 )
 from vlm_edge.errors import UsageError, VlmEdgeError
 from vlm_edge.processing.bounds import MOST_NEW_TOKENS
+from vlm_edge.report.escape import terminal, terminal_lines
 
 if TYPE_CHECKING:
     from vlm_edge.runtime.pipeline import Pipeline
@@ -66,7 +68,8 @@ def answer(
         folder = bundle_folder(bundle)
         pipeline = load_pipeline(folder, threads=threads, verify=not no_verify)
     if no_verify:
-        click.echo(f"warning: {folder}: not verified: its answers may not be those that were measured", err=True)
+        warning = f"warning: {folder}: not verified: its answers may not be those that were measured"
+        click.echo(terminal(warning), err=True)
     asked = _Asked(settings, folder, pipeline, labels, max_new_tokens)
     if names_many(image):
         _answer_many(asked, image, question, as_json)
@@ -75,7 +78,7 @@ def answer(
     if as_json:
         print_json(result)
         return
-    click.echo(result["answer"])
+    echo(result["answer"])
     for label, share in list(result.get("probabilities", {}).items())[:5]:
         settings.remark(f"  {share:6.1%} {label}")
 
@@ -96,18 +99,13 @@ def _answer_many(asked: _Asked, image: str, question: str | None, as_json: bool)
         except VlmEdgeError as error:
             failed += 1
             result = {"image": photo.path, "error": error.message}
-            click.echo(f"error: {error.message}", err=True)
+            click.echo(terminal_lines(f"error: {error.message}"), err=True)
         if as_json:
             click.echo(json.dumps(result, ensure_ascii=True, allow_nan=False))
         elif "answer" in result:
-            click.echo(f"{_on_one_line(photo.path)}\t{_on_one_line(result['answer'])}")
+            click.echo(f"{terminal(photo.path)}\t{terminal(result['answer'])}")
     if failed:
         raise VlmEdgeError(f"{failed} of {total} photos have no answer", "see the errors above")
-
-
-def _on_one_line(text: str) -> str:
-    """The text with what would end its line or its column written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
 
 
 def bundle_folder(path: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json
+from vlm_edge.cli.settings import Settings, echo, find_recipe, json_option, pass_settings, print_json
 from vlm_edge.errors import RecipeError
 
 
@@ -34,6 +34,6 @@ def check(settings: Settings, recipe: Path, as_json: bool) -> None:
         print_json({"faults": [], "notes": checked.notes, "recipe": checked.resolved()})
         return
     for note in checked.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     names = ", ".join(entry.name for entry in checked.stages)
-    click.echo(f"{recipe}: no faults; {checked.model} for {checked.target.name}: {names}")
+    echo(f"{recipe}: no faults; {checked.model} for {checked.target.name}: {names}")

@@ -16,6 +16,7 @@ from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
+from vlm_edge.report.escape import terminal
 from vlm_edge.report.github import annotate, crash_summary, job_summary, workflow_command
 from vlm_edge.report.junit import crash_junit, run_junit
 
@@ -96,4 +97,4 @@ def _on_github(commands: list[str], summary: str) -> None:
         with Path(file).open("a", encoding="utf-8") as out:
             out.write(summary)
     except OSError as error:  # the verdict stands without its summary
-        click.echo(f"no job summary: {file}: {error.strerror}", err=True)
+        click.echo(terminal(f"no job summary: {file}: {error.strerror}"), err=True)

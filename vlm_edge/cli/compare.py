@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.output import json_text, output_option, write_text
+from vlm_edge.cli.output import output_option, write_text
 from vlm_edge.cli.report import find_run
 from vlm_edge.cli.settings import Settings, pass_settings, stdout_console
 from vlm_edge.core.gate import find_variant
 from vlm_edge.core.record import RECORD_NAME, read_record
+from vlm_edge.report.escape import json_text
 
 
 @click.command()

@@ -15,6 +15,7 @@ import click
 
 from vlm_edge.errors import RecipeError, UsageError, VlmEdgeError
 from vlm_edge.files import environment_fault, write_atomically
+from vlm_edge.report.escape import terminal, terminal_lines
 
 ERROR = 1
 USAGE = 2
@@ -48,7 +49,7 @@ def edge(ctx: click.Context) -> Iterator[None]:
         if known is not None:
             _show(known)
             ctx.exit(USAGE if isinstance(known, RecipeError | UsageError) else ERROR)
-        click.secho(f"error: {type(error).__name__}: {_first_line(error)}", fg="red", err=True)
+        click.secho(f"error: {type(error).__name__}: {terminal(_first_line(error))}", fg="red", err=True)
         click.echo(f"hint: this is a fault in vlm-edge; {_save_log()}", err=True)
         ctx.exit(ERROR)
 
@@ -86,9 +87,9 @@ def _explained(error: Exception) -> VlmEdgeError | None:
 def _show(error: VlmEdgeError) -> None:
     """One ``error:`` line per fault, then the hint."""
     for line in error.faults if isinstance(error, RecipeError) else [error.message]:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {terminal_lines(line)}", err=True)
     if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {error.hint}", err=True)
+        click.echo(f"{click.style('hint:', fg='cyan')} {terminal_lines(error.hint)}", err=True)
 
 
 def _first_line(error: Exception) -> str:

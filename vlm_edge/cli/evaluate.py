@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from vlm_edge.cli.answer import bundle_folder
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, print_json, stdout_console
 
 
 @click.command()
@@ -61,4 +61,4 @@ def evaluate(
         return
     stdout_console().print(measurements_table(measurements))
     for sample in found.skipped:
-        click.echo(f"skipped: {sample.id}: {sample.image}: {sample.reason}")
+        echo(f"skipped: {sample.id}: {sample.image}: {sample.reason}")

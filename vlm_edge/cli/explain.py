@@ -12,6 +12,7 @@ import click
 from vlm_edge.cli.answer import bundle_folder
 from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.machine import usable_cpus
+from vlm_edge.report.escape import terminal
 
 OPERATORS_SHOWN = 8
 NEGLIGIBLE = 0.005
@@ -89,7 +90,7 @@ def _print(report: dict[str, Any]) -> None:
 
     def say(text: str, indent: int = 0, hanging: int = 0, style: str = "") -> None:
         for line in textwrap.wrap(
-            text,
+            terminal(text),
             console.width,
             initial_indent=" " * indent,
             subsequent_indent=" " * (indent + hanging),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from vlm_edge.cli.ls import find_runs
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json
+from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, print_json
 from vlm_edge.core.store import Garbage, Store
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import alone_in
@@ -42,9 +42,9 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json({"dry_run": dry_run, **asdict(garbage)})
         return
-    click.echo(_summary(garbage, dry_run))
+    echo(_summary(garbage, dry_run))
     for digest in garbage.artifacts:
-        click.echo(f"  {digest[:12]} {stages.get(digest, 'without a record')}")
+        echo(f"  {digest[:12]} {stages.get(digest, 'without a record')}")
 
 
 def _summary(garbage: Garbage, dry_run: bool) -> str:

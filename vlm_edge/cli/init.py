@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, pass_settings
+from vlm_edge.cli.settings import Settings, echo, pass_settings
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
 from vlm_edge.names import near
@@ -101,7 +101,7 @@ def init(
         model_stages=_MODEL_STAGES.get(pipeline, ""),
     )
     write_atomically(out, recipe.encode())
-    click.echo(f"{out}: a recipe for {architecture} on {target}; check it with `vlm-edge check {out}`")
+    echo(f"{out}: a recipe for {architecture} on {target}; check it with `vlm-edge check {out}`")
 
 
 def _describe(model: str) -> tuple[str, str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from vlm_edge.core.artifact import folder_size_bytes
 from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, read_record
 from vlm_edge.core.store import Store
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.report.escape import terminal
 
 
 @click.command()
@@ -142,5 +143,5 @@ def _table(titles: tuple[str, ...], rows: list[list[str]]) -> Any:
             title, justify="right" if title in ("size, MB", "variants", "age") else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(terminal(cell)) for cell in row))
     return table

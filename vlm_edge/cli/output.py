@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
+from vlm_edge.cli.settings import echo
 from vlm_edge.files import write_atomically
 
 output_option = click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, and print the path."
 )
-
-
-def json_text(value: Any) -> str:
-    """One JSON document, as :func:`vlm_edge.cli.settings.print_json` prints it."""
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_text(text: str, output: Path | None) -> None:
@@ -30,4 +24,4 @@ def write_text(text: str, output: Path | None) -> None:
         click.echo(text, nl=False)
         return
     write_atomically(output, text.encode())
-    click.echo(str(output))
+    echo(output)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.report.escape import terminal
 
 
 @click.command()
@@ -21,6 +22,7 @@ def plan(settings: Settings, recipe: Path, as_json: bool) -> None:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from vlm_edge.api import plan_recipe
 
@@ -36,7 +38,8 @@ def plan(settings: Settings, recipe: Path, as_json: bool) -> None:
     for row in planned:
         state = "in the store" if row.cached else "to run" if row.key else "to run, waits for its input"
         stage = f"{row.stage} (implied)" if row.implied else row.stage
-        table.add_row("" if row.variant == before else row.variant, stage, state, row.key[:12] if row.key else "")
+        cells = ("" if row.variant == before else row.variant, stage, state, row.key[:12] if row.key else "")
+        table.add_row(*(Text(terminal(cell)) for cell in cells))
         before = row.variant
     console = stdout_console()
     console.print(table)

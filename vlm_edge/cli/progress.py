@@ -11,6 +11,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vlm_edge.report.escape import terminal
+
 WORTH_A_LINE_S = 2.0
 BETWEEN_LINES_S = 10.0
 
@@ -41,13 +43,9 @@ class RichProgress:
     ) -> None:
         self._display.stop()
 
-    def say(self, line: str) -> None:
-        """A line that stays, above the bars."""
-        self._console.print(line, soft_wrap=True, markup=False)
-
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[_RichTicker]:
-        started = time.monotonic()
+        started, label = time.monotonic(), terminal(label)
         task = self._display.add_task(label, total=total, count=_count(0, total), note="")
         ticker = _RichTicker(self._display, task, total)
         try:
@@ -59,7 +57,7 @@ class RichProgress:
             self._console.print(_done(label, took, ticker.note), markup=False)
 
     def remark(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(terminal(line), soft_wrap=True, markup=False)
 
 
 class _RichTicker:
@@ -70,7 +68,7 @@ class _RichTicker:
 
     def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
         self._done += steps
-        self.note = note if note is not None else self.note
+        self.note = terminal(note) if note is not None else self.note
         self._display.update(self._task, advance=steps, count=_count(self._done, self._total), note=self.note)
 
 
@@ -82,11 +80,9 @@ class PlainProgress:
         self._unopened: list[_PlainTicker] = []
         self._lock = threading.Lock()
 
-    def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
-
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[_PlainTicker]:
+        label = terminal(label)
         ticker = _PlainTicker(self._console, label, total)
         with self._lock:
             self._unopened.append(ticker)
@@ -104,7 +100,7 @@ class PlainProgress:
             ticker.say(_done(label, ticker.elapsed, ticker.note))
 
     def remark(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
+        self._console.print(terminal(line), soft_wrap=True, markup=False)
 
     def _open(self, ticker: _PlainTicker) -> None:
         """Name a bar, and before it the ones around it that are not named yet."""
@@ -130,7 +126,7 @@ class _PlainTicker:
 
     def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
         self._done += steps
-        self.note = note if note is not None else self.note
+        self.note = terminal(note) if note is not None else self.note
         now = time.monotonic()
         if now - self._printed >= BETWEEN_LINES_S:
             self._printed = now

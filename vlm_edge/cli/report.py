@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.output import json_text, output_option, write_text
+from vlm_edge.cli.output import output_option, write_text
 from vlm_edge.cli.settings import Settings, pass_settings, stdout_console
 from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, read_record
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.report.escape import json_text
 
 
 @click.command()

@@ -60,7 +60,7 @@ def run(
 
                 def measured(record: RunRecord) -> None:
                     so_far[:] = [record]
-                    progress.say(row_text(record))
+                    progress.remark(row_text(record))
 
                 record = run_recipe(
                     find_recipe(recipe),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from vlm_edge.report.escape import json_text, terminal, terminal_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ class Settings:
     def remark(self, text: str) -> None:
         """A line for the person at the terminal, on stderr."""
         if self.verbosity >= 0:
-            click.echo(text, err=True)
+            click.echo(terminal(text), err=True)
 
 
 pass_settings = click.make_pass_decorator(Settings)
@@ -67,7 +68,12 @@ def find_recipe(path: Path) -> Path:
 
 def print_json(value: Any) -> None:
     """Write one JSON document to stdout."""
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    click.echo(json_text(value), nl=False)
+
+
+def echo(line: object) -> None:
+    """Write one line to stdout."""
+    click.echo(terminal(line))
 
 
 def stdout_console() -> Console:
@@ -85,6 +91,11 @@ def stderr_console() -> Console:
     return Console(file=sys.stderr, highlight=False)
 
 
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return terminal_lines(super().format(record))
+
+
 @contextmanager
 def logs_on_stderr(verbosity: int) -> Iterator[None]:
     """Logs and Python warnings on stderr while a command works: errors, with ``-v`` warnings, with ``-vv`` all.
@@ -93,7 +104,7 @@ def logs_on_stderr(verbosity: int) -> Iterator[None]:
     since torch and NNCF set those of their own when they are imported.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Lines("%(levelname)s %(name)s: %(message)s"))
     root, before = logging.getLogger(), logging.root.manager.disable
     level = root.level
     root.addHandler(handler)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from vlm_edge.cli.settings import Settings, print_json
+from vlm_edge.cli.settings import Settings, echo, print_json
 from vlm_edge.errors import RecipeError, short, shown
 
 _DATA = click.Option(
@@ -151,8 +151,8 @@ def _run(
         print_json({"out": str(out), "digest": digest_folder(out), "size_bytes": size, "facts": facts})
         return
     for line in fact_lines(facts):
-        click.echo(line)
-    click.echo(f"{out}: {size / 1e6:,.2f} MB")
+        echo(line)
+    echo(f"{out}: {size / 1e6:,.2f} MB")
 
 
 def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:

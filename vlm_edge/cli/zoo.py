@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.core.artifact import folder_size_bytes
 from vlm_edge.errors import VlmEdgeError
 
@@ -69,7 +69,7 @@ def create_model(settings: Settings, name: str, size: str, out: Path | None, see
     if as_json:
         print_json({"out": str(folder), "size_bytes": total, "seed": seed})
     else:
-        click.echo(f"{folder}: {total / 1e6:,.1f} MB, seed {seed}")
+        echo(f"{folder}: {total / 1e6:,.1f} MB, seed {seed}")
 
 
 def _row(reference: str, entry: Any) -> dict[str, Any]:

@@ -45,9 +45,6 @@ class Ticker(Protocol):
 class Progress(Protocol):
     """Opens progress bars; the CLI draws them on stderr, tests use :class:`SilentProgress`."""
 
-    def say(self, line: str) -> None:
-        """Show a line that stays."""
-
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[Ticker]: ...
 
@@ -61,9 +58,6 @@ class SilentProgress:
     class _Ticker:
         def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
             return
-
-    def say(self, line: str) -> None:
-        return
 
     @contextmanager
     def bar(self, label: str, total: float | None) -> Iterator[Ticker]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.gate import Gate
+from vlm_edge.report.escape import on_terminal
 from vlm_edge.report.numbers import VERDICT_WORDS, bound_text, measured_text, reason_text
 
 
@@ -28,6 +29,7 @@ def gate_headline(gate: Gate) -> str:
 
 def gate_lines(gate: Gate) -> list[str]:
     """For each budget its verdict, name, value, interval, n and bound, and below them the reason; the verdict last."""
+    gate = on_terminal(gate)
     rows = [(VERDICT_WORDS[each.verdict], each.budget, found_text(each), bound_text(each)) for each in gate.judgements]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines = []

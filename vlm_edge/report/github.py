@@ -1,18 +1,16 @@
 """GitHub Actions: a job summary in Markdown, and annotations on the run's page.
 
-Annotations are workflow commands, lines that the runner reads from a step's output. What they carry is escaped as in
-actions/toolkit, packages/core/src/command.ts.
+Annotations are workflow commands, lines that the runner reads from a step's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord
+from vlm_edge.report.escape import command_data, command_property, markdown
 from vlm_edge.report.gate import found_text, gate_headline
-from vlm_edge.report.markdown import run_markdown
+from vlm_edge.report.markdown import markdown_table, run_markdown
 from vlm_edge.report.numbers import VERDICT_WORDS, bound_text, judgement_text, reason_text
 
 SUMMARY_BYTES = 1_000_000
@@ -37,15 +35,7 @@ def annotate(gate: Gate) -> list[str]:
 
 def workflow_command(level: str, title: str, message: str) -> str:
     """``::error title=TITLE::MESSAGE``, escaped."""
-    return f"::{level} title={_property(title)}::{_data(message)}"
-
-
-def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={command_property(title)}::{command_data(message)}"
 
 
 def job_summary(record: RunRecord, gate: Gate) -> str:
@@ -54,10 +44,10 @@ def job_summary(record: RunRecord, gate: Gate) -> str:
         [VERDICT_WORDS[each.verdict], each.budget, found_text(each), bound_text(each), reason_text(each)]
         for each in gate.judgements
     ]
-    lines = [f"## {_plain(gate_headline(gate))}", ""]
+    lines = [f"## {markdown(gate_headline(gate))}", ""]
     if rows:
-        lines += _table(["verdict", "budget", "value, 95% interval, n", "bound", "why"], rows)
-    lines += [f"\n> {_plain(note)}" for note in gate.notes]
+        lines += markdown_table(["verdict", "budget", "value, 95% interval, n", "bound", "why"], rows)
+    lines += [f"\n> {markdown(note)}" for note in gate.notes]
     whole = f"\n<details><summary>The whole run</summary>\n\n{run_markdown(record)}\n</details>\n"
     head = "\n".join(lines) + "\n"
     if len((head + whole).encode()) > SUMMARY_BYTES:
@@ -67,14 +57,4 @@ def job_summary(record: RunRecord, gate: Gate) -> str:
 
 def crash_summary(name: str, message: str) -> str:
     """What the summary says of a run or gate that gave no verdict."""
-    return f"## {_plain(name)}: NO VERDICT\n\n{_plain(message)}\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines]
-
-
-def _plain(text: str) -> str:
-    """Text that neither ends a table's cell nor starts HTML."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return f"## {markdown(name)}: NO VERDICT\n\n{markdown(message)}\n"

@@ -8,6 +8,7 @@ from typing import Any
 
 import vlm_edge
 from vlm_edge.core.record import RunRecord
+from vlm_edge.report.escape import markup
 from vlm_edge.report.html_detail import (
     host_section,
     layers_section,
@@ -25,7 +26,7 @@ from vlm_edge.report.html_results import (
     verdict_section,
 )
 from vlm_edge.report.ladder import headline
-from vlm_edge.report.svg import escaped, tag
+from vlm_edge.report.svg import tag
 
 Regressions = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -56,7 +57,7 @@ def run_html(record: RunRecord, regressions: Regressions | None = None) -> str:
     filled.append(("regressions", "Worst regressed samples", regressions_section(record, regressions or {})))
     filled += [(anchor, title, fill(record)) for anchor, title, fill in _DETAILS]
     shown = [(anchor, title, body) for anchor, title, body in filled if body is not None]
-    links = "".join(tag("a", escaped(title), href=f"#{anchor}") for anchor, title, _ in shown)
+    links = "".join(tag("a", markup(title), href=f"#{anchor}") for anchor, title, _ in shown)
     body = verdict_section(record) + tag("nav", links, aria_label="Sections")
     body += "".join(section(anchor, title, content) for anchor, title, content in shown)
     return page(headline(record), body)
@@ -69,9 +70,9 @@ def page(title: str, body: str) -> str:
         '<meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escaped(title)}</title><style>{style}</style>"
+        f"<title>{markup(title)}</title><style>{style}</style>"
     )
     footer = f"Written by vlm-edge {vlm_edge.__version__}. Brackets hold 95% confidence intervals; n counts samples or "
     footer += "queries."
-    content = f'<main>{body}<footer><p class="note">{escaped(footer)}</p></footer></main>'
+    content = f'<main>{body}<footer><p class="note">{markup(footer)}</p></footer></main>'
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{content}</body></html>\n'

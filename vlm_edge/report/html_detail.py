@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 
 from vlm_edge.core.record import RunRecord, StageRun, VariantRecord
+from vlm_edge.report.escape import markup
 from vlm_edge.report.html_parts import Head, facts, folded, name_cell, note, number, table
 from vlm_edge.report.html_sensitivity import sensitivity_part
 from vlm_edge.report.ladder import deciding_variant
 from vlm_edge.report.numbers import format_of, interval_text, is_exact, measured_text, value_text
-from vlm_edge.report.svg import Scale, axis_row, escaped, scale_over, tag, whisker_row
+from vlm_edge.report.svg import Scale, axis_row, scale_over, tag, whisker_row
 from vlm_edge.report.views import (
     LayerRow,
     control_of,
@@ -35,7 +36,7 @@ def regressions_section(record: RunRecord, regressions: Mapping[str, Sequence[Ma
     if not known:
         return None
     main = record.decided_by if record.decided_by in known else known[-1]
-    shown = tag("h3", escaped(main)) + _samples(regressions[main])
+    shown = tag("h3", markup(main)) + _samples(regressions[main])
     return shown + "".join(folded(name, _samples(regressions[name])) for name in known if name != main)
 
 
@@ -47,7 +48,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
     image = str(sample.get("thumbnail") or "")
     picture = tag("p", "no image was kept", class_="noimage note")
     if image.startswith("data:image/"):
-        picture = f'<img src="{escaped(image)}" alt="{escaped(sample.get("image", ""))}">'
+        picture = f'<img src="{markup(image)}" alt="{markup(sample.get("image", ""))}">'
     lines = [
         ("expected", plain(sample.get("expected"))),
         ("baseline", plain(sample.get("baseline"))),
@@ -56,7 +57,7 @@ def _sample(sample: Mapping[str, Any]) -> str:
         ("sample", plain(sample.get("id"))),
     ]
     question = str(sample.get("text") or "")
-    asked = tag("p", escaped(question), class_="question") if question else ""
+    asked = tag("p", markup(question), class_="question") if question else ""
     return tag("article", picture, tag("div", asked, facts(lines)), class_="sample")
 
 
@@ -69,12 +70,12 @@ def layers_section(record: RunRecord) -> str | None:
     variant, run = found
     rows = layer_rows(run)
     text = "Signal to quantization noise in dB on held-out calibration samples: 20 dB is an error of 10%, 40 dB of 1%."
-    body = tag("h3", escaped(variant.name)) + _components(run) + note(text)
+    body = tag("h3", markup(variant.name)) + _components(run) + note(text)
     body += sensitivity_part(run)
     if not rows:
         return body + note("This run's quantize stage kept no error by layer.")
     worst = sorted(rows, key=lambda row: row.worst_db)[:WORST_LAYERS]
-    body += tag("h3", escaped(f"The {len(worst)} noisiest of {len(rows)} layers")) + _layers(worst, rows)
+    body += tag("h3", markup(f"The {len(worst)} noisiest of {len(rows)} layers")) + _layers(worst, rows)
     entries = (
         "Output: the layer's output against the float graph's, what came before it included. Weight and input: the"
     )
@@ -94,8 +95,8 @@ def _components(run: StageRun) -> str:
             scheme = fact.get("scheme", "")
             asked = f"asked: {fact['asked']}" if fact.get("asked", scheme) != scheme else ""
             numbers = [plain(value[key]) if key in value else "" for key in ("cosine", "sqnr_db")]
-            cells = [escaped(output), *map(escaped, numbers), escaped(size)]
-            rows.append([name_cell(name), escaped(scheme) + (note(asked) if asked else ""), *cells])
+            cells = [markup(output), *map(markup, numbers), markup(size)]
+            rows.append([name_cell(name), markup(scheme) + (note(asked) if asked else ""), *cells])
     return table(heads, rows, kind="dense")
 
 
@@ -107,7 +108,7 @@ def _layers(rows: Sequence[LayerRow], all_rows: Sequence[LayerRow]) -> str:
     cells = [
         [
             name_cell(row.name, f"{row.component}, {row.operator}"),
-            *(escaped("" if db is None else f"{db:.1f}") for db in (row.weight_db, row.input_db, row.output_db)),
+            *(markup("" if db is None else f"{db:.1f}") for db in (row.weight_db, row.input_db, row.output_db)),
             _dots(row, scale),
         ]
         for row in rows
@@ -131,7 +132,7 @@ def host_section(record: RunRecord) -> str:
     if own:
         names = list(dict.fromkeys(name for lines in own.values() for name, _ in lines))
         heads = [Head("condition", kind="name"), *(Head(variant) for variant in own)]
-        rows = [[name_cell(each), *(escaped(dict(lines).get(each, "")) for lines in own.values())] for each in names]
+        rows = [[name_cell(each), *(markup(dict(lines).get(each, "")) for lines in own.values())] for each in names]
         body += table(heads, rows, kind="values dense")
     control = control_of(record)
     body += tag("h3", "Noise: one engine against itself (A/A control)")
@@ -145,7 +146,7 @@ def host_section(record: RunRecord) -> str:
         apart = 100 * max(found.high - 1, 1 / found.low - 1, 0.0)
         span = [(_NEUTRAL, found.low, found.value, found.high)]
         plot = whisker_row(scale, span, limit=1.0, label=measured_text(found))
-        rows.append([name_cell(format_of(found).title), number(found), escaped(f"{apart:.2g}%"), plot])
+        rows.append([name_cell(format_of(found).title), number(found), markup(f"{apart:.2g}%"), plot])
     text = (
         "Two processes of the same engine took turns. A difference smaller than the percentage is not told apart here,"
     )
@@ -169,7 +170,7 @@ def provenance_section(record: RunRecord) -> str:
     details = "".join(_stage_facts(variant) for variant in record.variants)
     body += folded("settings, keys and facts of every stage run", details)
     recipe = yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True)
-    return body + folded("the recipe as it was understood", tag("pre", escaped(recipe)))
+    return body + folded("the recipe as it was understood", tag("pre", markup(recipe)))
 
 
 def _stage_runs(record: RunRecord) -> str:
@@ -183,10 +184,10 @@ def _stage_runs(record: RunRecord) -> str:
     rows = [
         [
             name_cell(variant.name),
-            escaped(f"{run.stage} (implied)" if run.implied else run.stage),
-            tag("span", escaped(f"{run.kind} {run.digest[:12]}"), class_="mono"),
+            markup(f"{run.stage} (implied)" if run.implied else run.stage),
+            tag("span", markup(f"{run.kind} {run.digest[:12]}"), class_="mono"),
             "yes" if run.cached else "no",
-            escaped(f"{run.wall_s:,.1f}"),
+            markup(f"{run.wall_s:,.1f}"),
         ]
         for variant in record.variants
         for run in variant.runs
@@ -196,9 +197,9 @@ def _stage_runs(record: RunRecord) -> str:
 
 def _stage_facts(variant: VariantRecord) -> str:
     return "".join(
-        tag("h4", escaped(f"{variant.name}: {run.stage}"))
+        tag("h4", markup(f"{variant.name}: {run.stage}"))
         + facts([("key", run.key), ("digest", run.digest)])
-        + tag("pre", escaped(json.dumps({"config": run.config, "facts": run.facts}, ensure_ascii=False)))
+        + tag("pre", markup(json.dumps({"config": run.config, "facts": run.facts}, ensure_ascii=False)))
         for run in variant.runs
     )
 
@@ -211,11 +212,11 @@ def measurements_section(record: RunRecord) -> str | None:
     for variant in record.variants:
         rows = [
             [
-                tag("span", escaped(found.metric), class_="mono"),
-                escaped(value_text(found)),
-                escaped(interval_text(found)),
+                tag("span", markup(found.metric), class_="mono"),
+                markup(value_text(found)),
+                markup(interval_text(found)),
                 "" if is_exact(found) else str(found.n),
-                escaped(format_of(found).unit),
+                markup(format_of(found).unit),
             ]
             for found in variant.measurements
         ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.report.escape import markup
 from vlm_edge.report.numbers import VERDICT_WORDS, bound_text, format_of, interval_text, is_exact, value_text
-from vlm_edge.report.svg import escaped, tag
+from vlm_edge.report.svg import tag
 
 LONG = 60
 """Letters of a value that takes a whole line in a list of facts."""
@@ -27,16 +28,16 @@ class Head:
 
 
 def section(anchor: str, title: str, body: str) -> str:
-    return tag("section", tag("h2", escaped(title)), body, id=anchor)
+    return tag("section", tag("h2", markup(title)), body, id=anchor)
 
 
 def note(text: str) -> str:
-    return tag("p", escaped(text), class_="note")
+    return tag("p", markup(text), class_="note")
 
 
 def badge(verdict: Verdict) -> str:
     """The verdict as a word in its colour."""
-    return tag("span", escaped(VERDICT_WORDS[verdict]), class_=f"badge {verdict.value}")
+    return tag("span", markup(VERDICT_WORDS[verdict]), class_=f"badge {verdict.value}")
 
 
 def table(heads: Sequence[Head], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
@@ -46,7 +47,7 @@ def table(heads: Sequence[Head], rows: Iterable[Sequence[str]], *, kind: str = "
         rows: cells as markup; an empty one is left out of a card.
     """
     top = "".join(
-        tag("th", escaped(head.title), _below(head.below), scope="col", class_=head.kind or None) for head in heads
+        tag("th", markup(head.title), _below(head.below), scope="col", class_=head.kind or None) for head in heads
     )
     body = "".join(
         tag(
@@ -63,7 +64,7 @@ def table(heads: Sequence[Head], rows: Iterable[Sequence[str]], *, kind: str = "
 
 
 def _below(text: str) -> str:
-    return "".join(tag("span", escaped(line), class_="below") for line in text.splitlines())
+    return "".join(tag("span", markup(line), class_="below") for line in text.splitlines())
 
 
 def number(found: Measurement | None, *, unit: bool = False, count: bool = True) -> str:
@@ -74,8 +75,8 @@ def number(found: Measurement | None, *, unit: bool = False, count: bool = True)
     lines = [interval_text(found)]
     if count and not is_exact(found):
         lines.append(f"n {found.n}")
-    below = "".join(tag("span", escaped(line), class_="below") for line in lines)
-    return tag("span", tag("b", escaped(value_text(found))), escaped(shown_unit), class_="value") + below
+    below = "".join(tag("span", markup(line), class_="below") for line in lines)
+    return tag("span", tag("b", markup(value_text(found))), markup(shown_unit), class_="value") + below
 
 
 def judged_word(judgement: Judgement | None) -> str:
@@ -83,18 +84,18 @@ def judged_word(judgement: Judgement | None) -> str:
     if judgement is None:
         return ""
     text = f"{VERDICT_WORDS[judgement.verdict]} ({bound_text(judgement)})"
-    return tag("span", escaped(text), class_=f"judged {judgement.verdict.value}")
+    return tag("span", markup(text), class_=f"judged {judgement.verdict.value}")
 
 
 def name_cell(name: str, *notes: str) -> str:
     """A variant's or slice's name, with notes below it."""
-    return tag("b", escaped(name)) + "".join(tag("span", escaped(text), class_="below") for text in notes if text)
+    return tag("b", markup(name)) + "".join(tag("span", markup(text), class_="below") for text in notes if text)
 
 
 def facts(lines: Iterable[tuple[str, str]]) -> str:
     """Names and values as a list in columns; a long value has a line of its own."""
     items = "".join(
-        tag("div", tag("dt", escaped(name)), tag("dd", escaped(value)), class_="long" if len(value) > LONG else None)
+        tag("div", tag("dt", markup(name)), tag("dd", markup(value)), class_="long" if len(value) > LONG else None)
         for name, value in lines
     )
     return tag("dl", items, class_="facts")
@@ -102,10 +103,10 @@ def facts(lines: Iterable[tuple[str, str]]) -> str:
 
 def folded(summary: str, body: str) -> str:
     """What is opened by a click."""
-    return tag("details", tag("summary", escaped(summary)), body)
+    return tag("details", tag("summary", markup(summary)), body)
 
 
 def legend(entries: Iterable[tuple[str, str]]) -> str:
     """(class of the swatch, text) one after another."""
-    items = (tag("li", tag("span", class_=f"swatch {kind}"), escaped(text)) for kind, text in entries)
+    items = (tag("li", tag("span", class_=f"swatch {kind}"), markup(text)) for kind, text in entries)
     return tag("ul", *items, class_="legend")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.escape import markup
 from vlm_edge.report.html_parts import Head, badge, facts, folded, judged_word, legend, name_cell, note, number, table
 from vlm_edge.report.ladder import INCOMPLETE, Cell, Row, deciding_variant, headline, ladder_of, remarks
 from vlm_edge.report.numbers import (
@@ -19,7 +20,7 @@ from vlm_edge.report.numbers import (
     reason_text,
 )
 from vlm_edge.report.pareto import pareto_points, pareto_svg
-from vlm_edge.report.svg import Scale, axis_row, escaped, percent, scale_over, tag, whisker_row
+from vlm_edge.report.svg import Scale, axis_row, percent, scale_over, tag, whisker_row
 from vlm_edge.report.views import TaskRow, at_one_load, component_times, slice_name, task_rows
 
 MOST_COLUMNS = 9
@@ -35,9 +36,9 @@ def verdict_section(record: RunRecord) -> str:
     words = INCOMPLETE if record.incomplete is not None else words
     shown = "MET" if record.verdict is Verdict.PASS and words != "NOT JUDGED" else words
     kind = record.verdict.value if words != "NOT JUDGED" else "none"
-    top = tag("h1", escaped(record.name)) + tag("p", escaped(shown), class_=f"verdict {kind}")
+    top = tag("h1", markup(record.name)) + tag("p", markup(shown), class_=f"verdict {kind}")
     sentence = headline(record).partition(": ")[2].removeprefix(f"{shown}: ")
-    top += tag("p", escaped(sentence), class_="lead")
+    top += tag("p", markup(sentence), class_="lead")
     recipe = record.recipe
     about = [
         ("model", recipe.get("model")),
@@ -49,7 +50,7 @@ def verdict_section(record: RunRecord) -> str:
     about += [("commit", record.commit or "unknown")]
     lines = facts((name, str(value)) for name, value in about if value is not None)
     budgets = _budgets(variant.verdicts) if variant and variant.verdicts else ""
-    remarked = "".join(tag("li", escaped(line)) for line in remarks(record))
+    remarked = "".join(tag("li", markup(line)) for line in remarks(record))
     told = tag("ul", remarked, class_="remarks") if remarked else ""
     return tag("header", top, lines) + budgets + told
 
@@ -66,11 +67,11 @@ def _budgets(judgements: Sequence[Judgement]) -> str:
     rows = [
         [
             name_cell(judgement.budget, named_format(judgement.metric).title),
-            escaped(bound_text(judgement)),
+            markup(bound_text(judgement)),
             _exactly(judgement.measured),
             _bullet(judgement),
             badge(judgement.verdict)
-            + (tag("span", escaped(why), class_="below reason") if (why := reason_text(judgement)) else ""),
+            + (tag("span", markup(why), class_="below reason") if (why := reason_text(judgement)) else ""),
         ]
         for judgement in sorted(judgements, key=lambda each: worst.index(each.verdict))
     ]
@@ -82,7 +83,7 @@ def _exactly(found: Measurement | None) -> str:
     if found is None:
         return "nothing"
     value, bracket, rest = measured_text(found).partition(" [")
-    return tag("b", escaped(value)) + (tag("span", escaped(f"{bracket.strip()}{rest}"), class_="below") if rest else "")
+    return tag("b", markup(value)) + (tag("span", markup(f"{bracket.strip()}{rest}"), class_="below") if rest else "")
 
 
 def _bullet(judgement: Judgement) -> str:
@@ -118,9 +119,9 @@ def _ladder_name(row: Row, variant: VariantRecord) -> str:
 
 
 def _ladder_cell(cell: Cell) -> str:
-    below = "".join(tag("span", escaped(part), class_="below") for part in (cell.interval, cell.n) if part)
-    judged = tag("span", escaped(cell.judged), class_=f"judged {cell.verdict.value}") if cell.verdict else ""
-    return tag("b", escaped(cell.value)) + below + judged
+    below = "".join(tag("span", markup(part), class_="below") for part in (cell.interval, cell.n) if part)
+    judged = tag("span", markup(cell.judged), class_=f"judged {cell.verdict.value}") if cell.verdict else ""
+    return tag("b", markup(cell.value)) + below + judged
 
 
 def pareto_section(record: RunRecord) -> str | None:
@@ -177,7 +178,7 @@ def _stack(
     pieces, start = [], 0.0
     for name, found in parts.items():
         left, right = scale.place(start), scale.place(start + found.value)
-        title = tag("title", escaped(f"{name}: {measured_text(found)}"))
+        title = tag("title", markup(f"{name}: {measured_text(found)}"))
         kind = f"c{names.index(name) % COLOURS}"
         pieces.append(
             tag("rect", title, x=percent(left), y=4, width=percent(right - left), height=18, class_=f"piece {kind}")
@@ -212,7 +213,7 @@ def _by_variant(record: RunRecord, *, slices: bool) -> str | None:
         return None
     main = record.decided_by if record.decided_by in tables else next(reversed(tables))
     others = "".join(folded(name, body) for name, body in tables.items() if name != main)
-    return tag("h3", escaped(main)) + tables[main] + others
+    return tag("h3", markup(main)) + tables[main] + others
 
 
 def _task_table(rows: Sequence[TaskRow], variant: VariantRecord, *, first: str) -> str:

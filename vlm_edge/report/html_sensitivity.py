@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_edge.core.record import StageRun
+from vlm_edge.report.escape import markup
 from vlm_edge.report.html_parts import Head, facts, folded, name_cell, note, table
-from vlm_edge.report.svg import Scale, axis_row, escaped, scale_over, tag, whisker_row
+from vlm_edge.report.svg import Scale, axis_row, scale_over, tag, whisker_row
 from vlm_edge.report.views import SensitivityRow, sensitivity_rows
 
 MOST_SENSITIVE = 12
@@ -27,7 +28,7 @@ def sensitivity_part(run: StageRun) -> str:
     by_task = any(row.drop is not None for row in rows)
     rows.sort(key=lambda row: (0.0 if row.drop is None else -row.drop[1], row.sqnr_db))
     most = rows[:MOST_SENSITIVE]
-    body += tag("h3", escaped(f"The {len(most)} most sensitive of {len(rows)} layers")) + _ranking(most, by_task)
+    body += tag("h3", markup(f"The {len(most)} most sensitive of {len(rows)} layers")) + _ranking(most, by_task)
     text = "Each layer quantized alone, all others float: signal to noise at its component's worst output"
     text += ", and what the task's metric loses, with its 95% interval." if by_task else "."
     body += note(text)
@@ -45,9 +46,9 @@ def _ranking(rows: Sequence[SensitivityRow], by_task: bool) -> str:
     cells = [
         [
             name_cell(row.name, f"{row.component}, {row.operator}"),
-            escaped(_REASONS.get(row.why, "float") if row.is_float else "quantized"),
-            escaped(f"{row.sqnr_db:.1f}"),
-            *([escaped("" if row.drop is None else f"{row.drop[1]:.2f}")] if by_task else []),
+            markup(_REASONS.get(row.why, "float") if row.is_float else "quantized"),
+            markup(f"{row.sqnr_db:.1f}"),
+            *([markup("" if row.drop is None else f"{row.drop[1]:.2f}")] if by_task else []),
             _dot(row, scale, by_task),
         ]
         for row in rows
@@ -85,8 +86,8 @@ def _fallback(run: StageRun) -> str:
     rows = [
         [
             name_cell(str(row["name"]), str(row["component"])),
-            escaped(f"{row['sqnr_db']:.1f}"),
-            escaped("" if row["without_it"] is None else _interval(row["without_it"])),
+            markup(f"{row['sqnr_db']:.1f}"),
+            markup("" if row["without_it"] is None else _interval(row["without_it"])),
         ]
         for row in found["left_float"]
     ]

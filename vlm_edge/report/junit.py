@@ -11,7 +11,6 @@ for a local time without a zone (UTC here) and for a host name (no host's name i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +18,7 @@ from xml.etree import ElementTree
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.escape import xml_text
 from vlm_edge.report.gate import gate_lines
 from vlm_edge.report.numbers import VERDICT_WORDS, judgement_text
 
@@ -27,8 +27,6 @@ _ELEMENTS = {
     Verdict.UNDECIDED: ("failure", "undecided"),
     Verdict.NOT_MEASURED: ("error", "not_measured"),
 }
-_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 has no characters for (section 2.2)."""
 
 
 def run_junit(record: RunRecord, gate: Gate) -> bytes:
@@ -37,7 +35,7 @@ def run_junit(record: RunRecord, gate: Gate) -> bytes:
     for index, variant in enumerate(record.variants):
         decides = variant.name == gate.variant
         judgements = gate.judgements if decides else variant.verdicts
-        classname = _legal(f"{record.name}.{variant.name}")
+        classname = xml_text(f"{record.name}.{variant.name}")
         cases = [_case(judgement, classname, decides) for judgement in judgements]
         seconds = sum(run.wall_s for run in variant.runs)
         suite = _suite(index, record.name, variant.name, cases, record.started, seconds)
@@ -57,9 +55,9 @@ def crash_junit(name: str, kind: str, message: str, started: str) -> bytes:
         message: what happened.
         started: ISO 8601.
     """
-    case = ElementTree.Element("testcase", name="gives a verdict", classname=_legal(name), time="0")
-    error = ElementTree.SubElement(case, "error", message=_legal(message), type=kind)
-    error.text = _legal(message)
+    case = ElementTree.Element("testcase", name="gives a verdict", classname=xml_text(name), time="0")
+    error = ElementTree.SubElement(case, "error", message=xml_text(message), type=xml_text(kind))
+    error.text = xml_text(message)
     suite = _suite(0, name, name, [case], started, 0.0)
     suite.insert(0, _properties({}))
     _text(suite, "system-out", "")
@@ -78,9 +76,9 @@ def _suite(
     suite = ElementTree.Element(
         "testsuite",
         id=str(index),
-        package=_legal(package),
-        name=_legal(name),
-        timestamp=started[:19],
+        package=xml_text(package),
+        name=xml_text(name),
+        timestamp=xml_text(started[:19]),
         hostname="localhost",
         tests=str(len(cases)),
         failures=count("failure"),
@@ -93,7 +91,7 @@ def _suite(
 
 
 def _case(judgement: Judgement, classname: str, decides: bool) -> ElementTree.Element:
-    case = ElementTree.Element("testcase", name=_legal(judgement.budget), classname=classname, time="0")
+    case = ElementTree.Element("testcase", name=xml_text(judgement.budget), classname=classname, time="0")
     if judgement.verdict is Verdict.PASS:
         return case
     line = judgement_text(judgement)
@@ -123,17 +121,13 @@ def _properties(facts: Mapping[str, Any]) -> ElementTree.Element:
     for name, value in facts.items():
         if value is not None:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            ElementTree.SubElement(element, "property", name=_legal(name), value=_legal(shown))
+            ElementTree.SubElement(element, "property", name=xml_text(name), value=xml_text(shown))
     return element
 
 
 def _text(parent: ElementTree.Element, tag: str, text: str, **attributes: str) -> None:
-    element = ElementTree.SubElement(parent, tag, {name: _legal(value) for name, value in attributes.items()})
-    element.text = _legal(text)
-
-
-def _legal(text: str) -> str:
-    return _ILLEGAL.sub("�", text)
+    element = ElementTree.SubElement(parent, tag, {name: xml_text(value) for name, value in attributes.items()})
+    element.text = xml_text(text)
 
 
 def _document(root: ElementTree.Element) -> bytes:

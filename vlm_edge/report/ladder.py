@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.escape import on_terminal
 from vlm_edge.report.numbers import (
     METRICS,
     VERDICT_WORDS,
@@ -119,7 +120,8 @@ def headline(record: RunRecord) -> str:
 
 
 def row_text(record: RunRecord) -> str:
-    """The last variant in one line, to be shown while the others are still to come."""
+    """The last variant in one line for a terminal, to be shown while the others are still to come."""
+    record = on_terminal(record)
     ladder = ladder_of(record, most_columns=6)
     row = ladder.rows[-1]
     cells = [

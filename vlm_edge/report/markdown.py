@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.escape import markdown, markdown_block
 from vlm_edge.report.ladder import Cell, Column, deciding_variant, headline, ladder_of, remarks
 from vlm_edge.report.numbers import (
     METRICS,
@@ -48,7 +49,7 @@ def run_markdown(record: RunRecord, regressions: Mapping[str, Sequence[Mapping[s
 
 def _verdict(record: RunRecord) -> Lines:
     variant = deciding_variant(record)
-    lines = [f"# {plain_markdown(headline(record))}", ""]
+    lines = [f"# {markdown(headline(record))}", ""]
     if variant and variant.verdicts:
         rows = [
             [
@@ -61,7 +62,7 @@ def _verdict(record: RunRecord) -> Lines:
             for judgement in variant.verdicts
         ]
         lines += markdown_table(["budget", "bound", "measured", "verdict", "reason"], rows)
-    lines += [f"- {plain_markdown(line)}" for line in remarks(record)]
+    lines += [f"- {markdown(line)}" for line in remarks(record)]
     return [*lines, ""] if lines[-1] else lines
 
 
@@ -100,7 +101,7 @@ def _task(record: RunRecord, variant: VariantRecord) -> Lines:
             for row in task_rows(record, variant, slices=slices)
         ]
         if rows:
-            lines += [f"## {plain_markdown(variant.name)}: {title}", ""]
+            lines += [f"## {markdown(variant.name)}: {title}", ""]
             lines += markdown_table([title, "baseline", variant.name, "drop", "kept"], rows)
     return lines
 
@@ -114,7 +115,7 @@ def _samples(variant: VariantRecord, samples: Sequence[Mapping[str, Any]]) -> Li
         for sample in samples
     ]
     header = ["sample", "image", "question", "expected", "baseline", variant.name, "score"]
-    return [f"## {plain_markdown(variant.name)}: worst regressed samples", "", *markdown_table(header, rows)]
+    return [f"## {markdown(variant.name)}: worst regressed samples", "", *markdown_table(header, rows)]
 
 
 def _layers(record: RunRecord) -> Lines:
@@ -122,7 +123,7 @@ def _layers(record: RunRecord) -> Lines:
     found = next(((variant, run) for variant in variants if (run := quantize_run(variant)) is not None), None)
     if found is None:
         return []
-    lines = [f"## {plain_markdown(found[0].name)}: quantization error", ""]
+    lines = [f"## {markdown(found[0].name)}: quantization error", ""]
     rows = [
         [name, fact.get("scheme", ""), output, plain(value.get("cosine")), plain(value.get("sqnr_db"))]
         for name, fact in found[1].facts["components"].items()
@@ -148,7 +149,7 @@ def _host(record: RunRecord) -> Lines:
     if shared or own:
         lines += ["While latency was measured:", "", *_list(shared)]
         for variant, conditions in own.items():
-            lines += [f"{plain_markdown(variant)}:", "", *_list(conditions)]
+            lines += [f"{markdown(variant)}:", "", *_list(conditions)]
     control = control_of(record)
     if control:
         lines += ["One engine against itself (A/A control):", ""]
@@ -170,10 +171,10 @@ def _provenance(record: RunRecord) -> Lines:
         for each in record.variants
         for run in each.runs
     ]
-    recipe = yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True).replace("```", "'''")
+    recipe = yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True)
     lines = ["## Provenance", "", *_list(facts), "## Stage runs", ""]
     lines += markdown_table(["variant", "stage", "artifact", "from the store", "seconds"], rows)
-    return [*lines, "## Recipe", "", "```yaml", *recipe.splitlines(), "```", ""]
+    return [*lines, "## Recipe", "", "```yaml", *markdown_block(recipe.rstrip()), "```", ""]
 
 
 def _measurements(variant: VariantRecord) -> Lines:
@@ -192,22 +193,17 @@ def _measurements(variant: VariantRecord) -> Lines:
         for found in others
     ]
     header = ["metric", "value", "95% interval", "n", "unit"]
-    return [f"## {plain_markdown(variant.name)} in parts", "", *markdown_table(header, rows)]
+    return [f"## {markdown(variant.name)} in parts", "", *markdown_table(header, rows)]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
     """A table and the empty line after it."""
     lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(plain_markdown(cell) for cell in line) + " |" for line in lines] + [""]
+    return ["| " + " | ".join(markdown(cell) for cell in line) + " |" for line in lines] + [""]
 
 
 def _list(lines: Iterable[tuple[str, str]]) -> Lines:
-    return [*(f"- {plain_markdown(name)}: {plain_markdown(value)}" for name, value in lines), ""]
-
-
-def plain_markdown(text: str) -> str:
-    """Text that neither ends a table's cell nor starts HTML, a link or a picture."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(").replace("\n", " ")
+    return [*(f"- {markdown(name)}: {markdown(value)}" for name, value in lines), ""]
 
 
 def _header(column: Column) -> str:

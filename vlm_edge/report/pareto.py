@@ -11,8 +11,9 @@ from itertools import pairwise
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
+from vlm_edge.report.escape import markup
 from vlm_edge.report.numbers import format_of, measurement_text
-from vlm_edge.report.svg import Scale, escaped, scale_over, tag
+from vlm_edge.report.svg import Scale, scale_over, tag
 from vlm_edge.report.views import at_one_load
 
 LATENCIES = ("latency_p90_ms", "latency_p50_ms")
@@ -120,7 +121,7 @@ def pareto_svg(points: Sequence[Point], width: int, height: int) -> str:
     best = ", ".join(point.name for point in front(points))
     return tag(
         "svg",
-        tag("title", escaped(f"Accuracy against latency. On the Pareto front: {best}")),
+        tag("title", markup(f"Accuracy against latency. On the Pareto front: {best}")),
         *parts,
         class_="picture",
         viewBox=f"0 0 {width} {height}",
@@ -142,15 +143,15 @@ def _axes(points: Sequence[Point], across: Scale, up: Scale, frame: tuple[int, i
         if tick <= most:
             y = up.place(tick)
             yield tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
-            yield tag("text", escaped(f"{tick * accuracy.scale:g}"), x=left - 6, y=y + 4, text_anchor="end")
+            yield tag("text", markup(f"{tick * accuracy.scale:g}"), x=left - 6, y=y + 4, text_anchor="end")
     for tick in across.ticks(max(3, (right - left) // 70)):
         x = across.place(tick)
         yield tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid")
-        yield tag("text", escaped(f"{tick:g}"), x=x, y=bottom + 16, text_anchor="middle")
+        yield tag("text", markup(f"{tick:g}"), x=x, y=bottom + 16, text_anchor="middle")
     unit = f" ({accuracy.unit})" if accuracy.unit else ""
-    yield tag("text", escaped(f"{accuracy.title}{unit}"), x=4, y=13, class_="axis-title")
+    yield tag("text", markup(f"{accuracy.title}{unit}"), x=4, y=13, class_="axis-title")
     title = f"latency {latency.title} ({latency.unit}, log)"
-    yield tag("text", escaped(title), x=right, y=bottom + 33, text_anchor="end", class_="axis-title")
+    yield tag("text", markup(title), x=right, y=bottom + 33, text_anchor="end", class_="axis-title")
 
 
 def _stairs(places: Sequence[Place], right: float) -> list[Place]:
@@ -194,7 +195,7 @@ def _dot(point: Point, place: Place, radius: float, points: Sequence[Point]) -> 
     kind = f"dot {point.verdict.value}{hollow}" if point.role != "baseline" else "dot base"
     size = f", {point.size / 1e6:,.2f} MB" if point.size else ""
     text = f"{point.name}: {measurement_text(point.accuracy)}; {measurement_text(point.latency)}{size}"
-    title = tag("title", escaped(text))
+    title = tag("title", markup(text))
     if point.role == "baseline":
         corners = f"{x:.1f},{y - radius:.1f} {x + radius:.1f},{y:.1f} {x:.1f},{y + radius:.1f} {x - radius:.1f},{y:.1f}"
         return tag("polygon", title, points=corners, class_=kind)
@@ -220,7 +221,7 @@ def _labels(
         near_x, near_y = min(max(x, box.left), box.right), (box.top + box.bottom) / 2
         if math.hypot(near_x - x, near_y - y) > radius + 14:
             yield tag("line", x1=x, y1=y, x2=near_x, y2=near_y, class_="leader")
-        yield tag("text", escaped(text), x=box.left, y=box.bottom - 4, class_="label")
+        yield tag("text", markup(text), x=box.left, y=box.bottom - 4, class_="label")
 
 
 def shortened(name: str, frame: Box) -> str:

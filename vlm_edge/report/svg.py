@@ -6,23 +6,18 @@ light. A row gives places along it in percent, so that its width is the cell's a
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-
-def escaped(text: object) -> str:
-    """Text that is neither markup nor the end of an attribute, with no character that XML forbids."""
-    clean = "".join(each if each >= " " or each in "\t\n" else "\N{REPLACEMENT CHARACTER}" for each in str(text))
-    return html.escape(clean, quote=True)
+from vlm_edge.report.escape import markup
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:
     """One element. Children are markup already; attributes are escaped, ``_`` in their names becomes ``-``, and one
     whose value is None is left out. ``class_`` stands for ``class``."""
     shown = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escaped(_number(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{markup(_number(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -134,7 +129,7 @@ def axis_row(scale: Scale, form: str = "{:g}", most: int = 3) -> str:
     for tick in scale.ticks(most):
         place = scale.place(tick)
         anchor = "start" if place < 12 else "end" if place > 88 else "middle"
-        parts.append(tag("text", escaped(form.format(tick)), x=percent(place), y=12, text_anchor=anchor))
+        parts.append(tag("text", markup(form.format(tick)), x=percent(place), y=12, text_anchor=anchor))
     return tag("svg", *parts, class_="row axis", width="100%", height=16, aria_hidden="true")
 
 

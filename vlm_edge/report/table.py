@@ -13,6 +13,7 @@ from rich.text import Text
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
+from vlm_edge.report.escape import on_terminal
 from vlm_edge.report.ladder import Cell, Column, Ladder, Row, deciding_variant, headline, ladder_of, remarks, unmet
 from vlm_edge.report.numbers import format_of, interval_text, is_exact, value_text
 
@@ -27,6 +28,7 @@ _STYLES = {
 
 def run_summary(record: RunRecord, console: Console) -> RenderableType:
     """What ends ``vlm-edge run``: the ladder, what a reader has to know besides, the unmet budgets, the verdict."""
+    record = on_terminal(record)
     variant = deciding_variant(record)
     table, hidden = _fitted(record, console)
     lines: list[RenderableType] = [table, Text()]
@@ -67,6 +69,7 @@ def ladder_table(ladder: Ladder) -> Table:
 
 def stages_table(record: RunRecord) -> Table:
     """Every stage run: the variant that it belongs to, whether it came from the store, how long it took."""
+    record = on_terminal(record)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     for title in ("variant", "stage", "artifact", "from the store"):
         table.add_column(title, overflow="fold")
@@ -75,7 +78,8 @@ def stages_table(record: RunRecord) -> Table:
         for run in variant.runs:
             name = f"{run.stage} (implied)" if run.implied else run.stage
             cached = "yes" if run.cached else "no"
-            table.add_row(variant.name, name, f"{run.kind} {run.digest[:12]}", cached, f"{run.wall_s:,.1f}")
+            artifact = f"{run.kind} {run.digest[:12]}"
+            table.add_row(Text(variant.name), Text(name), Text(artifact), cached, f"{run.wall_s:,.1f}")
     return table
 
 
@@ -86,7 +90,7 @@ def measurements_table(measurements: Sequence[Measurement]) -> Table:
     for title in ("value", "95% interval", "n"):
         table.add_column(title, justify="right")
     table.add_column("unit")
-    for found in measurements:
+    for found in on_terminal(measurements):
         count = "" if is_exact(found) else str(found.n)
         table.add_row(
             Text(found.metric), value_text(found), Text(interval_text(found)), count, Text(format_of(found).unit)
