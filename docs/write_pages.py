@@ -21,9 +21,9 @@ from vlm_edge.cli.stages import settings_of
 from vlm_edge.core.budget import Judgement
 from vlm_edge.core.gate import Gate, Tolerances
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.plan import PlannedRun
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.core.record import RunRecord, VariantRecord
-from vlm_edge.core.runner import PlannedRun
 from vlm_edge.stages import STAGES
 
 PAGES = Path(__file__).parent

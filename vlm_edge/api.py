@@ -31,9 +31,10 @@ from vlm_edge.core.gate import (
     recorded_budgets,
 )
 from vlm_edge.core.measurement import PATIENCE_S
+from vlm_edge.core.plan import PlannedRun
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
 from vlm_edge.core.record import PREVIOUS_NAME, RunRecord, read_record
-from vlm_edge.core.runner import PlannedRun, Runner
+from vlm_edge.core.runner import Runner
 from vlm_edge.core.stage import Named, Progress, SilentProgress, StageInputs, StageWork, TaskSpec
 from vlm_edge.core.store import Store
 from vlm_edge.core.target import Target

@@ -218,7 +218,14 @@ def test_plan_as_a_table(toy: Toy, empty: Any) -> None:
     lines = empty.invoke("plan", str(write_recipe(toy.folder))).stdout.splitlines()
     assert lines[2].split()[:4] == ["baseline", "export", "to", "run"]
     assert "waits for its input" in lines[3]
+    assert "not known yet" in lines[2]
     assert lines[-1].endswith("0 in the store, 13 to run")
+    empty.invoke("run", str(write_recipe(toy.folder)))
+    lines = empty.invoke(
+        "plan", str(write_recipe(toy.folder, stages=[{"export": {"strength": 2}}]))
+    ).stdout.splitlines()
+    assert "about 0 s" in lines[2]
+    assert "to run in about 0 s; measuring" in lines[-1]
 
 
 SCRIPT = """

@@ -18,6 +18,7 @@ from toy_toolbox import Evaluators, toy_toolbox, write_recipe
 
 from vlm_edge.core.budget import Budgets, Verdict
 from vlm_edge.core.gate import judge_again
+from vlm_edge.core.plan import expected_seconds, plan_variants
 from vlm_edge.core.recipe import read_recipe
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import Runner
@@ -303,6 +304,22 @@ def test_the_plan_says_what_the_store_has(bench: Bench) -> None:
         ("quantize", "export", False),
         ("quantize", "quantize", False),
     ]
+
+
+def test_the_plan_says_how_long_the_like_of_a_stage_run_took(bench: Bench) -> None:
+    runner = bench.runner()
+    assert all(row.seconds is None for row in runner.planned())
+    bench.run()
+    took = {row.stage: row.seconds for row in bench.runner().planned()}
+    assert all(seconds is not None for seconds in took.values())
+    (prune,) = (record for record in runner.store.records() if record.identity["stage"] == "prune")
+    other = prune.model_copy(update={"identity": {**prune.identity, "config": {"strength": 2.0}}, "wall_s": 20.0})
+    steps = plan_variants(runner.recipe, runner.toolbox.stages)[2].steps
+    step = next(step for step in steps if step.stage == "prune")
+    mine = prune.model_copy(update={"wall_s": 5.0})
+    assert expected_seconds(step, []) is None
+    assert expected_seconds(step, [mine, other]) == 5.0  # of the same settings before the latest
+    assert expected_seconds(step, [other]) == 20.0
 
 
 @pytest.mark.parametrize("stage", ["export", "quantize", "prune", "compile"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vlm_edge.core.recipe import Recipe, StageEntry
 from vlm_edge.core.stage import Level, StageConfig, StageSpec
+from vlm_edge.core.store import StageRecord
 
 BASELINE = "baseline"
 
@@ -65,3 +66,26 @@ def _steps(entries: list[StageEntry], stages: Mapping[str, StageSpec]) -> tuple[
     if graph[-1].stage != "compile":
         graph.append(Step("compile", stages["compile"].config.model_validate({"optimize": "runtime"}), True))
     return (*model, *graph)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One stage run of the plan. ``key`` is None while an earlier stage run has yet to give its input.
+
+    ``seconds``: how long it took, or the like of it in this store (the same settings, else the latest of the stage).
+    """
+
+    variant: str
+    stage: str
+    implied: bool
+    key: str | None
+    cached: bool
+    seconds: float | None = None
+
+
+def expected_seconds(step: Step, records: Sequence[StageRecord]) -> float | None:
+    """How long the latest run of a stage took, one with the same settings if there is one; None if there is none."""
+    alike = [record for record in records if record.identity.get("stage") == step.stage]
+    config = step.config.model_dump(mode="json")
+    same = [record for record in alike if record.identity.get("config") == config]
+    return (same or alike)[-1].wall_s if alike else None

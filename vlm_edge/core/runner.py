@@ -18,7 +18,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
 from vlm_edge.core.budget import Bound, Verdict, bounds_of, overall
 from vlm_edge.core.decided import IsOpen, judge_all, measure_until_decided, worth_more
 from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed, is_kept_form
-from vlm_edge.core.plan import Step, VariantPlan, plan_variants
+from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import (
     OUTCOMES_FOLDER,
@@ -42,17 +42,6 @@ class Measured:
     conditions: dict[str, Any]
     outcomes: dict[str, Any]
     regressions: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One stage run of the plan. ``key`` is None while an earlier stage run has yet to give its input."""
-
-    variant: str
-    stage: str
-    implied: bool
-    key: str | None
-    cached: bool
 
 
 class Runner:
@@ -151,13 +140,14 @@ class Runner:
 
     def planned(self) -> list[PlannedRun]:
         """Every stage run of the plan, and whether the store has it."""
-        rows = []
+        rows, records = [], self.store.records()
         for variant in plan_variants(self.recipe, self.toolbox.stages):
             source: Artifact | None = self.teacher
             for step in variant.steps:
                 key = key_of(self.identity(step, source)) if source is not None else None
                 found = self.store.find(key) if key is not None else None
-                rows.append(PlannedRun(variant.name, step.stage, step.implied, key, found is not None))
+                seconds = found[1].wall_s if found is not None else expected_seconds(step, records)
+                rows.append(PlannedRun(variant.name, step.stage, step.implied, key, found is not None, seconds))
                 source = found[0] if found is not None else None
         return rows
 
