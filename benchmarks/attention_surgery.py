@@ -23,7 +23,7 @@ from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextAttention
 
 from vlm_edge.families.base import AttentionRole, AttentionSite
-from vlm_edge.numerics.attention_surgery import mask_heads, prune_heads
+from vlm_edge.surgery.heads import mask_heads, prune_heads
 
 WIDTH, HEADS, HEAD_DIM, KEEP = 64, 8, 8, 4
 KEY_WIDTHS = (32, 64, 96)

@@ -76,15 +76,17 @@ def worker(what: str, graph: Path, images: int, engine: str) -> dict[str, Any]:
     if what == "export":
         export(graph)
         return {}
-    import onnx
+    from vlm_edge.graphs.files import load_graph
 
     with tempfile.TemporaryDirectory(dir=graph.parent) as folder:
         feeds = on_disk(Path(folder) / "images", images)
-        model = onnx.load(graph)
+        model = load_graph(graph)
         started = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):
             if what == "NNCF":
-                by_nncf(model, feeds)
+                import onnx
+
+                by_nncf(onnx.load(graph), feeds)
             else:
                 by_vlm_edge(model, feeds, engine)
     return {"wall_s": round(time.monotonic() - started, 1), "peak_bytes": peak_bytes()}
@@ -102,11 +104,11 @@ def on_disk(path: Path, images: int) -> Any:
 
 
 def by_vlm_edge(model: Any, feeds: Any, engine: str) -> None:
-    from vlm_edge.numerics.quant_forms import host_isa, quant_form
-    from vlm_edge.numerics.quant_static import StaticSettings
+    from vlm_edge.backends.lowering import host_isa, lowering_of
+    from vlm_edge.quantization.static import StaticSettings
     from vlm_edge.stages.quantize import quantize_graph
 
-    form = quant_form(engine, "cuda" if engine == "tensorrt" else host_isa())
+    form = lowering_of(engine, "cuda" if engine == "tensorrt" else host_isa())
     quantize_graph(model, "int8", feeds, form, settings=StaticSettings("percentile", PERCENTILE))
 
 

@@ -43,7 +43,7 @@ from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import TaskSpec
 from vlm_edge.evaluation.latency import LatencySettings, measure_latency
 from vlm_edge.evaluation.worker_process import WorkerProcess
-from vlm_edge.numerics.timing import LOOKED_AGAIN, LOOKED_AT, Estimate, geometric_mean
+from vlm_edge.statistics.timing import LOOKED_AGAIN, LOOKED_AT, Estimate, geometric_mean
 
 BOUND, IMPOSSIBLE, SLOWER = 0.95, 1.5, 0.10
 SHARE = 3

@@ -297,7 +297,7 @@ PEERS: dict[str, tuple[str, Callable[[Path, Path, Any], None]]] = {
 def row_of(
     name: str, engine: dict[str, Any] | None, times: dict[str, list[list[float]]], capture: Any
 ) -> dict[str, Any]:
-    from vlm_edge.numerics.statistics import percentile, percentile_ratio_interval
+    from vlm_edge.statistics.intervals import percentile, percentile_ratio_interval
 
     if engine is None or name not in times:
         return {"name": name, "failed": True}
@@ -337,7 +337,7 @@ def load(engine: dict[str, Any]) -> dict[str, Any]:
 
 def worst_cosine(engine: dict[str, Any], capture: Any) -> float:
     """The smallest cosine of an output of any component with the FP32 graph's, over its held-out inputs."""
-    from vlm_edge.numerics.quantization import agreement
+    from vlm_edge.quantizers.affine import agreement
 
     found = []
     for name, loaded in load(engine).items():

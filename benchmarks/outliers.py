@@ -67,17 +67,18 @@ def measured(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]
 def inject(graphs: Path, channels: int, factor: float) -> int:
     """Give every component's norms outliers, in place; returns how many norms."""
     import onnx
+    import onnx_ir as ir
 
-    from vlm_edge.numerics.quant_prepare import fold_transposed_constants
-    from vlm_edge.numerics.quant_smooth import with_outliers
+    from vlm_edge.graphs.passes.smooth import add_outliers
     from vlm_edge.processing.manifest import read_manifest
+    from vlm_edge.stages.quantize_attempt import prepare
 
     total = 0
     for component in read_manifest(graphs).components.values():
         path = graphs / component.file
-        model, norms = with_outliers(fold_transposed_constants(onnx.load(path)), channels=channels, factor=factor)
-        onnx.save(model, path)
-        total += norms
+        model = prepare(ir.from_proto(onnx.load(path)))
+        total += add_outliers(model, channels=channels, factor=factor)
+        onnx.save(ir.to_proto(model), path)
     return total
 
 

@@ -18,19 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from _language_models import smolvlm_256m
 
 from vlm_edge import api
+from vlm_edge.backends.lowering import lowering_of
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Engine, Feed
 from vlm_edge.engines.openvino import write_ir
-from vlm_edge.numerics.integer_forms import in_float
-from vlm_edge.numerics.qdq_graph import save_graph
-from vlm_edge.numerics.quant_forms import quant_form
-from vlm_edge.numerics.quantization import agreement
+from vlm_edge.graphs.files import load_graph, save_graph
+from vlm_edge.graphs.passes.integer_forms import InFloat
 from vlm_edge.processing.manifest import Component, read_manifest
-from vlm_edge.stages.quantize_component import quantize_graph
+from vlm_edge.quantizers.affine import agreement
+from vlm_edge.stages.quantize import quantize_graph
 
 ROWS = {"step": 1, "prompt of 16": 16, "prompt of 64": 64, "prompt of 256": 256}
 PAST = 128
@@ -46,18 +45,21 @@ def graphs_of(folder: Path, layers: int) -> tuple[dict[str, tuple[str, Path]], C
     smolvlm_256m(checkpoint, tower_layers=1, text_layers=layers)
     api.run_stage("export", {}, str(checkpoint), folder / "graphs")
     row = read_manifest(folder / "graphs").components["decoder"]
-    floating = onnx.load(folder / "graphs" / row.file)
-    ort, openvino = quant_form("onnxruntime", "x86-vnni"), quant_form("openvino", "x86-vnni")
-    blocks = quantize_graph(floating, "int8-weights", [], ort)
+    path = folder / "graphs" / row.file
+    floating = load_graph(path)
+    ort, openvino = lowering_of("onnxruntime", "x86-vnni"), lowering_of("openvino", "x86-vnni")
+    blocks = quantize_graph(load_graph(path), "int8-weights", [], ort)
+    in_float = blocks.clone()
+    InFloat()(in_float)
     models = {
         "ort float": floating,
-        "ort int8-weights in float": in_float(blocks),
+        "ort int8-weights in float": in_float,
         "ort int8-weights": blocks,
-        "ort int8-dynamic": quantize_graph(floating, "int8-dynamic", [], ort),
-        "ort int4-weights": quantize_graph(floating, "int4-weights", [], ort),
+        "ort int8-dynamic": quantize_graph(load_graph(path), "int8-dynamic", [], ort),
+        "ort int4-weights": quantize_graph(load_graph(path), "int4-weights", [], ort),
         "openvino float": floating,
-        "openvino int8-weights": quantize_graph(floating, "int8-weights", [], openvino),
-        "openvino int4-weights": quantize_graph(floating, "int4-weights", [], openvino),
+        "openvino int8-weights": quantize_graph(load_graph(path), "int8-weights", [], openvino),
+        "openvino int4-weights": quantize_graph(load_graph(path), "int4-weights", [], openvino),
     }
     found = {}
     for name, model in models.items():

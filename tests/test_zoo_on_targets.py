@@ -9,15 +9,15 @@ import aarch64
 import numpy as np
 import onnx
 import pytest
+from proto_passes import violations
 
 from vlm_edge.api import run_stage
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Sample
 from vlm_edge.engines import load_engine
-from vlm_edge.numerics.quantization import Agreement
-from vlm_edge.numerics.tensorrt_rules import violations
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.quantizers.affine import Agreement
 from vlm_edge.runtime import VqaPipeline, load_pipeline
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation import latency_rounds
 from vlm_edge.evaluation.latency import LatencySettings, measure_latency
 from vlm_edge.evaluation.latency_engine import disturbed_queries
-from vlm_edge.numerics.statistics import percentile
-from vlm_edge.numerics.timing import LOOKED_AT
+from vlm_edge.statistics.intervals import percentile
+from vlm_edge.statistics.timing import LOOKED_AT
 
 QUICK = LatencySettings(seconds=0, warmup_seconds=0.1, round_seconds=0.001, batch_seconds=0)
 

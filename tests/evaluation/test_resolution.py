@@ -7,7 +7,7 @@ import pytest
 from vlm_edge.core.budget import Budgets
 from vlm_edge.data.dataset import Dataset, Sample, TaskKind
 from vlm_edge.evaluation.resolution import budget_faults
-from vlm_edge.numerics.statistics import tango_interval
+from vlm_edge.statistics.intervals import tango_interval
 
 
 def dataset(images: int, kind: TaskKind = "vqa", questions: int = 2) -> Dataset:

@@ -18,8 +18,8 @@ from vlm_edge.data.dataset import Sample
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
-from vlm_edge.numerics.attention_surgery import prune_heads
 from vlm_edge.runtime import CaptioningPipeline, load_pipeline
+from vlm_edge.surgery.heads import prune_heads
 
 SUBJECTS = ["BLIP, captions"]
 FAMILY = FAMILIES["blip-captioning"]

@@ -25,9 +25,9 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.numerics.attention_surgery import prune_heads
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import CaptioningPipeline
+from vlm_edge.surgery.heads import prune_heads
 
 NAMES = {"TrOCR": "trocr", "ViT-GPT2": "gpt2"}
 SUBJECTS = list(NAMES)

@@ -16,9 +16,9 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.numerics.attention_surgery import prune_heads
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import EmbeddingPipeline, load_pipeline
+from vlm_edge.surgery.heads import prune_heads
 
 NAMES = {
     "DINOv2": ("dinov2", "positions are interpolated at export, for the processor's size"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
@@ -18,7 +19,9 @@ from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.core.target import Target
 from vlm_edge.engines import engine_available
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics import qdq_graph
+from vlm_edge.graphs import files
+from vlm_edge.graphs.passes.slim import Slim
+from vlm_edge.graphs.shapes import multiply_adds
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline
 from vlm_edge.stages import compile as compile_stage
@@ -158,7 +161,7 @@ class TestLargeGraphs:
         weights = random_weights(2) | {"up": large, "down": np.ascontiguousarray(large.T)}
         monkeypatch.setattr("tiny_graphs.random_weights", {2: weights}.__getitem__)
         monkeypatch.setattr("tiny_graphs.DECODER", decoder_with_detour())
-        monkeypatch.setattr(qdq_graph, "LARGEST_FILE_BYTES", 4096)
+        monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 4096)
         write_vqa(tmp_path / "graphs", seed=2)
         folder, facts = compiled(tmp_path / "graphs", tmp_path / "engine")
         assert (folder / "decoder.onnx.data").stat().st_size > 2 * large.nbytes - 1
@@ -173,17 +176,15 @@ class TestLargeGraphs:
 class TestChecks:
     def test_an_engine_that_strays_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_vqa(tmp_path / "graphs")
-        original = compile_onnxruntime.slim
 
-        def wrong(model: onnx.ModelProto, *, smallest_shared: int) -> onnx.ModelProto:
-            for tensor in model.graph.initializer:
-                if tensor.name == "value_weight":
-                    tensor.CopyFrom(
-                        numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
-                    )
-            return original(model, smallest_shared=smallest_shared)
+        class Wrong(Slim):
+            def call(self, model: ir.Model) -> ir.passes.PassResult:
+                value = model.graph.initializers.get("value_weight")
+                if value is not None:
+                    value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.01), name=value.name)
+                return super().call(model)
 
-        monkeypatch.setattr(compile_onnxruntime, "slim", wrong)
+        monkeypatch.setattr(compile_onnxruntime, "Slim", Wrong)
         with pytest.raises(VlmEdgeError, match=r"text_encoder: onnxruntime strays .*cross_key_values\.0\.value"):
             compiled(tmp_path / "graphs", tmp_path / "engine")
 
@@ -275,7 +276,7 @@ def test_multiply_adds_of_known_operators(tmp_path: Path) -> None:
         model.graph.initializer.append(numpy_helper.from_array(generator.normal(size=shape).astype(np.float32), name))
     onnx.save(model, tmp_path / "g.onnx")
     feed = {"x": np.ones((2, 3, 8, 8), np.float32)}
-    macs = compile_onnxruntime.multiply_adds(tmp_path / "g.onnx", feed, tmp_path)
+    macs = multiply_adds(tmp_path / "g.onnx", [feed])
     assert macs == (2 * 4 * 8 * 8) * (3 * 3 * 3) + (2 * 4 * 8 * 5) * 8
     assert [path.name for path in tmp_path.iterdir()] == ["g.onnx"]
 

@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from proto_passes import quantize_graph
 from small_mobilevit import pictures, small_mobilevit
 from tiny_graphs import component
 
+from vlm_edge.backends.onnxruntime.lowering import OnnxRuntimeLowering
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Engine, Feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics.quant_forms import QuantForm
 from vlm_edge.processing.manifest import TensorSpec
 from vlm_edge.stages.compile_check import MIN_COSINE, MOST_MORE_ERROR, ReferenceEngine, check_component, float_engine
-from vlm_edge.stages.quantize_component import quantize_graph
 
 SPEC = {"y": TensorSpec(dtype="float32", shape=("b", 1000)), "z": TensorSpec(dtype="float32", shape=("b", 10))}
 FEEDS = [{"x": np.full(1, seed)} for seed in range(3)]
@@ -98,7 +98,7 @@ class TestFloat:
 
 def test_the_float_engine_of_a_graph_rounds_no_activation(tmp_path: Path) -> None:
     """It is nearer to the graph that was quantized than the INT8 graph is, and leaves no file."""
-    form = QuantForm(signed=False, symmetric=False, weight_bits=7, kernels=True, decompression="cast")
+    form = OnnxRuntimeLowering(weight_bits=7)
     model = small_mobilevit()
     row = component(model, "net.onnx")
     (tmp_path / "scratch").mkdir()

@@ -10,25 +10,28 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from proto_passes import quantize_graph
 from small_mobilevit import INTEGER_CONVOLUTIONS, SIZE, pictures, small_mobilevit
 from tiny_graphs import component
 
+from vlm_edge.backends.onnxruntime.lowering import OnnxRuntimeLowering
+from vlm_edge.backends.openvino.lowering import OpenVinoLowering
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.core.target import Target
 from vlm_edge.engines import engine_available, load_engine
 from vlm_edge.engines.base import Feed
-from vlm_edge.numerics.quant_forms import QuantForm
+from vlm_edge.graphs.files import load_graph
 from vlm_edge.processing.manifest import Component, ImageProcessing, PipelineManifest, read_manifest, write_manifest
 from vlm_edge.runtime import load_pipeline
 from vlm_edge.stages import compile_onnxruntime, compile_openvino
 from vlm_edge.stages.compile import SPEC, CompileConfig
 from vlm_edge.stages.compile_check import MIN_COSINE, ReferenceEngine
-from vlm_edge.stages.quantize_component import quantize_graph
 
-FORM = QuantForm(signed=False, symmetric=False, weight_bits=7, kernels=True, decompression="cast")
+FORM = OnnxRuntimeLowering(weight_bits=7)
 INTEGER = ("QLinearConv", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
 
 
@@ -109,7 +112,7 @@ def graphs_for(engine: str, graphs: Path, tmp_path: Path) -> Path:
     if engine == "onnxruntime" or folder.is_dir():
         return graphs if engine == "onnxruntime" else folder
     folder.mkdir()
-    form = QuantForm(signed=True, symmetric=False, weight_bits=8, kernels=False, decompression="cast")
+    form = OpenVinoLowering(signed=True)
     onnx.save(quantize_graph(small_mobilevit(), "int8-weights", [], form), folder / "vision_encoder.onnx")
     write_manifest(folder, read_manifest(graphs))
     return folder
@@ -121,13 +124,13 @@ class FakeTuner:
     forms: Mapping[str, str] = {}
 
     def __init__(
-        self, model: onnx.ModelProto, feeds: list[Feed], load: Any, shapes: Any, seconds: float, load_threaded: Any
+        self, model: ir.Model, feeds: list[Feed], load: Any, shapes: Any, seconds: float, load_threaded: Any
     ) -> None:
         assert load_threaded is None  # so small a component has one thread
         assert {len(feed["pixel_values"]) for feed in feeds} == {1}
         assert seconds == 5
         self.engine = load(model)
-        self.shapes = shapes([output.name for output in model.graph.output])
+        self.shapes = shapes([output.name for output in model.graph.outputs])
 
     def run(self) -> dict[str, Any]:
         assert self.shapes == {"image_embeds": (1, 10)}
@@ -185,7 +188,7 @@ class TestWithSearch:
             reference.infer(pictures(1, batch=batch)[0])
         before = reference.runs
         compile_onnxruntime._refer_to(
-            onnx.load(path), dict.fromkeys(INTEGER_CONVOLUTIONS, "float"), row, reference, tmp_path
+            load_graph(path), dict.fromkeys(INTEGER_CONVOLUTIONS, "float"), row, reference, tmp_path
         )
         assert [feed for feed, _ in reference.runs] == [feed for feed, _ in before]
         for (_, old), (_, new) in zip(before, reference.runs, strict=True):

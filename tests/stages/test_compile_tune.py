@@ -6,24 +6,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
+from proto_passes import graph_of, integer_layers, quantize_graph
 
-from vlm_edge.numerics.integer_forms import integer_layers
-from vlm_edge.numerics.quant_forms import QuantForm
+from vlm_edge.backends.onnxruntime.lowering import OnnxRuntimeLowering
+from vlm_edge.graphs.shapes import ShapeSession
 from vlm_edge.stages import compile_tune
-from vlm_edge.stages.compile_onnxruntime import tensor_shapes
 from vlm_edge.stages.compile_tune import REVERTED, REVERTED_BY_CLOCK, Tuner, race
-from vlm_edge.stages.quantize_component import quantize_graph
 
-FORM = QuantForm(signed=False, symmetric=False, weight_bits=7, kernels=True, decompression="cast")
+FORM = OnnxRuntimeLowering(weight_bits=7)
 FEED = {"x": np.random.default_rng(0).normal(size=(1, 16, 8, 8)).astype(np.float32)}
 STATIC, DYNAMIC, FLOAT = "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMul"
 OPERATORS = {STATIC: "static", "QLinearConv": "static", DYNAMIC: "dynamic", FLOAT: "float", "Conv": "float"}
@@ -100,8 +99,8 @@ class ScriptedEngine(TimedEngine):
         return {}
 
 
-def forms_of(model: onnx.ModelProto) -> dict[str, str]:
-    return {node.name: OPERATORS[node.op_type] for node in model.graph.node if node.name in LAYERS}
+def forms_of(model: ir.Model) -> dict[str, str]:
+    return {str(node.name): OPERATORS[node.op_type] for node in model.graph if node.name in LAYERS}
 
 
 @pytest.fixture
@@ -114,7 +113,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def tuned(
     clock: Clock,
     costs: Costs,
-    tmp_path: Path,
     seconds: float = 1e6,
     model: onnx.ModelProto = MODEL,
     threaded: Costs | None = None,
@@ -122,19 +120,20 @@ def tuned(
     """The tuner after its search, its facts, and the graphs that it raced on one thread."""
     loaded: list[dict[str, str]] = []
 
-    def load(candidate: onnx.ModelProto) -> TimedEngine:
+    def load(candidate: ir.Model) -> TimedEngine:
         loaded.append(forms_of(candidate))
         return TimedEngine(clock, 1e-3 + sum(costs[name][form] for name, form in loaded[-1].items()))
 
-    def load_threaded(candidate: onnx.ModelProto) -> TimedEngine:
+    def load_threaded(candidate: ir.Model) -> TimedEngine:
         assert threaded is not None
         return TimedEngine(clock, sum(threaded[name][form] for name, form in forms_of(candidate).items()))
 
+    graph = graph_of(model)
     tuner = Tuner(
-        model,
+        graph,
         [FEED],
         load,
-        lambda names: tensor_shapes(model, names, FEED, tmp_path),
+        lambda names: ShapeSession(graph, names).run(FEED),
         seconds,
         load_threaded if threaded else None,
     )
@@ -156,15 +155,13 @@ class TestSearch:
         pair=st.sampled_from(["static", "dynamic", "float"]),
         wide=st.sampled_from(["static", "dynamic", "float"]),
     )
-    def test_every_shape_gets_its_fastest_form(
-        self, tmp_path_factory: pytest.TempPathFactory, conv: str, pair: str, wide: str
-    ) -> None:
+    def test_every_shape_gets_its_fastest_form(self, conv: str, pair: str, wide: str) -> None:
         clock = Clock()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compile_tune, "time", clock)
             wanted = {"conv": conv, "first": pair, "second": pair, "wide": wide}
             table = costs(**wanted) | {"small": dict.fromkeys(("static", "dynamic", "float"), 0.0)}
-            tuner, facts, _ = tuned(clock, table, tmp_path_factory.mktemp("tune"))
+            tuner, facts, _ = tuned(clock, table)
         assert {name: tuner.forms[name] for name in wanted} == wanted
         assert facts["layers"] == dict(sorted(Counter(tuner.forms.values()).items()))
         slowest = 1e-3 + sum(table[name]["static"] for name in LAYERS)
@@ -173,57 +170,55 @@ class TestSearch:
         assert facts["faster_than_untuned"] == pytest.approx(slowest / chosen, abs=2e-3)
         assert facts["faster_than_float"] == pytest.approx(floating / chosen, abs=2e-3)
 
-    def test_layers_of_one_shape_are_tried_together(self, clock: Clock, tmp_path: Path) -> None:
+    def test_layers_of_one_shape_are_tried_together(self, clock: Clock) -> None:
         """``first`` gains more by another form than ``second`` loses, so both get it; no race parts them."""
         table = costs(conv="static", first="dynamic", second="static", wide="static", small="static")
         table = {**table, "first": {"static": 0.009, "dynamic": 0.001, "float": 0.009}}
-        tuner, _, loaded = tuned(clock, table, tmp_path)
+        tuner, _, loaded = tuned(clock, table)
         assert tuner.forms["first"] == tuner.forms["second"] == "dynamic"
         assert tuner.forms["wide"] == "static"
         assert all(forms["first"] == forms["second"] for forms in loaded)
 
-    def test_layers_of_little_work_are_not_tried_by_themselves(self, clock: Clock, tmp_path: Path) -> None:
+    def test_layers_of_little_work_are_not_tried_by_themselves(self, clock: Clock) -> None:
         table = costs(conv="static", first="static", second="static", wide="static", small="float")
-        tuner, facts, loaded = tuned(clock, table, tmp_path)
+        tuner, facts, loaded = tuned(clock, table)
         assert tuner.forms["small"] == "static"
         assert {**dict.fromkeys(LAYERS, "static"), "small": "float"} not in loaded
         assert facts["shapes_not_tried"] == 0
 
-    def test_the_most_work_comes_first(self, clock: Clock, tmp_path: Path) -> None:
+    def test_the_most_work_comes_first(self, clock: Clock) -> None:
         """Multiply-adds: ``wide`` 64 x 256 x 32, ``first`` and ``second`` together 2 x 64 x 32 x 32."""
-        _, _, loaded = tuned(clock, costs(**dict.fromkeys(LAYERS, "static")), tmp_path)
+        _, _, loaded = tuned(clock, costs(**dict.fromkeys(LAYERS, "static")))
         changed = [{name for name in LAYERS if forms[name] != "static"} for forms in loaded]
         assert changed.index({"wide"}) < changed.index({"first", "second"})
 
-    def test_a_gain_within_the_margin_is_not_taken(self, clock: Clock, tmp_path: Path) -> None:
+    def test_a_gain_within_the_margin_is_not_taken(self, clock: Clock) -> None:
         table = {name: {"static": 0.002, "dynamic": 0.00199, "float": 0.002} for name in LAYERS}
-        tuner, facts, _ = tuned(clock, table, tmp_path)
+        tuner, facts, _ = tuned(clock, table)
         assert set(tuner.forms.values()) == {"static"}
         assert facts["faster_than_untuned"] == 1.0
 
-    def test_a_graph_without_integer_layers_is_not_searched(self, clock: Clock, tmp_path: Path) -> None:
+    def test_a_graph_without_integer_layers_is_not_searched(self, clock: Clock) -> None:
         model = parser.parse_model(
             '<ir_version: 10, opset_import: ["" : 20]> net (float[1, 16, 8, 8] x) => (float y) { y = Relu (x) }'
         )
-        tuner, facts, loaded = tuned(clock, {}, tmp_path, model=model)
+        tuner, facts, loaded = tuned(clock, {}, model=model)
         assert (tuner.forms, facts, loaded) == ({}, {}, [])
 
 
 class TestFloat:
-    def test_where_float_is_fastest_everywhere_it_is_taken(self, clock: Clock, tmp_path: Path) -> None:
-        tuner, facts, _ = tuned(clock, costs(**dict.fromkeys(LAYERS, "float")), tmp_path)
+    def test_where_float_is_fastest_everywhere_it_is_taken(self, clock: Clock) -> None:
+        tuner, facts, _ = tuned(clock, costs(**dict.fromkeys(LAYERS, "float")))
         assert set(tuner.forms.values()) == {"float"}
         assert facts["reverted"] == REVERTED
         assert facts["faster_than_float"] == 1.0
         assert facts["layers"] == {"float": 5}
         assert facts["faster_than_untuned"] == pytest.approx(16 / 6, abs=1e-3)
 
-    def test_float_that_is_faster_by_less_than_the_margin_is_taken_all_the_same(
-        self, clock: Clock, tmp_path: Path
-    ) -> None:
+    def test_float_that_is_faster_by_less_than_the_margin_is_taken_all_the_same(self, clock: Clock) -> None:
         """Integers have to be worth what they cost in accuracy."""
         table = {name: {"static": 0.002, "dynamic": 0.003, "float": 0.00199} for name in LAYERS}
-        tuner, facts, _ = tuned(clock, table, tmp_path)
+        tuner, facts, _ = tuned(clock, table)
         assert set(tuner.forms.values()) == {"float"}
         assert facts["reverted"] == REVERTED
         assert facts["faster_than_untuned"] == pytest.approx(11 / 10.95, abs=1e-3)
@@ -236,43 +231,43 @@ class TestByTheClock:
         return {name: {"static": seconds, "dynamic": seconds, "float": 0.001} for name in LAYERS}
 
     @pytest.mark.parametrize("seconds", [0.0011, 0.002])
-    def test_where_float_is_faster_by_the_clock_it_is_taken(self, clock: Clock, tmp_path: Path, seconds: float) -> None:
+    def test_where_float_is_faster_by_the_clock_it_is_taken(self, clock: Clock, seconds: float) -> None:
         costly = costs(**dict.fromkeys(LAYERS, "static"))
-        tuner, facts, _ = tuned(clock, costly, tmp_path, threaded=self.threaded(seconds))
+        tuner, facts, _ = tuned(clock, costly, threaded=self.threaded(seconds))
         assert set(tuner.forms.values()) == {"float"}
         assert facts["reverted"] == REVERTED_BY_CLOCK
         assert facts["faster_than_float"] == 1.0
         assert facts["layers"] == {"float": 5}
 
     @pytest.mark.parametrize("seconds", [0.00104, 0.0005])
-    def test_else_integers_stay(self, clock: Clock, tmp_path: Path, seconds: float) -> None:
+    def test_else_integers_stay(self, clock: Clock, seconds: float) -> None:
         costly = costs(**dict.fromkeys(LAYERS, "static"))
-        tuner, facts, _ = tuned(clock, costly, tmp_path, threaded=self.threaded(seconds))
+        tuner, facts, _ = tuned(clock, costly, threaded=self.threaded(seconds))
         assert set(tuner.forms.values()) == {"static"}
         assert "reverted" not in facts
         assert facts["faster_than_float_by_clock"] == pytest.approx(0.001 / seconds, abs=1e-3)
 
-    def test_one_thread_is_not_raced_again(self, clock: Clock, tmp_path: Path) -> None:
-        _, facts, _ = tuned(clock, costs(**dict.fromkeys(LAYERS, "static")), tmp_path)
+    def test_one_thread_is_not_raced_again(self, clock: Clock) -> None:
+        _, facts, _ = tuned(clock, costs(**dict.fromkeys(LAYERS, "static")))
         assert "faster_than_float_by_clock" not in facts
         assert "uncalibrated_layers" not in facts
 
 
 class TestTimeLimit:
-    def test_at_its_end_the_starts_were_tried_and_no_shape(self, clock: Clock, tmp_path: Path) -> None:
+    def test_at_its_end_the_starts_were_tried_and_no_shape(self, clock: Clock) -> None:
         table = costs(conv="float", first="dynamic", second="dynamic", wide="static", small="dynamic")
-        tuner, facts, _ = tuned(clock, table, tmp_path, seconds=0)
+        tuner, facts, _ = tuned(clock, table, seconds=0)
         assert tuner.forms == {**dict.fromkeys(LAYERS, "dynamic"), "conv": "float"}
         assert facts["shapes_not_tried"] == 3
         assert facts["uncalibrated_layers"] == 4  # calibrated, and now run by the range of each batch
         assert "depend on the batch" in facts["uncalibrated"]
         assert facts["races"] == 4  # float convolutions, all dynamic, all float, and against float at the end
 
-    def test_in_between_it_stops_after_the_shape_that_it_is_at(self, clock: Clock, tmp_path: Path) -> None:
+    def test_in_between_it_stops_after_the_shape_that_it_is_at(self, clock: Clock) -> None:
         table = costs(conv="float", first="dynamic", second="dynamic", wide="static", small="dynamic")
-        _, whole, _ = tuned(clock, table, tmp_path)
+        _, whole, _ = tuned(clock, table)
         spent = clock.now
-        _, part, _ = tuned(clock, table, tmp_path, seconds=spent / 2)
+        _, part, _ = tuned(clock, table, seconds=spent / 2)
         assert whole["shapes_not_tried"] == 0
         assert 0 < part["shapes_not_tried"] < 3
         assert part["races"] < whole["races"]

@@ -22,7 +22,6 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file, digest_f
 from vlm_edge.core.stage import SilentProgress, StageInputs, StageWork, TaskSpec, Ticker
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from vlm_edge.numerics.attention_surgery import prune_heads
 from vlm_edge.stages import distill, training
 from vlm_edge.stages.distill import Augmentation, DistillConfig, student_config
 from vlm_edge.stages.distill_targets import RecordedTeacher, Teacher, hold_out, record_teacher
@@ -30,6 +29,7 @@ from vlm_edge.stages.training import Minibatch
 from vlm_edge.stages.training_data import load_training_set
 from vlm_edge.students import build_vision_student
 from vlm_edge.students.weights import StudentRecord, load_student, read_record, save_student, tower_digest
+from vlm_edge.surgery.heads import prune_heads
 from vlm_edge.zoo import MODELS, ZooEntry
 
 CONFIG = DistillConfig(epochs=4, images_per_batch=6, learning_rate=3e-3, start="random", held_out_images=0)

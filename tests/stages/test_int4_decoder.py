@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from color_task import write_color_task
-from onnx import numpy_helper
+from proto_passes import graph_of, quantize_graph
 
 from vlm_edge.api import run_stage
+from vlm_edge.backends.lowering import lowering_of
 from vlm_edge.engines import engine_available, load_engine
 from vlm_edge.engines.base import Feed
-from vlm_edge.numerics.qdq_graph import Graph
-from vlm_edge.numerics.qdq_lower import blocks_of, find_linears
-from vlm_edge.numerics.quant_forms import quant_form
-from vlm_edge.numerics.quant_prepare import fold_transposed_constants
-from vlm_edge.numerics.quantization import agreement
+from vlm_edge.graphs.match import find_linears
+from vlm_edge.graphs.passes.lower_linears import blocks_of
 from vlm_edge.processing.manifest import Component, read_manifest
+from vlm_edge.quantizers.affine import agreement
 from vlm_edge.runtime import VqaPipeline, load_pipeline
-from vlm_edge.stages.quantize_component import quantize_graph
+from vlm_edge.stages.quantize_attempt import prepare
 
 COMPONENTS = {"vision_encoder": "int8", "*": "int4-weights"}
 
@@ -45,18 +45,15 @@ def answers(folder: Path, images: Path) -> list[str]:
 
 def with_restored_weights(floating: onnx.ModelProto, int4: onnx.ModelProto) -> onnx.ModelProto:
     """The float graph with each weight of the 4-bit graph in the place of its own."""
-    model = fold_transposed_constants(floating)
-    graph, other = Graph(model), Graph(int4)
-    linears = {linear.output: linear for linear in find_linears(graph)}
-    for node in other.nodes:
+    model = prepare(graph_of(floating))
+    linears = {linear.output.name: linear for linear in find_linears(model.graph)}
+    for node in graph_of(int4).graph:
         if node.op_type == "MatMulNBits":
-            linear, blocks = linears[node.output[0]], blocks_of(other, node)
+            linear, blocks = linears[node.outputs[0].name], blocks_of(node)
             assert blocks is not None
             value = blocks.restored().T if linear.transposed else blocks.restored()
-            graph.initializers[linear.weight].CopyFrom(
-                numpy_helper.from_array(np.ascontiguousarray(value), linear.weight)
-            )
-    return model
+            linear.weight.const_value = ir.tensor(np.ascontiguousarray(value), name=linear.weight.name)
+    return ir.to_proto(model)
 
 
 def feed_of(component: Component, new: int, past: int) -> Feed:
@@ -104,7 +101,7 @@ def test_the_decoder_computes_what_its_weights_stand_for(
         pytest.skip(reason)
     component = read_manifest(tiny_blip_graphs.folder).components["decoder"]
     floating = onnx.load(tiny_blip_graphs.folder / component.file)
-    int4 = quantize_graph(floating, "int4-weights", [], quant_form(engine, "x86-vnni"))
+    int4 = quantize_graph(floating, "int4-weights", [], lowering_of(engine, "x86-vnni"))
     assert Counter(node.op_type for node in int4.graph.node)["MatMulNBits"] == 18
     onnx.save(int4, tmp_path / "int4.onnx")
     onnx.save(with_restored_weights(floating, int4), tmp_path / "restored.onnx")

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from proto_passes import fold_transposed_constants, with_outliers
 from sealed import seal_again
 
 from vlm_edge import api
 from vlm_edge.evaluation.accuracy import evaluate
-from vlm_edge.numerics.quant_prepare import fold_transposed_constants
-from vlm_edge.numerics.quant_smooth import with_outliers
 from vlm_edge.processing.manifest import read_manifest
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from proto_passes import quantize_graph, with_outliers
 from this_host import FORM
 
-from vlm_edge.numerics.quant_smooth import with_outliers
-from vlm_edge.numerics.quant_static import StaticSettings
-from vlm_edge.numerics.statistics import paired_change
-from vlm_edge.stages.quantize_component import GOOD_COSINE, quantize_graph
+from vlm_edge.quantization.static import StaticSettings
+from vlm_edge.stages.quantize_component import GOOD_COSINE
+from vlm_edge.statistics.intervals import paired_change
 
 MOST_PT, SAMPLES, CLASSES, TOKENS, WIDTH, HIDDEN = 0.5, 4000, 16, 4, 64, 128
 GRAPH = f"""<ir_version: 10, opset_import: ["" : 20]>

@@ -20,10 +20,10 @@ from vlm_edge.core.stage import StageInputs, StageWork, TaskSpec
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, TrainingBatch
 from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from vlm_edge.numerics.attention_surgery import mask_heads
 from vlm_edge.stages import head_pruning
 from vlm_edge.stages.prune import SPEC, PruneConfig, Recovery
 from vlm_edge.stages.training_data import load_training_set
+from vlm_edge.surgery.heads import mask_heads
 
 
 @pytest.fixture(scope="module")

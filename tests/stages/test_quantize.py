@@ -13,19 +13,20 @@ import onnx
 import pytest
 from color_task import write_color_task
 from onnx import numpy_helper, parser
+from proto_passes import quantize_graph
 from pydantic import ValidationError
 from tiny_graphs import IMAGE, WORDS, component, save_image, write_dual_encoder, write_tokenizer, write_vqa
 
+from vlm_edge.backends.lowering import lowering_of
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
 from vlm_edge.core.stage import StageInputs, StageWork, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics.quant_forms import quant_form
-from vlm_edge.numerics.quantization import Agreement
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import PipelineManifest, TextProcessing, read_manifest, write_manifest
+from vlm_edge.quantizers.affine import Agreement
 from vlm_edge.runtime.pipeline import load_pipeline
-from vlm_edge.stages.quantize import SPEC, QuantizeConfig, quantize_graph
+from vlm_edge.stages.quantize import SPEC, QuantizeConfig
 
 WIDTH, HIDDEN = 48, 96
 VISION = f"""<ir_version: 10, opset_import: ["" : 20]>
@@ -422,7 +423,7 @@ def test_texts_of_a_dual_encoder_are_the_labels_in_their_prompts(tmp_path: Path)
 
 def test_calibration_with_nothing_is_an_error() -> None:
     with pytest.raises(VlmEdgeError, match="no calibration input"):
-        quantize_graph(vision_model(), "int8", [], quant_form("onnxruntime", "x86-vnni"))
+        quantize_graph(vision_model(), "int8", [], lowering_of("onnxruntime", "x86-vnni"))
 
 
 def test_a_second_target_takes_its_statistics_from_the_cache(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from vlm_edge.core.target import Target
 from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.evaluation.accuracy import evaluate
 from vlm_edge.evaluation.stage_metric import DrawnMetric
-from vlm_edge.numerics.statistics import paired_change
 from vlm_edge.stages.quantize import SPEC, QuantizeConfig
+from vlm_edge.statistics.intervals import paired_change
 
 VISION = {"vision_encoder": "int8", "*": "none"}
 

@@ -11,12 +11,10 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from proto_passes import compress_weights, lower_linears, retarget_activations
 
-from vlm_edge.numerics.int8_view import Int8Speed, Int8View
-from vlm_edge.numerics.qdq_graph import Graph
-from vlm_edge.numerics.qdq_lower import lower_linears
-from vlm_edge.numerics.qdq_retarget import retarget_activations, sink_quantizers
-from vlm_edge.numerics.quant_weights import compress_weights
+from vlm_edge.explain.proto_graph import Graph
+from vlm_edge.explain.view import Int8Speed, Int8View
 
 WIDTH, ROWS, LAYERS = 64, 10, 3
 Nodes = list[onnx.NodeProto]
@@ -189,7 +187,7 @@ def around_float(between: str) -> onnx.ModelProto:
 
 def around_products(between: str) -> onnx.ModelProto:
     """The same Q/DQ in front of the layers alone."""
-    return sink_quantizers(around_float(between))
+    return with_pairs(float_chain(between, bias=False), MATMUL, signed=False)
 
 
 def write(model: onnx.ModelProto, path: Path) -> Path:

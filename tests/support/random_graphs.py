@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vlm_edge.numerics.quantization import quantize_weight
+from vlm_edge.quantizers.affine import quantize_weight
 
 WIDTH = 4
 LAYERS = ("matmul", "gemm", "conv", "add", "concat", "reshape", "product")

@@ -5,7 +5,7 @@ x86 without VNNI adds pairs of 8-bit products in 16 bits, which saturates unless
 
 from __future__ import annotations
 
-from vlm_edge.numerics.quant_forms import host_isa, quant_form
+from vlm_edge.backends.lowering import host_isa, lowering_of
 
-FORM = quant_form("onnxruntime", host_isa())
+FORM = lowering_of("onnxruntime", host_isa())
 WEIGHT_BITS = FORM.weight_bits

@@ -26,7 +26,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.host import ENGINE_PACKAGES
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.numerics.statistics import Interval, ratio_of_ratios
+from vlm_edge.statistics.intervals import Interval, ratio_of_ratios
 
 HOST_KEYS = ("cpu", "isa", "cores", "machine", "system")
 """With the versions of the engines' packages, what :func:`vlm_edge.evaluation.host.host_fingerprint` is made of."""

@@ -13,7 +13,7 @@ from vlm_edge.evaluation.outcomes import Outcomes
 from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, SummaryMetric, measurement, score_metric
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.evaluation.token_fidelity import token_fidelity
-from vlm_edge.numerics.statistics import Interval, mcnemar_exact
+from vlm_edge.statistics.intervals import Interval, mcnemar_exact
 
 
 def describe(outcomes: Outcomes, seed: int = 0) -> list[Measurement]:

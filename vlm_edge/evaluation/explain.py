@@ -21,10 +21,10 @@ from vlm_edge.evaluation.explain_facts import graph_facts
 from vlm_edge.evaluation.explain_feeds import Feed, generated_feed, pipeline_feeds, read_feed
 from vlm_edge.evaluation.explain_host import describe_host, measure_speed
 from vlm_edge.evaluation.explain_session import LARGEST_INLINE_BYTES, LoadedGraph
+from vlm_edge.explain.causes import explain_graph
+from vlm_edge.explain.proto_graph import Graph
+from vlm_edge.explain.view import Int8Speed, Int8View
 from vlm_edge.machine import Machine
-from vlm_edge.numerics.int8_causes import explain_graph
-from vlm_edge.numerics.int8_view import Int8Speed, Int8View
-from vlm_edge.numerics.qdq_graph import Graph
 from vlm_edge.processing.manifest import Component, PipelineManifest, read_manifest
 from vlm_edge.processing.sealing import MANIFEST_NAME
 

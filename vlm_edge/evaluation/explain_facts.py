@@ -9,9 +9,10 @@ from typing import Any
 import onnx
 
 from vlm_edge.evaluation.explain_session import Timing
-from vlm_edge.numerics.int8_causes import Finding
-from vlm_edge.numerics.int8_kernels import decompressed
-from vlm_edge.numerics.int8_view import ATTENTIONS, Int8View
+from vlm_edge.explain.causes import Finding
+from vlm_edge.explain.kernels import decompressed
+from vlm_edge.explain.view import Int8View
+from vlm_edge.graphs.ops import ATTENTIONS
 
 NAMES_SHOWN = 4
 """Nodes of a finding that are named."""

@@ -10,8 +10,8 @@ import numpy as np
 
 from vlm_edge.engines.base import Array
 from vlm_edge.evaluation.host import host_record
+from vlm_edge.explain.view import Int8Speed
 from vlm_edge.machine import Machine, kernels, machine
-from vlm_edge.numerics.int8_view import Int8Speed
 
 _ROWS, _INNER, _COLUMNS = 64, 512, 512
 _REPETITIONS = 12

@@ -18,7 +18,6 @@ import onnxruntime as ort
 from vlm_edge.engines.onnxruntime import ORT_ERRORS, OnnxRuntimeOptions, session_options
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.explain_feeds import Feed
-from vlm_edge.numerics.qdq_graph import copied
 
 LARGEST_INLINE_BYTES = 65536
 """Constants above this lie in a file beside the session's graph, which is then read quickly; scales stay inside."""
@@ -80,7 +79,8 @@ class LoadedGraph:
         return Timing(runs, statistics.median(whole_ms), self._profile(feed, runs))
 
     def _profile(self, feed: Feed, runs: int) -> dict[int, float]:
-        numbered = copied(self.model)
+        numbered = onnx.ModelProto()
+        numbered.CopyFrom(self.model)
         for position, node in enumerate(numbered.graph.node):
             node.name = f"#{position}"
         path = self._scratch / "numbered.onnx"

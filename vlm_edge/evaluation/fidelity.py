@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
-from vlm_edge.numerics.statistics import CONFIDENCE, group_sums, middle, normal_quantile, resample_groups
+from vlm_edge.statistics.intervals import CONFIDENCE, group_sums, middle, normal_quantile, resample_groups
 
 Floats = NDArray[np.float64]
 COSINE = "embedding_cosine"

@@ -1,7 +1,7 @@
 """End-to-end latency at batch 1, in the manner of MLPerf's SingleStream: one query after another.
 
 Reddi et al., MLPerf Inference Benchmark (arXiv:1911.02549), section 4.1. How the queries are taken:
-:mod:`vlm_edge.evaluation.latency_rounds`; the intervals: :mod:`vlm_edge.numerics.timing`.
+:mod:`vlm_edge.evaluation.latency_rounds`; the intervals: :mod:`vlm_edge.statistics.timing`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
 from vlm_edge.machine import usable_cpus
-from vlm_edge.numerics.statistics import CONFIDENCE, percentile, percentile_interval
-from vlm_edge.numerics.timing import LOOKED_AT, Estimate, geometric_mean, round_percentile
 from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.statistics.intervals import CONFIDENCE, percentile, percentile_interval
+from vlm_edge.statistics.timing import LOOKED_AT, Estimate, geometric_mean, round_percentile
 
 __all__ = ["LATENCY_VERSION", "LatencySettings", "measure_latency"]
 

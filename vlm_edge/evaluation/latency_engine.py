@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_edge.numerics.timing import LOOKED_AT, Estimate, fewest_queries, ratio_interval
+from vlm_edge.statistics.timing import LOOKED_AT, Estimate, fewest_queries, ratio_interval
 
 RECOVERY_MS = 2.0
 """After this an engine slowed by 10% is measured as such again, on two cores with five times as many busy processes."""

@@ -21,8 +21,8 @@ from vlm_edge.evaluation.latency_engine import Block, Engine, disturbed_queries,
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import Samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
-from vlm_edge.numerics.timing import LOOKED_AGAIN, fewest_queries, round_percentile
 from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.statistics.timing import LOOKED_AGAIN, fewest_queries, round_percentile
 
 BLOCK_QUERIES = (4, 64)
 UNCOUNTED = 1

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.numerics.bootstrap import bootstrap_interval
-from vlm_edge.numerics.statistics import Interval, group_sums, mean_score_interval, paired_change
+from vlm_edge.statistics.bootstrap import bootstrap_interval
+from vlm_edge.statistics.intervals import Interval, group_sums, mean_score_interval, paired_change
 
 Floats = NDArray[np.float64]
 RowIndex = NDArray[np.int64]

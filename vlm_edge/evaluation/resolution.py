@@ -6,7 +6,7 @@ from vlm_edge.core.budget import AccuracyBounds, Budgets
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.names import near
-from vlm_edge.numerics.power import samples_for_drop, samples_for_ratio, samples_for_share, smallest_drop
+from vlm_edge.statistics.power import samples_for_drop, samples_for_ratio, samples_for_share, smallest_drop
 
 DIRECTIONS = ("image-to-text", "text-to-image")
 """Slices that a retrieval task makes itself."""

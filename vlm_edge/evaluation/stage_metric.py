@@ -22,7 +22,7 @@ from vlm_edge.evaluation.paired_metrics import MeanMetric, score_metric
 from vlm_edge.evaluation.resolution import bound_faults
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.evaluation.tasks.base import Rows
-from vlm_edge.numerics.power import samples_for_drop
+from vlm_edge.statistics.power import samples_for_drop
 
 WITHOUT_A_BOUND = 256
 """Images that are drawn where no bound says how many are needed."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from numpy.typing import ArrayLike
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.numerics.statistics import Interval, mean_score_interval
+from vlm_edge.statistics.intervals import Interval, mean_score_interval
 
 Tokens = Sequence[Sequence[int]]
 

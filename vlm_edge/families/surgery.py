@@ -61,7 +61,7 @@ def apply_surgery(model: nn.Module, family: Family, operations: Sequence[Mapping
 
 
 def _prune_heads(model: nn.Module, family: Family, operation: Mapping[str, Any]) -> None:
-    from vlm_edge.numerics.attention_surgery import prune_heads
+    from vlm_edge.surgery.heads import prune_heads
 
     sites = {site.path: site for site in family.attention_sites(model)}
     if operation["site"] not in sites:

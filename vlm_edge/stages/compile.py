@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from vlm_edge.processing.manifest import Component, EngineInfo, PipelineManifest
     from vlm_edge.stages.compile_check import ReferenceEngine
 
-_INTEGER_TENSORS = frozenset({2, 3, 21, 22})
-"""TensorProto.DataType of uint8, int8, uint4 and int4."""
-
 _SCALES = {
     **{"QuantizeLinear": (1,), "DequantizeLinear": (1,), "MatMulNBits": (2,), "GatherBlockQuantized": (2,)},
     **{"QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6)},
@@ -110,10 +107,12 @@ def engine_info(target: Target) -> EngineInfo:
 
 def holds_integers(path: Path) -> bool:
     """Whether a graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
-    import onnx
+    import onnx_ir as ir
 
-    model = onnx.load(path, load_external_data=False)
-    return any(tensor.data_type in _INTEGER_TENSORS and tensor.dims for tensor in model.graph.initializer)
+    from vlm_edge.graphs.files import load_graph
+
+    integers = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
+    return any(value.dtype in integers and value.shape for value in load_graph(path).graph.initializers.values())
 
 
 def require_sound_scales(path: Path) -> None:
@@ -123,25 +122,19 @@ def require_sound_scales(path: Path) -> None:
         VlmEdgeError: one is not: all that it scales would become 0 or no number.
     """
     import numpy as np
-    import onnx
-    from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-    graph = onnx.load(path, load_external_data=False).graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    names = {
-        node.input[place]
-        for node in graph.node
-        for place in _SCALES.get(node.op_type, ())
-        if place < len(node.input) and node.input[place] in constants
-    }
-    for name in sorted(names):
-        if uses_external_data(constants[name]):
-            load_external_data_for_tensor(constants[name], str(path.parent))
-        scales = onnx.numpy_helper.to_array(constants[name]).astype(np.float32)
-        if not (np.isfinite(scales) & (scales != 0)).all():
-            raise VlmEdgeError(
-                f"{path}: the scale {name} holds 0 or what is no finite number", "quantize the model again"
-            )
+    from vlm_edge.graphs.edit import constant, optional_input
+    from vlm_edge.graphs.files import load_graph
+
+    for node in load_graph(path).graph:
+        for place in _SCALES.get(node.op_type, ()):
+            value = optional_input(node, place)
+            scales = constant(value)
+            numbers = np.ones(1) if scales is None else scales.astype(np.float32)
+            if value is not None and not (np.isfinite(numbers) & (numbers != 0)).all():
+                raise VlmEdgeError(
+                    f"{path}: the scale {value.name} holds 0 or what is no finite number", "quantize the model again"
+                )
 
 
 def _compile_component(
@@ -155,8 +148,8 @@ def _compile_component(
 ) -> tuple[Component, dict[str, Any]]:
     graph, name, out = source / component.file, Path(component.file).stem, work.out
     if target.engine == "tensorrt":
+        from vlm_edge.backends.tensorrt.rules import require_tensorrt_rules
         from vlm_edge.engines.tensorrt import build_plan, dimension_ranges
-        from vlm_edge.numerics.tensorrt_rules import require_tensorrt_rules
 
         require_tensorrt_rules(graph)
         build_plan(graph, component, dimension_ranges(manifest, config.max_batch), out / f"{name}.plan")
@@ -186,7 +179,7 @@ def _compile_component(
     write_ir(work.scratch / row.file, out / f"{name}.xml")
     for path in work.scratch.glob(f"{row.file}*"):
         path.unlink()
-    facts |= threads_worth(graph, reference.runs[0][0], target.threads, work.scratch)
+    facts |= threads_worth(graph, reference.runs[0][0], target.threads)
     row = row.model_copy(update={"file": f"{name}.xml", "threads": facts["threads"]})
     if not config.tune_seconds or not holds_integers(graph):
         return row, facts

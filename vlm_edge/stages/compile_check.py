@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from PIL import Image
 
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics.integer_forms import in_float
-from vlm_edge.numerics.qdq_graph import save_graph
-from vlm_edge.numerics.quantization import agreement
+from vlm_edge.graphs.files import load_graph, save_graph
+from vlm_edge.graphs.passes.integer_forms import InFloat
 from vlm_edge.processing.images import Pixels
 from vlm_edge.processing.manifest import Component, PipelineManifest
 from vlm_edge.processing.text import TextEncoder
+from vlm_edge.quantizers.affine import agreement
 from vlm_edge.runtime.pipeline import build_pipeline
 
 BATCHES = (1, 3)
@@ -92,7 +91,9 @@ def float_engine(path: Path, component: Component, scratch: Path) -> Engine:
     """An INT8 graph in float arithmetic, without any graph optimization; by way of a file in ``scratch``."""
     copy = scratch / "floating" / path.name
     copy.parent.mkdir(exist_ok=True)
-    save_graph(in_float(onnx.load(path)), copy)
+    model = load_graph(path)
+    InFloat()(model)
+    save_graph(model, copy)
     engine = load_engine("onnxruntime", copy, component, 1, {"graph_optimization": "disabled"})
     shutil.rmtree(copy.parent)
     return engine

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from vlm_edge.engines.base import Engine, Feed
-from vlm_edge.numerics.integer_forms import Form, IntegerLayer, integer_layers, with_forms
+from vlm_edge.graphs.passes.integer_forms import ChangeForms, Form, IntegerLayer, integer_layers
 
 MARGIN = 0.01
 """A form that is faster by less than this share of the whole component's time is not taken."""
@@ -31,7 +31,7 @@ CLOCK_MARGIN = 0.05
 ROUNDS, SECONDS, MOST_SECONDS = 15, 0.15, 3.0
 """A race lasts at least so many rounds and seconds, but is over after the last."""
 
-Load = Callable[[onnx.ModelProto], Engine]
+Load = Callable[[ir.Model], Engine]
 Shapes = Callable[[list[str]], dict[str, tuple[int, ...]]]
 
 
@@ -67,7 +67,7 @@ class Tuner:
     ``seconds``. ``load_threaded`` makes one of as many threads as the component will have, where they are several.
     """
 
-    model: onnx.ModelProto
+    model: ir.Model
     feeds: Sequence[Feed]
     load: Load
     shapes: Shapes
@@ -158,8 +158,10 @@ class Tuner:
         least = SMALLEST_SHARE * sum(work.values())
         return [groups[key] for key in sorted(work, key=lambda key: -work[key]) if work[key] >= least]
 
-    def _graph(self, forms: dict[str, Form]) -> onnx.ModelProto:
-        return with_forms(self.model, forms)
+    def _graph(self, forms: dict[str, Form]) -> ir.Model:
+        candidate = self.model.clone()
+        ChangeForms(forms)(candidate)
+        return candidate
 
 
 REVERTED = "no integer form was faster than float arithmetic here; the weights stay int8 on disk"

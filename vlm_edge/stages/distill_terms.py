@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edge.families.base import Family
-from vlm_edge.numerics.losses import IGNORED, answer_loss, distillation_loss, feature_loss
-from vlm_edge.numerics.statistics import wilson_interval
 from vlm_edge.stages.distill_targets import Targets, Teacher
 from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
 from vlm_edge.stages.training_data import TrainingSet
+from vlm_edge.statistics.intervals import wilson_interval
 from vlm_edge.students.augmentation import augment_images
+from vlm_edge.training.losses import IGNORED, answer_loss, distillation_loss, feature_loss
 
 if TYPE_CHECKING:
     from vlm_edge.stages.distill import DistillConfig

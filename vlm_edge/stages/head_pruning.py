@@ -15,11 +15,11 @@ from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, AttentionSite, TrainingBatch
 from vlm_edge.families.checkpoint import LoadedCheckpoint
-from vlm_edge.numerics.attention_surgery import head_importance, heads_to_keep, mask_heads, normalised, prune_heads
-from vlm_edge.numerics.losses import IGNORED, answer_loss, distillation_loss, sample_losses
 from vlm_edge.stages.prune import Recovery
 from vlm_edge.stages.training import Minibatch, autocast, cache_features, train, training_device
 from vlm_edge.stages.training_data import RowCache, TrainingSet
+from vlm_edge.surgery.heads import head_importance, heads_to_keep, mask_heads, normalised, prune_heads
+from vlm_edge.training.losses import IGNORED, answer_loss, distillation_loss, sample_losses
 
 Scope = Literal["global", "site"]
 PARITY = 1e-4

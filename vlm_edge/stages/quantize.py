@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Level, Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import key_of
-from vlm_edge.stages.quantize_attempt import quantize_graph
+from vlm_edge.stages.quantize_attempt import prepare, quantize_graph
 from vlm_edge.stages.quantize_component import ComponentQuantizer
 from vlm_edge.stages.quantize_config import (
     QuantizeConfig,
@@ -32,8 +32,8 @@ from vlm_edge.stages.quantize_config import (
 )
 
 if TYPE_CHECKING:
-    from vlm_edge.numerics.calibration import Feed, Feeds
     from vlm_edge.processing.manifest import PipelineManifest
+    from vlm_edge.quantization.calibration import Feed, Feeds
 
 __all__ = ["SPEC", "QuantizeConfig", "quantize_graph", "resolve_schemes", "run"]
 
@@ -44,10 +44,10 @@ STATISTICS_PACKAGES = ("numpy", "onnx", "onnxruntime")
 
 def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     """Write the quantized graphs and the manifest; ``work.facts`` holds each component's scheme, size and errors."""
+    from vlm_edge.backends.lowering import lowering_of, resolve_isa
     from vlm_edge.data import load_dataset
-    from vlm_edge.numerics.calibration import Calibration
-    from vlm_edge.numerics.quant_forms import quant_form, resolve_isa
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
+    from vlm_edge.quantization.calibration import Calibration
     from vlm_edge.stages.quantize_capture import capture_inputs
     from vlm_edge.stages.quantize_task import TaskJudge, fall_back, rank_by_task
 
@@ -58,7 +58,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     schemes = resolve_schemes(config, manifest, target.engine)
     kept = _kept(config, schemes, source, manifest)
     isa = resolve_isa(target.isa, target.engine)
-    form = quant_form(target.engine, isa)
+    lowering = lowering_of(target.engine, isa)
     dataset = load_dataset(inputs.task.data, "calibration", limit=config.samples)
     drawn = metric_samples(config, inputs.task, work.metric)
     scratch = work.scratch / "calibration"
@@ -81,7 +81,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
             work.out,
             captured=captured,
             calibration=Calibration(feeds, path=path, threads=target.threads),
-            form=form,
+            lowering=lowering,
             config=config,
             kept=kept.get(name, frozenset()),
             threads=target.threads,
@@ -131,15 +131,13 @@ def _kept(
     """The nodes that the recipe leaves float, by component."""
     if not config.keep_float:
         return {}
-    import onnx
-
-    from vlm_edge.numerics.qdq_layers import layer_names
-    from vlm_edge.numerics.quant_prepare import fold_transposed_constants, with_node_names
+    from vlm_edge.graphs.files import load_graph
+    from vlm_edge.graphs.layers import layer_names
 
     layers = {}
     for name, component in manifest.components.items():
         if schemes[name] != "none":
-            layers[name] = layer_names(with_node_names(fold_transposed_constants(onnx.load(source / component.file))))
+            layers[name] = layer_names(prepare(load_graph(source / component.file)))
     return resolve_kept(config.keep_float, layers)
 
 

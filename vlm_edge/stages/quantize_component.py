@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.stages.quantize_attempt import Attempt, check, lowered, quantize_graph
+from vlm_edge.stages.quantize_attempt import Attempt, check, prepare
 from vlm_edge.stages.quantize_config import QuantizeConfig, Scheme
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
+    from vlm_edge.backends.lowering import Lowering
     from vlm_edge.core.measurement import Measurement
     from vlm_edge.core.stage import Progress
-    from vlm_edge.numerics.calibration import Calibration, Feed, Feeds
-    from vlm_edge.numerics.quant_forms import QuantForm
-    from vlm_edge.numerics.quant_static import StaticSettings
-    from vlm_edge.numerics.quantization import Agreement
-    from vlm_edge.numerics.sensitivity import Sensitivity, SwitchedGraph
     from vlm_edge.processing.manifest import Component
+    from vlm_edge.quantization.calibration import Calibration, Feed, Feeds
+    from vlm_edge.quantization.sensitivity import Sensitivity, SwitchedGraph
+    from vlm_edge.quantization.static import StaticSettings
+    from vlm_edge.quantizers.affine import Agreement
     from vlm_edge.stages.quantize_capture import Captured
-
-__all__ = ["ComponentQuantizer", "check", "lowered", "quantize_graph", "spread"]
 
 MIN_COSINE = 0.98
 """A component whose outputs on held-out samples have a smaller cosine with the float outputs is not accepted, unless
@@ -54,7 +52,7 @@ class ComponentQuantizer:
         *,
         captured: Captured,
         calibration: Calibration,
-        form: QuantForm,
+        lowering: Lowering,
         config: QuantizeConfig,
         kept: frozenset[str],
         threads: int,
@@ -66,7 +64,7 @@ class ComponentQuantizer:
         self.path = out / component.file
         self.captured = captured
         self.calibration = calibration
-        self.form = form
+        self.lowering = lowering
         self.config = config
         self.kept = kept
         self.threads = threads
@@ -92,11 +90,9 @@ class ComponentQuantizer:
             for file in sorted(self.original.parent.glob(f"{self.original.name}*")):
                 shutil.copyfile(file, self.path.with_name(file.name))
             return
-        import onnx
+        from vlm_edge.graphs.files import load_graph, weight_bytes
 
-        from vlm_edge.numerics.quant_prepare import fold_transposed_constants, with_node_names
-
-        self.floating = with_node_names(fold_transposed_constants(onnx.load(self.original)))
+        self.floating = prepare(load_graph(self.original))
         self.asked = scheme
         chosen: Attempt | None = None
         for attempt in self._attempts(scheme):
@@ -120,7 +116,7 @@ class ComponentQuantizer:
                 + f"; at least {MIN_COSINE} is needed",
                 f"leave it in floating point: components: {{{self.name}: none}}",
             )
-        if self.config.sensitivity != "none" and self.floating.ByteSize() <= LARGEST_RANKED_BYTES:
+        if self.config.sensitivity != "none" and weight_bytes(self.floating) <= LARGEST_RANKED_BYTES:
             self._rank(chosen)
         self._take(chosen)
         self.because = {node: "keep_float" if node in self.kept else "noise" for node in chosen.left_out}
@@ -150,16 +146,16 @@ class ComponentQuantizer:
 
     def switched(self) -> SwitchedGraph:
         """The float graph, with a switch for each of the layers that were ranked."""
-        from vlm_edge.numerics.sensitivity import SwitchedGraph
+        from vlm_edge.quantization.sensitivity import SwitchedGraph
 
         assert self.ranked_on is not None
         static = self.ranked_on.static
         graphs = (self.floating, self.ranked_on.graph) if static is None else (static.floating, static.quantized)
-        return SwitchedGraph(*graphs, self.threads, outputs=self.form.kernels and static is not None)
+        return SwitchedGraph(*graphs, self.threads, outputs=self.lowering.rounds_outputs and static is not None)
 
     def _rank(self, attempt: Attempt) -> None:
         """Every layer with the noise that it alone adds; nothing to do where it is known for this scheme."""
-        from vlm_edge.numerics.sensitivity import rank_layers
+        from vlm_edge.quantization.sensitivity import rank_layers
 
         if self.ranked_on is not None and self.ranked_on.scheme == attempt.scheme:
             return
@@ -169,14 +165,14 @@ class ComponentQuantizer:
 
     def _take(self, attempt: Attempt) -> None:
         self.chosen = attempt
-        self.path.write_bytes(attempt.graph.SerializeToString(deterministic=True))
+        self._write(attempt.graph)
 
     def _note(self, attempt: Attempt) -> None:
         self.tried.append(attempt.as_facts() | {"worst": attempt.worst})
 
     def _attempts(self, scheme: Scheme) -> Iterator[Attempt]:
         """What is tried for a scheme, the cheapest first."""
-        from vlm_edge.numerics.quant_static import StaticSettings
+        from vlm_edge.quantization.static import StaticSettings
 
         if scheme != "int8":
             yield self._plain(scheme, self.kept)
@@ -191,19 +187,24 @@ class ComponentQuantizer:
         return attempt.cosine >= GOOD_COSINE and (wanted is None or attempt.sqnr_db >= wanted)
 
     def _plain(self, scheme: str, left_out: frozenset[str]) -> Attempt:
-        graph = lowered(self.floating, scheme, self.form, left_out)
+        graph = self.lowering.lower(self.floating, scheme, left_out)
         return Attempt(scheme, graph, left_out, self._check(graph))
 
     def _static(self, settings: StaticSettings) -> Attempt:
-        from vlm_edge.numerics.quant_static import static_graph
+        from vlm_edge.quantization.static import static_graph
 
         scheme = "int8-smooth" if settings.smooth else "int8"
-        static = static_graph(self.floating, self.calibration, self.captured.held_out, self.form, settings)
-        graph = lowered(static.quantized, scheme, self.form, settings.left_out)
+        static = static_graph(self.floating, self.calibration, self.captured.held_out, self.lowering, settings)
+        graph = self.lowering.lower(static.quantized, scheme, settings.left_out)
         return Attempt(scheme, graph, settings.left_out, self._check(graph), static, settings)
 
-    def _check(self, graph: onnx.ModelProto) -> dict[str, Agreement]:
-        self.path.write_bytes(graph.SerializeToString(deterministic=True))
+    def _write(self, graph: ir.Model) -> None:
+        from vlm_edge.graphs.files import save_graph
+
+        save_graph(graph, self.path)
+
+    def _check(self, graph: ir.Model) -> dict[str, Agreement]:
+        self._write(graph)
         return check(self.path, self.component, self.captured, self.threads)
 
     def _without_noise(self, chosen: Attempt) -> Attempt:
@@ -211,7 +212,7 @@ class ComponentQuantizer:
         bound = MIN_SQNR_DB if self.config.min_sqnr_db is None else self.config.min_sqnr_db
         if chosen.sqnr_db >= bound:
             return chosen
-        from vlm_edge.numerics.sensitivity import fewest_left_out
+        from vlm_edge.quantization.sensitivity import fewest_left_out
 
         assert chosen.settings is not None
         self._rank(chosen)
@@ -237,17 +238,16 @@ class ComponentQuantizer:
         """What became of the component.
 
         Raises:
-            VlmEdgeError: the graph breaks a rule of TensorRT's, for which it is.
+            VlmEdgeError: the graph breaks a rule of its engine's.
         """
         if self.chosen is None:
             return {"asked": "none", "scheme": "none"}
-        from vlm_edge.numerics.qdq_layers import layer_names
-        from vlm_edge.numerics.qdq_report import quantized_ops
-        from vlm_edge.numerics.tensorrt_rules import require_tensorrt_rules
+        from vlm_edge.graphs.files import graph_bytes
+        from vlm_edge.graphs.layers import layer_names
+        from vlm_edge.graphs.report import quantized_ops
         from vlm_edge.stages.quantize_layers import layer_rows, sensitivity_rows
 
-        if self.form.symmetric:
-            require_tensorrt_rules(self.path)
+        self.lowering.check(self.path)
         chosen, names = self.chosen, layer_names(self.floating)
         facts: dict[str, Any] = {
             "asked": self.asked,
@@ -257,10 +257,8 @@ class ComponentQuantizer:
                 output: {"cosine": round(value.cosine, 6), "sqnr_db": round(value.sqnr_db, 2)}
                 for output, value in chosen.outputs.items()
             },
-            "float_size_bytes": sum(
-                file.stat().st_size for file in self.original.parent.glob(f"{self.original.name}*")
-            ),
-            "size_bytes": self.path.stat().st_size,
+            "float_size_bytes": graph_bytes(self.original),
+            "size_bytes": graph_bytes(self.path),
             "operators": quantized_ops(chosen.graph).as_facts(),
             "layers": layer_rows(self.floating, chosen, self.captured.held_out, self.threads, self.ranked, self.drops),
             "float_layers": sorted(names[node] for node in chosen.left_out),

@@ -6,28 +6,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import onnx
-import onnxruntime as ort
+import onnx_ir as ir
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.engines.base import Array, Feed
-from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
-from vlm_edge.numerics.qdq_graph import copied
-from vlm_edge.numerics.qdq_layers import QuantizedLayer, quantized_layers
-from vlm_edge.numerics.quantization import Agreement
-from vlm_edge.numerics.sensitivity import Sensitivity
+from vlm_edge.engines.base import Feed
+from vlm_edge.graphs.files import GraphSession
+from vlm_edge.graphs.layers import QuantizedLayer, quantized_layers
+from vlm_edge.quantization.sensitivity import Sensitivity
+from vlm_edge.quantizers.affine import Agreement
 from vlm_edge.stages.quantize_attempt import Attempt
 
 MOST_RUNS = 8
 """Held-out inputs that are looked at: an error by layer needs no more, and it costs a run of each graph."""
 AT_ONCE = 16
 """Layers whose tensors are held in memory at the same time."""
-LARGEST_BYTES = 2**31 - 2**20
-"""A larger graph does not fit into one protobuf message, so it can't be given more outputs."""
 
 
 def layer_rows(
-    floating: onnx.ModelProto,
+    floating: ir.Model,
     attempt: Attempt,
     feeds: Iterable[Feed],
     threads: int,
@@ -71,9 +67,9 @@ def interval_of(found: Measurement) -> dict[str, float]:
 
 
 def layer_errors(
-    floating: onnx.ModelProto, quantized: onnx.ModelProto, feeds: Iterable[Feed], threads: int, *, weights: bool = True
+    floating: ir.Model, quantized: ir.Model, feeds: Iterable[Feed], threads: int, *, weights: bool = True
 ) -> list[dict[str, Any]]:
-    """One JSON row for every quantized layer, in the graph's order; none where the graph is too large for it.
+    """One JSON row for every quantized layer, in the graph's order.
 
     ``weight_sqnr_db`` and ``input_sqnr_db`` are what rounding the weight, and rounding the input, adds by itself;
     ``output`` names its tensor; ``output_sqnr_db`` compares that with the float graph's, with the error of all layers
@@ -83,11 +79,9 @@ def layer_errors(
     Args:
         weights: whether the weights are those of the float graph but for rounding, which after smoothing they are not.
     """
-    if max(floating.ByteSize(), quantized.ByteSize()) > LARGEST_BYTES:
-        return []
     layers = quantized_layers(floating, quantized)
-    before = _session(floating, _tensors(layers, in_float_graph=True), threads)
-    after = _session(quantized, _tensors(layers, in_float_graph=False), threads)
+    before = GraphSession(floating, sorted(_tensors(layers, in_float_graph=True)), threads=threads)
+    after = GraphSession(quantized, sorted(_tensors(layers, in_float_graph=False)), threads=threads)
     outputs: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     rounded: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     for feed in islice(feeds, MOST_RUNS):
@@ -113,15 +107,15 @@ def _groups(layers: Sequence[QuantizedLayer]) -> Iterator[Sequence[QuantizedLaye
 
 def _add(
     layers: Sequence[QuantizedLayer],
-    before: ort.InferenceSession,
-    after: ort.InferenceSession,
+    before: GraphSession,
+    after: GraphSession,
     feed: Feed,
     outputs: dict[str, Agreement],
     rounded: dict[str, Agreement],
 ) -> None:
     """Take in one run of both graphs, for some of the layers."""
-    wanted = _run(before, _tensors(layers, in_float_graph=True), feed)
-    found = _run(after, _tensors(layers, in_float_graph=False), feed)
+    wanted = before.run(sorted(_tensors(layers, in_float_graph=True)), feed)
+    found = after.run(sorted(_tensors(layers, in_float_graph=False)), feed)
     for layer in layers:
         if wanted[layer.output].size:
             outputs[layer.output].add(wanted[layer.output], layer.result(found[layer.written]))
@@ -136,20 +130,6 @@ def _tensors(layers: Sequence[QuantizedLayer], *, in_float_graph: bool) -> set[s
     outputs = {layer.output if in_float_graph else layer.written for layer in layers}
     inputs = [layer.input for layer in layers if layer.input is not None]
     return outputs | {each.tensor for each in inputs if each.in_float_graph == in_float_graph}
-
-
-def _run(session: ort.InferenceSession, tensors: set[str], feed: Feed) -> dict[str, Array]:
-    names = sorted(tensors)
-    return dict(zip(names, session.run(names, dict(feed)), strict=True))
-
-
-def _session(model: onnx.ModelProto, tensors: set[str], threads: int) -> ort.InferenceSession:
-    """A session that gives inner tensors as outputs, too."""
-    shown = copied(model)
-    known = {value.name for value in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(tensors - known))
-    options = session_options(threads, OnnxRuntimeOptions(graph_optimization="basic"))
-    return ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _shown(value: float | None) -> float | None:

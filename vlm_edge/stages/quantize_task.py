@@ -11,13 +11,13 @@ from vlm_edge.core.stage import MetricSamples, Progress
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.numerics.quant_fallback import fewest
 from vlm_edge.processing.manifest import Component, PipelineManifest
+from vlm_edge.quantization.fewest import fewest
 from vlm_edge.runtime.pipeline import build_pipeline
 from vlm_edge.stages.quantize_layers import interval_of
 
 if TYPE_CHECKING:
-    from vlm_edge.numerics.sensitivity import SwitchedGraph
+    from vlm_edge.quantization.sensitivity import SwitchedGraph
     from vlm_edge.stages.quantize_component import ComponentQuantizer
 
 MOST_EXPLAINED = 16
@@ -132,7 +132,7 @@ def fall_back(quantizers: Mapping[str, ComponentQuantizer], judge: TaskJudge, bo
 
 def _ranked(quantizers: Mapping[str, ComponentQuantizer]) -> dict[Place, dict[str, Any]]:
     """Every quantized layer of every component, the one to leave float first in front, with its facts."""
-    from vlm_edge.numerics.qdq_layers import layer_names
+    from vlm_edge.graphs.layers import layer_names
 
     rows: dict[Place, dict[str, Any]] = {}
     for component, quantizer in quantizers.items():

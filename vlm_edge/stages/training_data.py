@@ -27,9 +27,9 @@ from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family, TrainingBatch
 from vlm_edge.files import write_atomically
-from vlm_edge.numerics.losses import IGNORED
 from vlm_edge.processing.images import preprocess, read_images
 from vlm_edge.processing.manifest import ImageProcessing
+from vlm_edge.training.losses import IGNORED
 
 CHUNK_ROWS = 128
 MAX_OPEN_CHUNKS = 128

@@ -1,0 +1,116 @@
+"""How each engine takes a quantized graph: where pairs stand, and which passes write a scheme in its form."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.machine import kernels, machine
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from vlm_edge.quantization.calibration import Feeds
+
+Isa = Literal["x86-vnni", "x86", "arm", "cuda"]
+STATIC = ("int8", "int8-smooth")
+"""Schemes whose graphs have Q/DQ pairs before they are lowered."""
+LARGEST_BLOCK_OF_4_BITS = 32
+"""Most input channels that share a scale: 64 are 1.1 times as fast, but 0.9 dB noisier, and 128 are half as fast on
+OpenVINO."""
+
+_LOWERINGS = {
+    "onnxruntime": ("vlm_edge.backends.onnxruntime.lowering", "OnnxRuntimeLowering"),
+    "openvino": ("vlm_edge.backends.openvino.lowering", "OpenVinoLowering"),
+    "tensorrt": ("vlm_edge.backends.tensorrt.lowering", "TensorRtLowering"),
+}
+
+
+@dataclass(frozen=True)
+class Lowering(ABC):
+    """One engine's way, on one instruction set.
+
+    signed: activations are s8, else u8.
+    weight_bits: 7 where the multiply-add of u8 and s8 saturates at 16 bits.
+    """
+
+    signed: bool = False
+    weight_bits: int = 8
+
+    symmetric: ClassVar[bool] = False
+    """Activation ranges have the real 0 in their middle."""
+    rounds_outputs: ClassVar[bool] = False
+    """A convolution becomes a kernel that rounds what it writes."""
+
+    @classmethod
+    @abstractmethod
+    def on(cls, isa: Isa) -> Lowering:
+        """For an instruction set: measurements are in docs/decisions.md."""
+
+    @abstractmethod
+    def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
+        """``model``, float32 with every node named, with Q/DQ pairs whose ranges are to be set.
+
+        Args:
+            held_out: at least one run.
+            left_out: names of nodes that stay float.
+        """
+
+    @abstractmethod
+    def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
+        """What writes a graph in ``scheme``; ``model`` has its Q/DQ pairs where the scheme is :data:`STATIC`."""
+
+    @abstractmethod
+    def check(self, path: Path) -> None:
+        """Nothing, if the engine takes the graph.
+
+        Raises:
+            VlmEdgeError: it breaks a rule of the engine's.
+        """
+
+    def lower(self, model: ir.Model, scheme: str, left_out: frozenset[str] = frozenset()) -> ir.Model:
+        """A lowered copy of ``model``, which shares its constants.
+
+        One after another and not as onnx_ir's Sequential, which hides what a pass has to say in an error of its own.
+        """
+        from vlm_edge.graphs.passes.slim import ClearNotes
+
+        lowered = model.clone()
+        for each in self.passes(lowered, scheme, left_out):
+            each(lowered)
+        ClearNotes()(lowered)
+        return lowered
+
+
+def lowering_of(engine: str, isa: Isa) -> Lowering:
+    """The engine's lowering on an instruction set.
+
+    Raises:
+        VlmEdgeError: none is known for the engine.
+    """
+    if engine not in _LOWERINGS:
+        raise VlmEdgeError(f"quantize: no INT8 form is known for the engine {engine!r}")
+    module, name = _LOWERINGS[engine]
+    lowering: Lowering = getattr(importlib.import_module(module), name).on(isa)
+    return lowering
+
+
+def resolve_isa(isa: str, engine: str) -> Isa:
+    """``auto`` as this host's instruction set (TensorRT: cuda); any other name as it is."""
+    if isa == "auto":
+        return "cuda" if engine == "tensorrt" else host_isa()
+    if isa in ("x86-vnni", "x86", "arm", "cuda"):
+        return isa  # type: ignore[return-value]
+    raise VlmEdgeError(f"quantize: unknown instruction set {isa!r}", "give auto, x86-vnni, x86, arm or cuda")
+
+
+def host_isa() -> Isa:
+    """This host's: ``arm``, or ``x86-vnni`` or ``x86`` by its processor's flags."""
+    if machine() == "arm":
+        return "arm"
+    return "x86-vnni" if kernels("x86")["VNNI"] else "x86"

@@ -1,0 +1,255 @@
+"""A graph beside what onnxruntime made of it when it loaded it: which operators run in integers, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vlm_edge.explain.proto_graph import Graph, attribute
+from vlm_edge.graphs.ops import (
+    ATTENTIONS,
+    FLOAT_PRODUCTS,
+    INTEGER_OPERATORS,
+    INTEGER_PRODUCTS,
+    PRODUCTS,
+    SHAPE_OPERATORS,
+)
+
+Kind = Literal[
+    "integer", "int8 weights", "float product", "activation Q/DQ", "weight DQ", "conversion", "layout", "other float"
+]
+
+INTEGER_ELEMENTWISE = frozenset({"Add", "Mul", "LeakyRelu", "Concat", "AveragePool", "GlobalAveragePool", "Where"})
+"""Operators besides products for which onnxruntime has a QLinear kernel that pays (Sigmoid's and Softmax's don't)."""
+
+WEIGHT_ONLY = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+"""Operators that read integer weights and compute in float, but for MatMulNBits at an accuracy level of 4."""
+
+MOVES = SHAPE_OPERATORS | {"Concat", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "GatherND"}
+_CONVERSIONS = frozenset({"Cast", "ReorderInput", "ReorderOutput"})
+_FREE = frozenset({"Shape", "Size", "Identity"})
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+_OUTPUT_ZERO_POINTS = {
+    "QuantizeLinear": 2, "QLinearMatMul": 7, "QLinearConv": 7, "QGemm": 8, "QLinearAdd": 7, "QLinearMul": 7,
+    "QLinearSigmoid": 4, "QLinearLeakyRelu": 4, "QLinearSoftmax": 4, "QLinearAveragePool": 4,
+    "QLinearGlobalAveragePool": 4, "QLinearConcat": 1, "QLinearWhere": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Int8Speed:
+    """How much longer one matrix product takes: float32 than u8 x s8, u8 x u8 than u8 x s8, s8 x s8 than u8 x s8.
+
+    The defaults were measured on a Zen 4 core with AVX512-VNNI and onnxruntime 1.31 (64 x 512 x 512, one thread).
+    """
+
+    float_over_u8s8: float = 3.0
+    u8u8_over_u8s8: float = 1.85
+    s8s8_over_u8s8: float = 16.0
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Int8View:
+    """What the detectors of :mod:`vlm_edge.explain.causes` read.
+
+    Args:
+        source: the graph as it is in the file.
+        graph: the graph as onnxruntime runs it.
+        machine: of the host that runs it.
+        isa: instruction sets of the host, as Linux names them.
+        speed: of the integer kernels on the host.
+        read: the value of an initializer of ``source``, None where there is none of that name.
+        equal_weights: names of initializers of ``source`` with the same type, shape and bytes, and those bytes.
+        chosen: each layer's form was chosen for it (``int8`` of `vlm-edge quantize`, searched by `vlm-edge compile`):
+            what isn't in the usual integer form was faster in another one, or too noisy.
+    """
+
+    source: Graph
+    graph: Graph
+    machine: Literal["x86", "arm", "other"]
+    isa: frozenset[str]
+    speed: Int8Speed
+    read: Callable[[str], NDArray[Any] | None]
+    equal_weights: tuple[tuple[tuple[str, ...], int], ...] = ()
+    chosen: bool = False
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether u8 x s8 is summed up in 32 bits; without it x86 saturates pairs of products at 16 bits."""
+        return bool(self.isa & {"avx512_vnni", "avx_vnni", "amx_int8"})
+
+    @property
+    def slow_signed(self) -> bool:
+        """Whether the kernel for s8 data is the slow one: x86, unless it was measured to be as fast."""
+        return self.machine == "x86" and (not self.speed.measured or self.speed.s8s8_over_u8s8 > 2)
+
+    @cached_property
+    def source_signed(self) -> bool:
+        """Whether the file quantizes some activation to s8."""
+        return any(
+            node.op_type == "QuantizeLinear" and _dtype(self.source, node.output[0]) == np.int8
+            for node in self.source.nodes
+        )
+
+    def is_constant(self, name: str) -> bool:
+        producer = self.graph.producers.get(name)
+        return name in self.graph.initializers or (producer is not None and producer.op_type == "Constant")
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """Of a quantized tensor of ``graph``; None where it can't be told."""
+        return _dtype(self.graph, name)
+
+    def small(self, name: str) -> NDArray[Any] | None:
+        """The value of a constant that is stored in the graph itself."""
+        tensor = self.graph.initializers.get(name)
+        if tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return None
+        return self.graph.constant(name)
+
+    def constant_size(self, name: str) -> int:
+        """Elements of a constant; 1 where there is none of that name."""
+        tensor = self.graph.initializers.get(name)
+        return int(np.prod(tensor.dims)) if tensor is not None else 1
+
+    def dequantizer(self, name: str) -> onnx.NodeProto | None:
+        """The DequantizeLinear that ``name`` comes from, directly or through operators that only move elements."""
+        node = self.graph.producers.get(name)
+        while node is not None and node.op_type in SHAPE_OPERATORS:
+            node = self.graph.producers.get(node.input[0])
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def of_weight(self, node: onnx.NodeProto) -> bool:
+        """Whether a DequantizeLinear restores a constant."""
+        return self.is_constant(node.input[0])
+
+    def data_dequantizer(self, name: str) -> onnx.NodeProto | None:
+        found = self.dequantizer(name)
+        return found if found is not None and not self.of_weight(found) else None
+
+    def weight_dequantizer(self, name: str) -> onnx.NodeProto | None:
+        found = self.dequantizer(name)
+        return found if found is not None and self.of_weight(found) else None
+
+    def restores_convolution(self, node: onnx.NodeProto) -> bool:
+        """Whether a DequantizeLinear gives what a QLinearConv wrote, which has no float output, to a float operator."""
+        if node.op_type != "DequantizeLinear":
+            return False
+        above = self.graph.producers.get(node.input[0])
+        while above is not None and (above.op_type in MOVES or above.op_type in _QUANTIZERS):
+            above = self.graph.producers.get(above.input[0])
+        if above is None or above.op_type != "QLinearConv":
+            return False
+        readers = list(self.readers(node.output[0]))
+        return not readers or any(reader.op_type != "QuantizeLinear" for reader in readers)
+
+    def leftover_chain(self, name: str) -> Iterator[onnx.NodeProto]:
+        """Q/DQ above ``name`` that an integer kernel would not need: up to the quantizer of the float values.
+
+        What restores a QLinearConv's output is not among them.
+        """
+        node = self.graph.producers.get(name)
+        while node is not None and (node.op_type in SHAPE_OPERATORS or node.op_type in _QUANTIZERS):
+            above = self.graph.producers.get(node.input[0])
+            if node.op_type == "QuantizeLinear" and self.dequantizer(node.input[0]) is None:
+                return
+            if node.op_type in _QUANTIZERS and not self.restores_convolution(node):
+                yield node
+            node = above
+
+    def readers(self, name: str) -> Iterator[onnx.NodeProto]:
+        """What reads ``name``, directly or through operators that only move elements."""
+        for reader in self.graph.consumers[name]:
+            if reader.op_type in SHAPE_OPERATORS:
+                for output in reader.output:
+                    yield from self.readers(output)
+            else:
+                yield reader
+
+    def data_dtype(self, node: onnx.NodeProto) -> np.dtype[Any] | None:
+        """Of the first operand of an operator that multiplies integers."""
+        return self.dtype(node.input[0])
+
+    def weight_of(self, node: onnx.NodeProto) -> tuple[str, str] | None:
+        """Names of the constant weight and of its zero point ("" if none) of an operator that multiplies integers."""
+        product = PRODUCTS.get(node.op_type)
+        if product is None or not product.integer or node.op_type in WEIGHT_ONLY:
+            return None
+        weight, zero_point = product.weight, product.zero_point
+        if weight is None or zero_point is None or not self.is_constant(node.input[weight]):
+            return None
+        return node.input[weight], node.input[zero_point] if len(node.input) > zero_point else ""
+
+    def kind(self, node: onnx.NodeProto) -> Kind:
+        """What a node of ``graph`` does, for the sums of the report."""
+        if node.op_type in WEIGHT_ONLY and attribute(node, "accuracy_level", 0) != INTEGER_PRODUCTS:
+            return "int8 weights"
+        if node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
+            return "integer"
+        if node.op_type in FLOAT_PRODUCTS or node.op_type in ATTENTIONS:
+            return "float product"
+        if node.op_type == "DequantizeLinear" and self.of_weight(node):
+            return "weight DQ"
+        if node.op_type in _QUANTIZERS:
+            return "activation Q/DQ"
+        if node.op_type in _CONVERSIONS:
+            return "conversion"
+        return "layout" if node.op_type in MOVES or node.op_type in _FREE else "other float"
+
+    def is_float_only(self, node: onnx.NodeProto) -> bool:
+        """Whether onnxruntime has no integer kernel worth having that Q/DQ around the node could become."""
+        known = FLOAT_PRODUCTS | ATTENTIONS | INTEGER_ELEMENTWISE | MOVES | _QUANTIZERS | _CONVERSIONS | _FREE
+        return node.op_type not in known and self.kind(node) == "other float" and not _keeps_levels(node)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A node that a cause makes slower.
+
+    recovers: the share of the node's time that the remedy is estimated to give back.
+    reason: what about this node, a few words; equal reasons are counted.
+    """
+
+    node: onnx.NodeProto
+    recovers: float = 1.0
+    reason: str = ""
+
+
+def _keeps_levels(node: onnx.NodeProto) -> bool:
+    """Operators that work on quantized values as they are, or vanish into the range of a quantizer."""
+    return node.op_type in ("MaxPool", "Relu", "Clip", "Resize", "ArgMax")
+
+
+def _dtype(graph: Graph, name: str) -> np.dtype[Any] | None:
+    """Integer type of a quantized tensor."""
+    tensor = graph.initializers.get(name)
+    if tensor is not None:
+        return _numpy_type(tensor.data_type)
+    node = graph.producers.get(name)
+    if node is None:
+        given = (value.type.tensor_type.elem_type for value in graph.model.graph.input if value.name == name)
+        code = next(given, 0)
+        return _numpy_type(code) if code else None
+    if node.op_type == "DynamicQuantizeLinear":
+        return np.dtype(np.uint8)
+    place = _OUTPUT_ZERO_POINTS.get(node.op_type)
+    if place is not None and len(node.input) > place and node.input[place]:
+        return _dtype(graph, node.input[place])
+    if node.op_type == "QuantizeLinear":
+        code = attribute(node, "output_dtype", 0)
+        return _numpy_type(code or onnx.TensorProto.UINT8)
+    if node.op_type in MOVES or node.op_type == "MaxPool":
+        return _dtype(graph, node.input[0])
+    return None
+
+
+def _numpy_type(code: int) -> np.dtype[Any]:
+    found: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+    return found

@@ -1,0 +1,252 @@
+"""What each quantized layer alone costs at a graph's outputs, and what leaving some of them float gives.
+
+One session runs the float graph with a switch at every layer: its data is rounded where the switch is on (as is what
+an integer kernel rounds when it writes it), and its weight is fed, float or rounded. So any choice of layers is one
+run, and no graph is built for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vlm_edge.graphs.edit import Editor, constant, only_reader, remove_unused
+from vlm_edge.graphs.files import GraphSession
+from vlm_edge.graphs.layers import quantized_weight, restored_constant
+from vlm_edge.graphs.match import Linear, Quantizer, find_linears, quantizer_above
+from vlm_edge.graphs.ops import HEAVY_OPERATORS
+from vlm_edge.quantization.calibration import Feed
+from vlm_edge.quantizers.affine import Agreement, agreement
+
+_KERNELS = ("DynamicQuantizeMatMul", "MatMulNBits")
+"""Linear layers in forms that no Q/DQ pairs stand for. Of MatMulNBits the weight's rounding is what counts: that of
+its data adds 45 dB."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A heavy operator that reads rounded values; ``outputs``: its own, and that of the Add after it."""
+
+    node: str
+    operator: str
+    outputs: tuple[str, ...]
+    weight: str | None
+    float_weight: NDArray[np.float32] | None
+    rounded_weight: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``sqnr_db``: of the worst output over all runs, with only this layer quantized."""
+
+    layer: Layer
+    sqnr_db: float
+
+
+class SwitchedGraph:
+    """The float graph with a switch for every layer that ``quantized`` quantizes.
+
+    ``quantized`` has Q/DQ pairs, or linear layers as onnxruntime's dynamic or weight-only kernels.
+
+    Args:
+        outputs: whether a convolution becomes a kernel that rounds its output, too; else a pair behind it belongs to
+            what reads it.
+    """
+
+    def __init__(self, floating: ir.Model, quantized: ir.Model, threads: int, *, outputs: bool = False) -> None:
+        model = floating.clone()
+        self.layers, self._switches = _switched(model, quantized, outputs)
+        self._names = [str(value.name) for value in model.graph.outputs]
+        self._session = GraphSession(model, threads=threads)
+
+    def run(self, feed: Feed, quantized: Collection[str]) -> dict[str, NDArray[Any]]:
+        """The outputs with the layers of these nodes quantized, and all others float."""
+        values = dict(feed) | {switch: np.array(node in quantized) for node, switch in self._switches.items()}
+        for layer in self.layers:
+            if layer.weight is not None:
+                weight = layer.rounded_weight if layer.node in quantized else layer.float_weight
+                assert weight is not None
+                values.setdefault(layer.weight, weight)
+                if layer.node in quantized:
+                    values[layer.weight] = weight
+        return self._session.run(self._names, values)
+
+    def agreement(
+        self, feeds: Iterable[Feed], references: Iterable[Feed], quantized: Collection[str]
+    ) -> dict[str, Agreement]:
+        """Of every output with the float graph's."""
+        runs = ((wanted, self.run(feed, quantized)) for feed, wanted in zip(feeds, references, strict=True))
+        return agreement(({name: wanted[name] for name in self._names}, got) for wanted, got in runs)
+
+    def references(self, feeds: Iterable[Feed]) -> list[dict[str, NDArray[Any]]]:
+        """The float outputs."""
+        return [self.run(feed, ()) for feed in feeds]
+
+
+def rank_layers(graph: SwitchedGraph, feeds: Sequence[Feed]) -> list[Sensitivity]:
+    """Every layer with the error that it alone adds, the worst first.
+
+    Errors of layers add up nearly like independent noise, so that leaving the first k float is the best choice of k.
+    """
+    references = graph.references(feeds)
+    found = [
+        Sensitivity(layer, worst_sqnr_db(graph.agreement(feeds, references, {layer.node}))) for layer in graph.layers
+    ]
+    return sorted(found, key=lambda each: each.sqnr_db)
+
+
+def worst_sqnr_db(outputs: dict[str, Agreement]) -> float:
+    """Of all outputs; 200 where there is none."""
+    return min((each.sqnr_db for each in outputs.values()), default=200.0)
+
+
+def fewest_left_out(
+    graph: SwitchedGraph, ranked: Sequence[Sensitivity], feeds: Sequence[Feed], min_sqnr_db: float
+) -> list[str]:
+    """The nodes of the fewest layers, taken from the top of the ranking, without which the bound is met.
+
+    Bisection over how many; all of them where the bound is never met.
+    """
+    references = graph.references(feeds)
+    nodes = [each.layer.node for each in ranked]
+    low, high = 0, len(nodes)
+    while low < high:
+        middle = (low + high) // 2
+        if worst_sqnr_db(graph.agreement(feeds, references, frozenset(nodes[middle:]))) >= min_sqnr_db:
+            high = middle
+        else:
+            low = middle + 1
+    return nodes[:low]
+
+
+def _switched(model: ir.Model, quantized: ir.Model, rounding: bool) -> tuple[list[Layer], dict[str, str]]:
+    """Put the switches into the float graph; its layers, and the input that is the switch of each node."""
+    nodes = {str(node.name): node for node in model.graph}
+    linears = {linear.output.name: linear for linear in find_linears(model.graph)}
+    switches = _Switches(Editor(model.graph))
+    layers = []
+    for node in quantized.graph:
+        linear = linears.get(node.outputs[0].name) if node.op_type in _KERNELS else None
+        original = nodes.get(str(node.name)) if linear is None else linear.node
+        if original is None or (linear is None and node.op_type not in HEAVY_OPERATORS):
+            continue
+        add = only_reader(original.outputs[0], "Add")
+        outputs = tuple(str(each.outputs[0].name) for each in (original, add) if each is not None)
+        before = len(switches.inputs)
+        if linear is not None:
+            weight, rounded = _in_kernel(switches, node, linear)
+        else:
+            weight, rounded = _in_pairs(switches, node, original)
+        switched = len(switches.inputs) > before
+        if not switched and rounded is None:
+            continue
+        quantizer = _output_quantizer(node) if rounding else None
+        if switched and quantizer is not None:
+            switches.round_output(original, quantizer)
+        float_weight = None if weight is None else switches.feed(weight)
+        name = None if weight is None else str(weight.name)
+        layers.append(Layer(str(original.name), original.op_type, outputs, name, float_weight, rounded))
+    remove_unused(model)
+    return layers, {node: str(value.name) for node, value in switches.inputs.items()}
+
+
+class _Switches:
+    """What is put into a float graph: an input for each layer that chooses between its values and rounded ones."""
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+        self.inputs: dict[str, ir.Value] = {}
+        self._fed: dict[ir.Value, NDArray[np.float32]] = {}
+
+    def choose(self, node: ir.Node, before: ir.Node, value: ir.Value | None, rounded: ir.Value) -> ir.Value:
+        """``value``, or ``rounded`` where the node's switch is on."""
+        name = str(node.name)
+        if name not in self.inputs:
+            switch = ir.Value(
+                name=self.editor.fresh(f"{name}_is_quantized"), type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(())
+            )
+            self.editor.graph.inputs.append(switch)
+            self.inputs[name] = switch
+        return self.editor.op(before, "Where", [self.inputs[name], rounded, value], f"{rounded.name}_chosen")
+
+    def rounded(self, before: ir.Node, value: ir.Value | None, quantizer: Quantizer) -> ir.Value:
+        stem = "switched" if value is None else f"{value.name}_switched"
+        scale = self.editor.constant(f"{stem}_scale", quantizer.scale)
+        zero_point = self.editor.constant(f"{stem}_zero_point", quantizer.zero_point)
+        levels = self.editor.op(before, "QuantizeLinear", [value, scale, zero_point], f"{stem}_levels")
+        return self.editor.op(before, "DequantizeLinear", [levels, scale, zero_point], f"{stem}_rounded")
+
+    def round_data(self, node: ir.Node, position: int, quantizer: Quantizer) -> None:
+        value = node.inputs[position]
+        rounded = self.rounded(node, value, quantizer)
+        node.replace_input_with(position, self.choose(node, node, value, rounded))
+
+    def round_in_each_run(self, node: ir.Node) -> None:
+        """The data over its own range in each run (ONNX: DynamicQuantizeLinear, which DynamicQuantizeMatMul holds)."""
+        value = node.inputs[0]
+        assert value is not None
+        names = [self.editor.fresh(f"{value.name}_{part}") for part in ("levels", "scale", "zero_point")]
+        quantize = ir.node("DynamicQuantizeLinear", [value], outputs=[ir.Value(name=name) for name in names])
+        self.editor.graph.insert_before(node, quantize)
+        rounded = self.editor.op(node, "DequantizeLinear", quantize.outputs, f"{value.name}_rounded")
+        node.replace_input_with(0, self.choose(node, node, value, rounded))
+
+    def round_output(self, node: ir.Node, quantizer: Quantizer) -> None:
+        output = node.outputs[0]
+        readers = output.uses()
+        behind = ir.node("Identity", [output])  # a place behind the node
+        self.editor.graph.insert_after(node, behind)
+        chosen = self.choose(node, behind, output, self.rounded(behind, output, quantizer))
+        self.editor.graph.remove(behind, safe=True)
+        for reader, position in readers:
+            reader.replace_input_with(position, chosen)
+
+    def feed(self, weight: ir.Value) -> NDArray[np.float32]:
+        """Make a constant an input; its numbers."""
+        if weight not in self._fed:
+            numbers = constant(weight)
+            assert numbers is not None
+            self._fed[weight] = numbers
+            self.editor.graph.initializers.pop(str(weight.name))
+            weight.const_value = None
+            self.editor.graph.inputs.append(weight)
+        return self._fed[weight]
+
+
+def _in_pairs(
+    switches: _Switches, node: ir.Node, original: ir.Node
+) -> tuple[ir.Value | None, NDArray[np.float32] | None]:
+    """Round what ``original`` reads as the layer ``node`` with Q/DQ pairs does; its weight, and that rounded."""
+    weight, rounded = None, None
+    for index, value in enumerate(node.inputs[:2]):
+        own, restored, quantizer = original.inputs[index], restored_constant(value), quantizer_above(value)
+        if restored is not None and own is not None and (own.is_initializer() or own in switches._fed):
+            weight, rounded = own, restored
+        elif quantizer is not None and quantizer.scale.size == 1:
+            switches.round_data(original, index, quantizer)
+    return weight, rounded
+
+
+def _in_kernel(
+    switches: _Switches, node: ir.Node, linear: Linear
+) -> tuple[ir.Value | None, NDArray[np.float32] | None]:
+    """The same for one of :data:`_KERNELS`."""
+    weight = quantized_weight(node)
+    rounded = np.ascontiguousarray(weight.T) if weight is not None and linear.transposed else weight
+    if node.op_type == "DynamicQuantizeMatMul":
+        switches.round_in_each_run(linear.node)
+    return linear.weight, rounded
+
+
+def _output_quantizer(node: ir.Node) -> Quantizer | None:
+    """Of a convolution that a pair alone reads: as QLinearConv it rounds what it writes."""
+    quantize = only_reader(node.outputs[0], "QuantizeLinear") if node.op_type == "Conv" else None
+    if quantize is None:
+        return None
+    restored = (each.outputs[0] for each in quantize.outputs[0].consumers() if each.op_type == "DequantizeLinear")
+    return next((quantizer_above(value) for value in restored), None)
