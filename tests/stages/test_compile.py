@@ -205,7 +205,7 @@ class TestChecks:
 
     def test_both_batches_and_the_decoder_with_and_without_a_past_are_compared(self, tmp_path: Path) -> None:
         write_vqa(tmp_path, seed=2)
-        runs = compile_check.reference_runs(tmp_path, read_manifest(tmp_path), 1, seed=0)
+        runs = compile_check.reference_runs(tmp_path, read_manifest(tmp_path), 1, 0, tmp_path)
         shapes = {name: [feed for feed, _ in engine.runs] for name, engine in runs.items()}
         assert [len(feed["pixel_values"]) for feed in shapes["vision_encoder"]] == [1, 3]
         assert [len(feed["input_ids"]) for feed in shapes["text_encoder"]] == [1, 3]

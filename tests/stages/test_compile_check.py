@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ SPEC = {"y": TensorSpec(dtype="float32", shape=("b", 1000)), "z": TensorSpec(dty
 FEEDS = [{"x": np.full(1, seed)} for seed in range(3)]
 
 
+Reference = Callable[[Engine], ReferenceEngine]
+
+
 class NoisyEngine:
     """The true outputs with noise on ``y``: its length is ``noise`` of the output's, its direction ``seed``'s."""
 
@@ -42,11 +45,15 @@ class NoisyEngine:
         return {"y": true + self.noise * noise, "z": true[:, :10]}
 
 
-def reference(engine: Engine) -> ReferenceEngine:
-    result = ReferenceEngine(engine)
-    for feed in FEEDS:
-        result.infer(feed)
-    return result
+@pytest.fixture
+def reference(tmp_path: Path) -> Callable[[Engine], ReferenceEngine]:
+    def recorded(engine: Engine) -> ReferenceEngine:
+        result = ReferenceEngine(engine, tmp_path)
+        for feed in FEEDS:
+            result.infer(feed)
+        return result
+
+    return recorded
 
 
 def never() -> Engine:
@@ -59,12 +66,12 @@ def cosine_of(noise: float) -> float:
 
 
 class TestIntegers:
-    def test_near_its_graph_no_float_graph_is_asked(self) -> None:
+    def test_near_its_graph_no_float_graph_is_asked(self, reference: Reference) -> None:
         facts = check_component("net", NoisyEngine(0.02), reference(NoisyEngine()), never)
         assert facts == {"cosine": pytest.approx(cosine_of(0.02), abs=1e-4), "output": "y"}
         assert facts["cosine"] > MIN_COSINE
 
-    def test_further_away_it_may_be_as_far_from_the_float_graph_as_its_graph_is(self) -> None:
+    def test_further_away_it_may_be_as_far_from_the_float_graph_as_its_graph_is(self, reference: Reference) -> None:
         """Rounding in other places: another noise of the same size."""
         facts = check_component("net", NoisyEngine(0.2, 1), reference(NoisyEngine(0.2, 2)), NoisyEngine)
         assert facts["cosine"] == pytest.approx(cosine_of(0.2) ** 2, abs=0.005)
@@ -72,24 +79,24 @@ class TestIntegers:
         assert facts["float_cosine"] == pytest.approx(cosine_of(0.2), abs=0.003)
         assert facts["graph_float_cosine"] == pytest.approx(cosine_of(0.2), abs=0.003)
 
-    def test_nearer_to_the_float_graph_than_its_graph_is_better_still(self) -> None:
+    def test_nearer_to_the_float_graph_than_its_graph_is_better_still(self, reference: Reference) -> None:
         facts = check_component("net", NoisyEngine(), reference(NoisyEngine(0.2)), NoisyEngine)
         assert facts["float_cosine"] == 1.0
 
     @pytest.mark.parametrize(("graph", "engine"), [(0.2, 0.3), (0.01, 0.1), (0.0, 0.05)])
-    def test_further_from_both_it_strays(self, graph: float, engine: float) -> None:
+    def test_further_from_both_it_strays(self, reference: Reference, graph: float, engine: float) -> None:
         """1 - cosine is about noise^2 / 2."""
         assert engine**2 > MOST_MORE_ERROR * graph**2
         with pytest.raises(VlmEdgeError, match=r"compile: net: noisy strays from the graph: .*'float_cosine'"):
             check_component("net", NoisyEngine(engine, 1), reference(NoisyEngine(graph, 2)), NoisyEngine)
 
-    def test_values_that_are_not_finite_stray(self) -> None:
+    def test_values_that_are_not_finite_stray(self, reference: Reference) -> None:
         with pytest.raises(VlmEdgeError, match="strays"):
             check_component("net", NoisyEngine(np.nan), reference(NoisyEngine(0.2)), NoisyEngine)
 
 
 class TestFloat:
-    def test_a_float_graph_is_held_to_its_largest_error(self) -> None:
+    def test_a_float_graph_is_held_to_its_largest_error(self, reference: Reference) -> None:
         facts = check_component("net", NoisyEngine(1e-5), reference(NoisyEngine()), None)
         assert 0 < facts["max_relative_error"] < 1e-4
         with pytest.raises(VlmEdgeError, match="relative error"):

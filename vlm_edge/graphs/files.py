@@ -88,8 +88,9 @@ class GraphSession:
 
     def run(self, names: Iterable[str], feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The named outputs of one run."""
-        wanted = list(names)
-        return dict(zip(wanted, self._session.run(wanted, dict(feed)), strict=True))
+        wanted, options = list(names), ort.RunOptions()
+        options.only_execute_path_to_fetches = True
+        return dict(zip(wanted, self._session.run(wanted, dict(feed), options), strict=True))
 
 
 def _serialized(model: ir.Model, outputs: Iterable[str]) -> tuple[bytes, dict[str, ort.OrtValue]]:

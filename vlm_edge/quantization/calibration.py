@@ -7,10 +7,10 @@ magnitude and mean. They are made once and kept in a file; what another target n
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
 from vlm_edge.graphs.files import GraphSession
+from vlm_edge.graphs.ops import Shape
+from vlm_edge.graphs.shapes import ShapeSession
 from vlm_edge.quantizers.ranges import Histogram
 
 Feed = Mapping[str, NDArray[Any]]
 AT_ONCE_BYTES = 256 * 2**20
 """Tensors of one run that are held in memory together; a graph with more is run several times on each input."""
-PROBED_AT_ONCE = 16
 
 
 class Feeds(Protocol):
@@ -95,7 +96,7 @@ def collect(
     session = GraphSession(model, computed, threads=threads)
     groups: list[list[str]] = []
     for feed in feeds:
-        groups = groups or _groups(session, computed, feed)
+        groups = groups or in_groups(ShapeSession(model, computed).run(feed))
         for name in given.intersection(tensors):
             _add(found[name], name, feed[name], channels)
         for group in groups:
@@ -113,18 +114,17 @@ def _add(statistics: TensorStatistics, name: str, values: NDArray[Any], channels
         ) from error
 
 
-def _groups(session: GraphSession, tensors: Sequence[str], feed: Feed) -> list[list[str]]:
-    """The tensors in groups of at most :data:`AT_ONCE_BYTES`, by their sizes in one run."""
+def in_groups(shapes: Mapping[str, Shape], most_bytes: int = AT_ONCE_BYTES) -> list[list[str]]:
+    """Tensors in groups of at most ``most_bytes`` in float32, given their shapes in one run; their order stays."""
     groups: list[list[str]] = []
     room = 0
-    remaining = iter(tensors)
-    while some := list(islice(remaining, PROBED_AT_ONCE)):
-        for name, values in session.run(some, feed).items():
-            if not groups or values.nbytes > room:
-                groups.append([])
-                room = AT_ONCE_BYTES
-            groups[-1].append(name)
-            room -= values.nbytes
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        if not groups or size > room:
+            groups.append([])
+            room = most_bytes
+        groups[-1].append(name)
+        room -= size
     return groups
 
 

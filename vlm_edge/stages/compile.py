@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,7 +65,7 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
     rows: dict[str, Component] = {}
     facts: dict[str, Any] = {}
     with work.progress.bar("compile", 2 * len(manifest.components) + 1) as ticker:
-        references = reference_runs(source, manifest, target.threads, work.seed)
+        references = reference_runs(source, manifest, target.threads, work.seed, work.scratch)
         ticker.advance(note="compiling")
         for name, component in manifest.components.items():
             require_sound_scales(source / component.file)
@@ -87,6 +88,7 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
             floating = functools.partial(float_engine, graph, manifest.components[name], work.scratch)
             facts[name] |= check_component(name, engine, references[name], floating if integer else None)
             ticker.advance(note=f"{name} checked")
+    shutil.rmtree(work.scratch / "runs")
     write_manifest(work.out, compiled)
     work.facts.update(engine=target.engine, optimize=config.optimize, components=facts)
 

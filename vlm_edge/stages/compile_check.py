@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +37,67 @@ class ReferenceEngine:
     """The source graph on onnxruntime without any graph optimization, keeping what goes in and comes out.
 
     The first ``single_runs`` of its ``runs`` were at batch 1.
+
+    Args:
+        folder: to keep the runs in.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, folder: Path) -> None:
         self.inputs, self.outputs = engine.inputs, engine.outputs
-        self.runs: list[Run] = []
+        self.runs = RunFolder(folder)
         self.single_runs = 0
+        self._engine: Engine | None = engine
 
-    @property
-    def single(self) -> list[Run]:
-        return self.runs[: self.single_runs]
+    def single_feeds(self) -> list[Feed]:
+        """What went in at batch 1."""
+        return [self.runs[position][0] for position in range(self.single_runs)]
 
     def infer(self, feed: Feed) -> dict[str, Array]:
-        outputs = self.engine.infer(feed)
-        self.runs.append((dict(feed), outputs))
+        assert self._engine is not None
+        outputs = self._engine.infer(feed)
+        self.runs[len(self.runs)] = feed, outputs
         return outputs
 
+    def close(self) -> None:
+        """Let go of the engine, and keep its runs."""
+        self._engine = None
 
-def reference_runs(folder: Path, manifest: PipelineManifest, threads: int, seed: int) -> dict[str, ReferenceEngine]:
-    """Run the source pipeline on random images and texts, at each of :data:`BATCHES`; every component's runs."""
+
+class RunFolder(Sequence[Run]):
+    """Runs on disk, one in memory at a time: a decoder's logits and cache are hundreds of megabytes each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __setitem__(self, position: int, run: tuple[Feed, Mapping[str, Array]]) -> None:
+        named = {f"{side}/{name}": array for side, part in enumerate(run) for name, array in part.items()}
+        np.savez(self._folder / f"{position}.npz", **named)  # type: ignore[arg-type]
+        self._count = max(self._count, position + 1)
+
+    def __getitem__(self, position: Any) -> Any:
+        if not -self._count <= position < self._count:
+            raise IndexError(position)
+        with np.load(self._folder / f"{position % self._count}.npz") as arrays:
+            sides = ({name[2:]: arrays[name] for name in arrays if name[0] == side} for side in "01")
+            return tuple(sides)
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def reference_runs(
+    folder: Path, manifest: PipelineManifest, threads: int, seed: int, scratch: Path
+) -> dict[str, ReferenceEngine]:
+    """Run the source pipeline on random images and texts, at each of :data:`BATCHES`; every component's runs, which are
+    kept in ``scratch``."""
+    options = {"graph_optimization": "disabled"}
     engines = {
         name: ReferenceEngine(
-            load_engine("onnxruntime", folder / component.file, component, threads, {"graph_optimization": "disabled"})
+            load_engine("onnxruntime", folder / component.file, component, threads, options), scratch / "runs" / name
         )
         for name, component in manifest.components.items()
     }
@@ -78,6 +114,8 @@ def reference_runs(folder: Path, manifest: PipelineManifest, threads: int, seed:
         if batch == 1:
             for engine in engines.values():
                 engine.single_runs = len(engine.runs)
+    for engine in engines.values():
+        engine.close()
     return engines
 
 
@@ -114,20 +152,19 @@ def check_component(
         VlmEdgeError: a float output is off by more than :data:`MAX_RELATIVE_ERROR`, or an INT8 one has a cosine below
             :data:`MIN_COSINE`.
     """
-    pairs = [(outputs, engine.infer(feed)) for feed, outputs in reference.runs]
+    pairs = ((outputs, engine.infer(feed)) for feed, outputs in reference.runs)
     if floating is not None:
         cosines = {output: value.cosine for output, value in agreement(pairs).items()}
         worst = min(cosines, key=lambda output: cosines[output])
         facts, fits = {"cosine": round(cosines[worst], 6), "output": worst}, cosines[worst] >= MIN_COSINE
         if not fits:
-            engine_cosine, graph_cosine = _against_float(floating(), reference.runs, pairs)
+            engine_cosine, graph_cosine = _against_float(floating(), engine, reference.runs)
             facts |= {"float_cosine": round(engine_cosine, 6), "graph_float_cosine": round(graph_cosine, 6)}
             fits = 1 - engine_cosine <= MOST_MORE_ERROR * (1 - graph_cosine)
     else:
-        errors = {
-            output: max(relative_error(wanted[output], got[output]) for wanted, got in pairs)
-            for output in engine.outputs
-        }
+        errors = dict.fromkeys(engine.outputs, 0.0)
+        for wanted, got in pairs:
+            errors = {name: max(error, relative_error(wanted[name], got[name])) for name, error in errors.items()}
         worst = max(errors, key=lambda output: errors[output])
         facts, fits = {"max_relative_error": errors[worst], "output": worst}, errors[worst] <= MAX_RELATIVE_ERROR
     if not fits:
@@ -139,12 +176,22 @@ def check_component(
     return facts
 
 
-def _against_float(floating: Engine, runs: Sequence[Run], pairs: Sequence[Run]) -> tuple[float, float]:
+def _against_float(floating: Engine, engine: Engine, runs: Sequence[Run]) -> tuple[float, float]:
     """The least cosine with the float graph's outputs: of the engine's, and of the INT8 graph's."""
-    truths = [floating.infer(feed) for feed, _ in runs]
-    engine = agreement((truth, got) for truth, (_, got) in zip(truths, pairs, strict=True))
-    graph = agreement((truth, wanted) for truth, (wanted, _) in zip(truths, pairs, strict=True))
-    return min(value.cosine for value in engine.values()), min(value.cosine for value in graph.values())
+
+    def named(of_engine: Mapping[str, Array], of_graph: Mapping[str, Array]) -> dict[str, Array]:
+        parts = (("engine", of_engine), ("graph", of_graph))
+        return {f"{part}/{name}": value for part, outputs in parts for name, value in outputs.items()}
+
+    found = agreement(
+        (named(truth, truth), named(engine.infer(feed), outputs))
+        for feed, outputs in runs
+        for truth in (floating.infer(feed),)
+    )
+    least = [
+        min(value.cosine for name, value in found.items() if name.startswith(part)) for part in ("engine", "graph")
+    ]
+    return least[0], least[1]
 
 
 def relative_error(wanted: Array, got: Array) -> float:

@@ -72,7 +72,7 @@ def _tuned(
     model: ir.Model, row: Component, reference: ReferenceEngine, scratch: Path, seconds: float
 ) -> tuple[dict[str, Form], dict[str, Any]]:
     """The forms of integer layers that ran fastest on the runs at batch 1, and facts."""
-    feeds = [feed for feed, _ in reference.single]
+    feeds = reference.single_feeds()
 
     def shapes(names: list[str]) -> dict[str, Shape]:
         return ShapeSession(model, names).run(feeds[0])
@@ -108,7 +108,8 @@ def _refer_to(
     save_graph(model, path)
     options = {"graph_optimization": "disabled"}
     engine = OnnxRuntimeEngine(path, row, threads=row.threads or 1, options=options)
-    reference.runs = [(feed, engine.infer(feed)) for feed, _ in reference.runs]
+    for position, (feed, _) in enumerate(reference.runs):
+        reference.runs[position] = feed, engine.infer(feed)
     shutil.rmtree(path.parent)
 
 
@@ -131,7 +132,7 @@ def _with_fused_attention(
     proven = {place for group in groups.values() for place in group}
     fused = _fused(model, proven, shapes)
     if load is not None and proven:
-        feeds = [feed for feed, _ in reference.single]
+        feeds = reference.single_feeds()
         best = load(fused)
         for group in groups.values():
             without = _fused(model, proven - group, shapes)

@@ -29,7 +29,7 @@ def tuned_row(
         check_component(name, mixed, reference, floating)
     except VlmEdgeError as error:
         return row, {"float_layers": "f32", "reason": f"with bf16: {error.message}"}
-    slow, fast = race((plain, mixed), [feed for feed, _ in reference.single])
+    slow, fast = race((plain, mixed), reference.single_feeds())
     if fast > slow * (1 - MARGIN):
         return row, {"float_layers": "f32", "reason": f"with bf16 it takes {fast / slow:.3f} times as long"}
     found = {"float_layers": "bf16", "faster_than_untuned": round(slow / fast, 3)}

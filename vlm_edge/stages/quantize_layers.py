@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,14 +12,16 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.engines.base import Feed
 from vlm_edge.graphs.files import GraphSession
 from vlm_edge.graphs.layers import QuantizedLayer, quantized_layers
+from vlm_edge.graphs.shapes import ShapeSession
+from vlm_edge.quantization.calibration import in_groups
 from vlm_edge.quantization.sensitivity import Sensitivity
 from vlm_edge.quantizers.affine import Agreement
 from vlm_edge.stages.quantize_attempt import Attempt
 
 MOST_RUNS = 8
 """Held-out inputs that are looked at: an error by layer needs no more, and it costs a run of each graph."""
-AT_ONCE = 16
-"""Layers whose tensors are held in memory at the same time."""
+AT_ONCE_BYTES = 64 * 2**20
+"""Of layers' outputs that are held in memory together, beside the float graph's and what went in."""
 
 
 def layer_rows(
@@ -84,8 +86,10 @@ def layer_errors(
     after = GraphSession(quantized, sorted(_tensors(layers, in_float_graph=False)), threads=threads)
     outputs: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     rounded: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
+    groups: list[list[QuantizedLayer]] = []
     for feed in islice(feeds, MOST_RUNS):
-        for some in _groups(layers):
+        groups = groups or _groups(layers, floating, feed)
+        for some in groups:
             _add(some, before, after, feed, outputs, rounded)
     return [
         {
@@ -100,9 +104,13 @@ def layer_errors(
     ]
 
 
-def _groups(layers: Sequence[QuantizedLayer]) -> Iterator[Sequence[QuantizedLayer]]:
-    for start in range(0, len(layers), AT_ONCE):
-        yield layers[start : start + AT_ONCE]
+def _groups(layers: Sequence[QuantizedLayer], floating: ir.Model, feed: Feed) -> list[list[QuantizedLayer]]:
+    """Layers whose outputs are held in memory together."""
+    by_output: dict[str, list[QuantizedLayer]] = {}
+    for layer in layers:
+        by_output.setdefault(layer.output, []).append(layer)
+    groups = in_groups(ShapeSession(floating, by_output).run(feed), AT_ONCE_BYTES)
+    return [[layer for output in group for layer in by_output[output]] for group in groups]
 
 
 def _add(
