@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,9 @@ EXTERNAL_DATA_BYTES = 64_000_000
 protobuf message is first put together in memory, twice; and it ends at 2 GiB."""
 _SHARED_BYTES = 4096
 """Smaller constants are part of a session's graph, larger ones are read from where they are."""
+LARGEST_PREPACKED_BYTES = 256_000_000
+"""Weights above this are not packed for onnxruntime's products, which takes as much memory again: a product with 1,024
+rows takes 1.05 times as long, one with 70 rows 1.25 times, one with a single row as long."""
 _LEVELS = {"disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC"}
 
 
@@ -60,8 +65,16 @@ def save_graph(model: ir.Model, path: Path) -> None:
         data.unlink(missing_ok=True)
 
 
+def unmap(model: ir.Model) -> None:
+    """Let go of mapped weights that nobody is reading: they are mapped again when somebody asks for them."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            with suppress(BufferError):
+                value.const_value.release()
+
+
 class GraphSession:
-    """onnxruntime on a graph in memory, whose weights are read where they are: nothing is copied or written.
+    """onnxruntime on a graph in memory: weights in a file are mapped from it, others are handed over as they are.
 
     Args:
         model: may hold more than a protobuf message can.
@@ -82,7 +95,13 @@ class GraphSession:
         options.log_severity_level = 4
         options.enable_cpu_mem_arena = False  # memory goes back between runs of different shapes
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
-        content, self._weights = _serialized(model, outputs)
+        if level == "disabled" or weight_bytes(model) > LARGEST_PREPACKED_BYTES:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        unmap(model)
+        folder = _folder_of(model)
+        if folder:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        content, self._weights = _serialized(model, outputs, folder)
         options.add_external_initializers(list(self._weights), list(self._weights.values()))
         self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
@@ -93,19 +112,21 @@ class GraphSession:
         return dict(zip(wanted, self._session.run(wanted, dict(feed), options), strict=True))
 
 
-def _serialized(model: ir.Model, outputs: Iterable[str]) -> tuple[bytes, dict[str, ort.OrtValue]]:
-    """The graph without its larger weights, and those by name."""
+def _serialized(model: ir.Model, outputs: Iterable[str], folder: str) -> tuple[bytes, dict[str, ort.OrtValue]]:
+    """The graph without its larger weights, and those by name that are not in files of ``folder``."""
     tensors = {value: value.const_value for value in model.graph.initializers.values() if value.const_value is not None}
     weights = {}
     try:
         for value, tensor in tensors.items():
-            name = str(value.name)
+            name, mapped = str(value.name), isinstance(tensor, ir.ExternalTensor)
+            if isinstance(tensor, ir.ExternalTensor) and str(tensor.base_dir) == folder:
+                continue
             if tensor.nbytes >= _SHARED_BYTES and tensor.dtype.bitwidth >= 8 and not value.is_graph_input():
                 numbers = np.require(tensor.numpy(), requirements=["C", "A"])
                 weights[name] = ort.OrtValue.ortvalue_from_numpy(numbers)
                 shape = ir.Shape(tensor.shape.numpy())
                 value.const_value = ir.ExternalTensor("memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-            elif isinstance(tensor, ir.ExternalTensor):
+            elif mapped:
                 value.const_value = ir.tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
         proto = ir.to_proto(model)
     finally:
@@ -114,3 +135,10 @@ def _serialized(model: ir.Model, outputs: Iterable[str]) -> tuple[bytes, dict[st
     known = {value.name for value in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
     return proto.SerializeToString(), weights
+
+
+def _folder_of(model: ir.Model) -> str:
+    """Where most of a graph's weights are mapped from; empty where none are."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    folders = Counter(str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    return folders.most_common(1)[0][0] if folders else ""
