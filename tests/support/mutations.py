@@ -178,7 +178,7 @@ def mutate_yaml(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_names(folder: Path, draw: random.Random) -> str:
-    """Rename, remove, replace by a folder, link, FIFO or another file, or add a file in ``folder``. Says what it did."""
+    """Rename, remove, replace (by a folder, a link, a FIFO, another file) or add a file. Says what it did."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     path, other = draw.choice(files), draw.choice(files)
     victim = folder.parent / "victim"

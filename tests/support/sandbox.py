@@ -71,7 +71,7 @@ def run_in_sandbox(body: Callable[[], Any], inside: Path, *, project: Path) -> O
             payload = json.dumps([outcome.status, outcome.detail[:2000], outcome.value]).encode("utf-8", "replace")
         except BaseException as error:
             payload = json.dumps(["traceback", f"{type(error).__name__}: {error}"[:2000], None]).encode()
-        with open(writing, "wb") as pipe:
+        with os.fdopen(writing, "wb") as pipe:
             pipe.write(payload)
         os._exit(0)
     os.close(writing)
@@ -80,7 +80,7 @@ def run_in_sandbox(body: Callable[[], Any], inside: Path, *, project: Path) -> O
 
 def _collected(child: int, reading: int) -> Outcome:
     content, deadline = b"", time.monotonic() + 6 * SECONDS
-    with open(reading, "rb", buffering=0) as pipe:
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
         while True:
             ready, _, _ = select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
@@ -135,7 +135,7 @@ def _answer_yes() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"y\n" * 100)
     os.dup2(reading, 0)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdin = os.fdopen(0, closefd=False)
 
 
 def _auditor(faults: list[str], inside: Path, project: Path) -> Callable[[str, tuple[Any, ...]], None]:
@@ -145,8 +145,8 @@ def _auditor(faults: list[str], inside: Path, project: Path) -> Callable[[str, t
     def absolute(name: Any, folder: int = -1) -> str | None:
         if not isinstance(name, str | bytes | os.PathLike):
             return None
-        start = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 and not os.path.isabs(name) else os.getcwd()
-        return os.path.normpath(os.path.join(start, os.fsdecode(name)))
+        start = Path(f"/proc/self/fd/{folder}").readlink() if folder >= 0 else Path.cwd()
+        return os.path.normpath(start / os.fsdecode(name))
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event in FORBIDDEN and arguments[1:2] != (["uname", "-p"],):  # platform.processor()
