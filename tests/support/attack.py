@@ -235,16 +235,21 @@ def load(folder: Path) -> Any:
     return [str(part) for part in parts]
 
 
+IDENTITIES = [{"stage": letter, "artifacts": []} for letter in "abc"]
+
+
 def build_store(folder: Path) -> None:
     from vlm_edge.core.artifact import ArtifactKind
-    from vlm_edge.core.store import Store
+    from vlm_edge.core.store import Store, key_of
 
     store = Store(folder / "store")
-    for letter, kind in (("a", ArtifactKind.GRAPHS), ("b", ArtifactKind.ENGINE), ("c", ArtifactKind.CHECKPOINT)):
-        with store.begin(letter * 64) as (out, _):
-            (out / "model.bin").write_bytes(letter.encode() * 100)
-            store.seal(letter * 64, kind, {"stage": "export"}, {"fact": 1}, 1.5)
-        store.keep_measurement(letter * 64, {"artifacts": [], "identity": {}, "value": 1.5})
+    kinds = (ArtifactKind.GRAPHS, ArtifactKind.ENGINE, ArtifactKind.CHECKPOINT)
+    for identity, kind in zip(IDENTITIES, kinds, strict=True):
+        key = key_of(identity)
+        with store.begin(key) as (out, _):
+            (out / "model.bin").write_bytes(str(identity["stage"]).encode() * 100)
+            store.seal(key, kind, identity, {"fact": 1}, 1.5)
+        store.keep_measurement(identity, 1.5)
 
 
 def change_store(folder: Path, draw: random.Random) -> str:
@@ -255,20 +260,18 @@ def change_store(folder: Path, draw: random.Random) -> str:
 
 
 def use_store(folder: Path) -> Any:
-    from vlm_edge.core.store import Store
+    """A lost artifact or measurement is made again; a wrong one must never be used."""
+    from vlm_edge.core.store import Store, key_of
 
-    store = Store(folder / "store")
-    found = [store.find(letter * 64) for letter in "abc"]
-    kept = [store.measurement(letter * 64) for letter in "abc"]
-    # a lost artifact or measurement is made again; a wrong one must never be used
-    wanted = {letter: letter.encode() * 100 for letter in "abc"}
-    artifacts = all(
-        pair is None or (pair[0].path / "model.bin").read_bytes() == wanted[letter]
-        for letter, pair in zip("abc", found, strict=True)
-    )
+    store, right = Store(folder / "store"), True
+    for identity in IDENTITIES:
+        found, kept = store.find(key_of(identity)), store.measurement(key_of(identity))
+        wanted = str(identity["stage"]).encode() * 100
+        right &= found is None or (found[0].path / "model.bin").read_bytes() == wanted
+        right &= kept is None or kept["value"] == 1.5
     command(folder, "ls")
     command(folder, "gc")
-    return [artifacts, all(value is None or value["value"] == 1.5 for value in kept)]
+    return right
 
 
 def build_record(folder: Path) -> None:
@@ -290,8 +293,8 @@ def use_record(folder: Path) -> str:
 
 TORCH = ("torch", "transformers", "vlm_edge.families.checkpoint", "vlm_edge.families.table", "vlm_edge.zoo.create")
 ATTACKS: dict[str, Attack] = {
-    "recipe": Attack(build_recipe, change_recipe, check),
-    "data": Attack(build_recipe, change_data, check),
+    "recipe": Attack(build_recipe, change_recipe, check, TORCH),
+    "data": Attack(build_recipe, change_data, check, TORCH),
     "vqa bundle": Attack(build_vqa_bundle, change_bundle, answer, exact=True),
     "dual bundle": Attack(build_dual_bundle, change_bundle, classify, exact=True),
     "image": Attack(build_images, change_image, read_images),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from vlm_edge.checked import place_of
 from vlm_edge.data.dataset import Sample
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import VlmEdgeError, short, shown
 from vlm_edge.families.processors import processed_pixels
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 
@@ -103,6 +106,26 @@ class TrainingBatch:
         )
 
 
+def _naming_the_checkpoint(read: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Any]:
+    """``read``, a family's method that takes a checkpoint; values of a wrong type or size become a VlmEdgeError."""
+
+    @wraps(read)
+    def checked(self: Any, checkpoint: Path) -> Any:
+        try:
+            return read(self, checkpoint)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            reason = f"{place_of(fault['loc'])}: {fault['msg']} (got {shown(fault['input'])})"
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            reason = f"{type(error).__name__}: {short(str(error))}"
+        raise VlmEdgeError(
+            f"{checkpoint}: {read.__name__.replace('_', ' ')}: a setting has a value that can't be: {reason}",
+            "compare preprocessor_config.json, tokenizer_config.json and generation_config.json with the model's page",
+        )
+
+    return checked
+
+
 class Family(ABC):
     """One architecture. ``model`` is always the transformers model that :func:`load_checkpoint` gives.
 
@@ -119,6 +142,13 @@ class Family(ABC):
     """Dotted name of the vision tower's module, which distillation replaces."""
     inner_generate = False
     """Whether ``generate`` is called on a model inside, which sees nothing of generation_config.json."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Make every method that reads a checkpoint's settings name the checkpoint where they can't be."""
+        super().__init_subclass__(**settings)
+        for name in ("image_processing", "text_processing", "generation", "prompt"):
+            if name in vars(cls):
+                setattr(cls, name, _naming_the_checkpoint(vars(cls)[name]))
 
     def for_config(self, config: Mapping[str, Any]) -> Family:
         """The family of this config.json: this one, or another whose checkpoints name the same architecture."""
