@@ -3,6 +3,7 @@ missing. Each ends non-zero, with the code that is its own and a message that sa
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -148,7 +149,10 @@ def test_an_evaluator_that_raises_is_1_named_and_not_cached(
     assert f"error: OSError: the {evaluator} worker died" in result.stderr
     assert not toy.record.exists()
     assert toy.red() == [("error", "OSError", f"OSError: the {evaluator} worker died")]
-    Path(result.stderr.rsplit(" ", 1)[1].strip()).unlink()
+    log = re.search(r"attach (\S+) to a report", result.stderr)
+    assert log is not None
+    assert f"the {evaluator} worker died" in Path(log[1]).read_text()
+    Path(log[1]).unlink()
     assert toy.gate().exit_code == 1
     assert (toy.run().exit_code, toy.red()) == (0, [])
 

@@ -177,6 +177,8 @@ def test_the_checkpoints_settings(tiny_blip: Path, tmp_path: Path) -> None:
         width=32,
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
+        processor="BlipImageProcessor",
+        transparency="white",
     )
 
 

@@ -14,6 +14,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.export import ExportConfig, _manifest, run
 from vlm_edge.stages.export_ids import check_ids
 
@@ -21,7 +22,8 @@ from vlm_edge.stages.export_ids import check_ids
 def checked(folder: Path) -> None:
     loaded = load_checkpoint(folder)
     exports = loaded.family.components(loaded.model, loaded.family.image_processing(folder))
-    check_ids(folder, _manifest(loaded, {}), exports)
+    planned = {name: Component.model_construct(file=f"{name}.onnx", inputs={}, outputs={}) for name in exports}
+    check_ids(folder, _manifest(loaded, planned), exports)
 
 
 def rows(folder: Path) -> int:

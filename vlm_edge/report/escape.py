@@ -14,8 +14,6 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
 T = TypeVar("T")
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
@@ -64,6 +62,8 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
         return value
     if isinstance(value, str):
         return change(value)
+    from pydantic import BaseModel  # here: every command loads this module, --help too
+
     if isinstance(value, BaseModel):
         fields = {name: _each_text(getattr(value, name), change) for name in type(value).model_fields}
         return type(value).model_construct(**fields)

@@ -42,7 +42,7 @@ class TokenRules:
         """The next token of every row.
 
         Args:
-            logits: (rows, vocabulary) float32; they are changed where there are rules.
+            logits: (rows, vocabulary) float32.
             texts: each row's tokens so far, the start token or the prompt included, padding left out.
             begins: how many of them were given.
             ends: how many tokens each row may have in all.
@@ -51,6 +51,7 @@ class TokenRules:
             (rows,) int64.
         """
         if self._rules:
+            logits = logits.copy()  # the engine's output, which others may hold
             for row, text, begin, end in zip(logits, texts, begins, ends, strict=True):
                 for rule in self._rules:
                     rule(row, text, begin, end)

@@ -29,7 +29,7 @@ from vlm_edge.runtime.batches import batches
 from vlm_edge.runtime.generate import Request
 from vlm_edge.stages.export_answers import GREEDY, Answer, check_answers, token_limit
 from vlm_edge.stages.export_check import REPORT_HINT, Difference
-from vlm_edge.stages.export_generate import graph_generation, torch_generation
+from vlm_edge.stages.export_generate import graph_generation, random_text, torch_generation
 
 QUESTIONS = 6
 """Random texts about random images that the composed graphs have to answer as the model does."""
@@ -67,8 +67,10 @@ class Samples:
         if manifest.text is None:
             return Samples(images, [""] * QUESTIONS, None)
         text = TextEncoder(folder, manifest.text)
-        ids = [generator.integers(0, text.vocabulary_size, 3 + index).tolist() for index in range(QUESTIONS)]
-        return Samples(images, [text.decode(row) for row in ids], text)
+        texts = [
+            random_text(text, 3 + index, generator, lambda words: text.encode([words])) for index in range(QUESTIONS)
+        ]
+        return Samples(images, texts, text)
 
     def tensors(self, manifest: PipelineManifest, images: slice, texts: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Real preprocessing of some: pixel_values (images, 3, height, width) float32, input_ids and attention_mask

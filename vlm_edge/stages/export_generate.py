@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from vlm_edge.engines.base import Engine
+from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import LoadedCheckpoint
 from vlm_edge.families.generate import LanguageFamily
 from vlm_edge.processing.images import read_images
 from vlm_edge.processing.manifest import PipelineManifest
+from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches
@@ -65,16 +67,39 @@ def random_requests(manifest: PipelineManifest, text: TextEncoder) -> list[Reque
     cut into tiles, such shapes need few."""
     generator = np.random.default_rng(0)
     requests = []
+    assert manifest.prompt is not None
+    prompt = manifest.prompt
     for images in IMAGE_COUNTS:
         pictures = []
         for index in range(images):
             side = int(generator.integers(24, 40))
             size = (side, 4 * side) if index % 2 else (4 * side, side)
             pictures.append(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
-        question = text.decode(generator.integers(0, text.vocabulary_size, 5 + images).tolist())
-        assert manifest.prompt is not None
-        requests.append(Request(question.replace(manifest.prompt.image_token, ""), pictures))
+        shown = [picture_of(image, manifest.image, prompt) for image in pictures]
+
+        def encode(words: str, shown: list[Picture] = shown) -> object:
+            return text.encode([prompt_text(prompt, words, shown)], special_tokens=prompt.special_tokens)
+
+        requests.append(Request(random_text(text, 5 + images, generator, encode, prompt.image_token), pictures))
     return requests
+
+
+def random_text(
+    text: TextEncoder, tokens: int, generator: np.random.Generator, encode: Callable[[str], object], without: str = ""
+) -> str:
+    """A text of random tokens, fewer where ``encode`` refuses it as longer than what the model reads; the text
+    ``without`` is left out."""
+    ids = generator.integers(0, text.vocabulary_size, tokens).tolist()
+    while True:
+        words = text.decode(ids).replace(without, "") if without else text.decode(ids)
+        try:
+            encode(words)
+        except VlmEdgeError:
+            if not ids:
+                raise
+            ids.pop()
+        else:
+            return words
 
 
 def reference_answer(

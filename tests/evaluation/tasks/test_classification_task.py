@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny_graphs import random_images, save_image, write_dual_encoder
+from tiny_graphs import IMAGE, random_images, save_image, write_dual_encoder
 
 from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.data import load_dataset
@@ -54,6 +54,8 @@ def test_top_1_and_top_5_of_the_ensembled_prompts(task, tmp_path):
 
 def test_an_engine_that_gives_no_numbers_is_never_right(task):
     class Broken:
+        manifest = SimpleNamespace(image=IMAGE)
+
         def embed_images(self, images):
             return np.full((len(images), 3), np.nan, np.float32)
 
@@ -68,7 +70,7 @@ class Head(EmbeddingPipeline):
     """A vision tower whose class head sees the mean colour."""
 
     def __init__(self, labels):
-        self.manifest = SimpleNamespace(labels=labels)
+        self.manifest = SimpleNamespace(labels=labels, image=IMAGE)
 
     def classify(self, images, *, batch_size=16):
         weights = np.random.default_rng(0).normal(size=(3, len(self.manifest.labels)))

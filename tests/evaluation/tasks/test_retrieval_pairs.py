@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_graphs import IMAGE
 
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.data.dataset import Dataset, Sample
@@ -20,6 +23,7 @@ class Judge(MatchingPipeline):
     def __init__(self, logits, images=None, texts=None):
         self.logits, self.images, self.texts = np.float32(logits), images, texts
         self.asked = set()
+        self.manifest = SimpleNamespace(image=IMAGE)
 
     @property
     def has_embeddings(self):

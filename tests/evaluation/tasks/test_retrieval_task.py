@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_graphs import random_images, save_image, write_dual_encoder
+from tiny_graphs import IMAGE, random_images, save_image, write_dual_encoder
 
 from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.data.dataset import Dataset, Sample
@@ -26,6 +27,7 @@ class Embedder:
 
     def __init__(self, images, texts):
         self.images, self.texts = images, texts
+        self.manifest = SimpleNamespace(image=IMAGE)
 
     def embed_images(self, images):
         return np.array([self.images[int(image[0, 0, 0])] for image in images], np.float32)
