@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -116,11 +117,11 @@ def _naming_the_checkpoint(read: Callable[[Any, Path], Any]) -> Callable[[Any, P
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             reason = f"{place_of(fault['loc'])}: {fault['msg']} (got {shown(fault['input'])})"
-        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        except (StrictDataclassError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {short(str(error))}"
         raise VlmEdgeError(
             f"{checkpoint}: {read.__name__.replace('_', ' ')}: a setting has a value that can't be: {reason}",
-            "compare preprocessor_config.json, tokenizer_config.json and generation_config.json with the model's page",
+            "compare the folder's JSON files with those of the model's page",
         )
 
     return checked
