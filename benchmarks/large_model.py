@@ -5,8 +5,10 @@
 Its weights are random (llava-1.5's tower before a Llama of 20 layers; the decoder's graph alone holds more than a
 protobuf message can, 2 GiB). `vlm-edge export` writes and proves the graphs; the runtime answers through them about
 scikit-learn's two photographs, in a process without torch; transformers' own processor and `generate` answer the same.
-Each step is a process of its own. Exits with 1 where a token differs, no graph has more than 2 GiB beside it, or the
-export takes more than 2.5 times the checkpoint's size in memory. Needs 12 GB of disk, which are freed at the end.
+The decoder is then quantized to INT8 and to 4 bits, and answers again (with tokens of its own: those of random weights
+turn on the last bits). Each step is a process of its own. Exits with 1 where a float token differs, no graph has more
+than 2 GiB beside it, the export takes more than 2.5 times the checkpoint's size in memory, or a quantized decoder isn't
+written or answers nothing. Needs 14 GB of disk, which are freed at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Any
 NEW_TOKENS = 32
 LARGEST_RATIO = 2.5
 PROTOBUF_BYTES = 2**31
+SCHEMES = {"int8": "INT8", "int4-weights": "4 bits"}
+DATA = Path(__file__).parents[1] / "calibration" / "easy-vqa.yaml"
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "What is in the picture?": ("china.jpg",),
     "Which colour is it?": ("flower.jpg",),
@@ -108,13 +112,21 @@ def measured(folder: Path) -> dict[str, Any]:
     export = step([sys.executable, "-m", "vlm_edge.cli", "-q", "export", str(checkpoint), "-o", str(graphs)])
     files = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx*"))}
     runtime, reference = step([*this, "--answer", str(graphs)]), step([*this, "--generate", str(checkpoint)])
+    quantized: dict[str, dict[str, Any]] = {}
+    for scheme, name in SCHEMES.items():
+        out = folder / scheme
+        settings = ["samples=2", "sensitivity=none", f"components={{'*': none, decoder: {scheme}}}"]
+        command = [sys.executable, "-m", "vlm_edge.cli", "-q", "quantize", str(graphs), "--data", str(DATA)]
+        command += [part for setting in settings for part in ("-s", setting)]
+        quantized[f"quantize to {name}"] = step([*command, "-o", str(out)])
+        quantized[f"answer in {name}"] = step([*this, "--answer", str(out)])
     pairs = list(zip(json.loads(runtime["said"]), json.loads(reference["said"]), strict=True))
     return {
         "checkpoint_bytes": weights,
         "files": files,
         "steps": {
             name: {"seconds": part["seconds"], "peak_mb": part["peak_mb"]}
-            for name, part in (("export", export), ("runtime", runtime), ("transformers", reference))
+            for name, part in {"export": export, "runtime": runtime, "transformers": reference, **quantized}.items()
         },
         "tokens": [len(theirs) for _, theirs in pairs],
         "different_tokens": len({token for _, theirs in pairs for token in theirs}),
@@ -124,6 +136,10 @@ def measured(folder: Path) -> dict[str, Any]:
             ),
             f"export within {LARGEST_RATIO} x checkpoint": export["peak_mb"] * 1e6 <= LARGEST_RATIO * weights,
             "every token as generate's": all(ours == theirs for ours, theirs in pairs),
+            **{
+                f"answers in {name}": all(json.loads(quantized[f"answer in {name}"]["said"]))
+                for name in SCHEMES.values()
+            },
             "answers differ from question to question": len({tuple(theirs) for _, theirs in pairs}) == len(pairs),
         },
     }

@@ -19,10 +19,10 @@ from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
 from vlm_edge.families.base import ComponentExport
 from vlm_edge.families.checkpoint import load_checkpoint
 from vlm_edge.families.weights import load_weights, read_weights
-from vlm_edge.stages import export_graph
+from vlm_edge.graphs import files
 from vlm_edge.stages.export import ExportConfig, run
 from vlm_edge.stages.export_check import check_component, load_graph, new_objects_only, return_freed_memory
-from vlm_edge.stages.export_graph import export_component
+from vlm_edge.stages.export_graph import export_component, graph_facts
 from vlm_edge.stages.export_references import Reference, save_references, saved_references, torch_references
 
 CPU = ["CPUExecutionProvider"]
@@ -79,14 +79,14 @@ def test_sessions_of_a_check_leave_weights_in_their_file() -> None:
 
 
 def test_weights_above_the_protobuf_limit_go_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_graph, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 1000)
     component = scale_component(512)
     entry = export_component("scale", component, tmp_path, opset=20)
     assert (tmp_path / "scale.onnx.data").stat().st_size == 2048
     references = torch_references("scale", component)
     parity = check_component("scale", references, load_graph(tmp_path / entry.file, entry), 1e-6)
     assert parity == {"max_abs_error": 0.0, "max_relative_error": 0.0}
-    assert export_graph.graph_facts(tmp_path / "scale.onnx")["size_bytes"] > 2048
+    assert graph_facts(tmp_path / "scale.onnx")["size_bytes"] > 2048
 
 
 def test_references_come_back_from_their_files(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_weights_go_beside_the_graphs_and_the_model_before_one_is_loaded(
         elements.append(sum(tensor.numel() for tensor in models[0].state_dict().values()))
         return load_graph(*arguments)
 
-    monkeypatch.setattr(export_graph, "EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 0)
     monkeypatch.setattr("vlm_edge.families.checkpoint.load_checkpoint", loading)
     monkeypatch.setattr("vlm_edge.stages.export_check.load_graph", opening)
     work = StageWork(out=tmp_path / "out", scratch=tmp_path / "scratch")

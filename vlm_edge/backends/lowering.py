@@ -52,21 +52,24 @@ class Lowering(ABC):
     def on(cls, isa: Isa) -> Lowering:
         """For an instruction set: measurements are in docs/decisions.md."""
 
-    @abstractmethod
     def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
         """``model``, float32 with every node named, with Q/DQ pairs whose ranges are to be set.
 
         Args:
-            held_out: at least one run.
+            held_out: at least one run, for an engine that asks a calibration tool for the places.
             left_out: names of nodes that stay float.
         """
+        from vlm_edge.graphs.passes.place_pairs import PlaceConvolutions, PlaceLinears
+
+        PlaceLinears(self.weight_bits, left_out)(model)
+        PlaceConvolutions(self.weight_bits, self.rounds_outputs, left_out)(model)
+        return model
 
     @abstractmethod
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
         """What writes a graph in ``scheme``; ``model`` has its Q/DQ pairs where the scheme is :data:`STATIC`."""
 
-    @abstractmethod
-    def check(self, path: Path) -> None:
+    def check(self, path: Path) -> None:  # noqa: B027 - most engines have no rules of their own
         """Nothing, if the engine takes the graph.
 
         Raises:

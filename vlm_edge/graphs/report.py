@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vlm_edge.graphs.edit import maker, tensor_of
-from vlm_edge.graphs.match import is_integer, quantizer_above
+from vlm_edge.graphs.match import quantizer_above
 from vlm_edge.graphs.ops import HEAVY_OPERATORS, INTEGER_OPERATORS, SHAPE_OPERATORS
 
 
@@ -46,9 +46,7 @@ def quantized_ops(model: ir.Model) -> QuantizedOps:
     for node in model.graph:
         if node.op_type in INTEGER_OPERATORS:
             counts.integer[node.op_type] += 1
-        elif node.op_type in HEAVY_OPERATORS:
-            (counts.fake if is_integer(node) else counts.floating)[node.op_type] += 1
-        elif node.op_type == "FusedMatMul":
+        elif node.op_type in HEAVY_OPERATORS or node.op_type == "FusedMatMul":
             quantized = all(quantizer_above(value) for value in node.inputs[:2])
             (counts.fake if quantized else counts.floating)[node.op_type] += 1
     for value in model.graph.initializers.values():

@@ -27,11 +27,9 @@ from onnx_ir.passes.common import (
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
+from vlm_edge.graphs.files import graph_bytes, load_graph, save_graph
 from vlm_edge.processing.manifest import Component, TensorSpec
 
-EXTERNAL_DATA_BYTES = 64_000_000
-"""Above this the weights go beside the graph: they are then written one by one and read as mapped pages, where a
-protobuf message is first put together in memory, twice; and it ends at 2 GiB."""
 _KNOWN_WARNINGS = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # torch 2.13 on its own pytree
     (
@@ -71,8 +69,7 @@ def export_component(name: str, component: ComponentExport, folder: Path, opset:
     assert program is not None
     model = program.model
     _tidy(model, component)
-    size_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    ir.save(model, path, external_data=f"{path.name}.data" if size_bytes > EXTERNAL_DATA_BYTES else None)
+    save_graph(model, path)
     for value in model.graph.initializers.values():
         value.const_value = None  # onnxscript's rewriter keeps the last graph that it saw: let it be without weights
     check_graph(path)
@@ -96,9 +93,7 @@ def check_graph(path: Path) -> None:
 
 def graph_facts(path: Path) -> dict[str, int]:
     """Number of nodes, and bytes on disk with external data."""
-    data = path.with_name(f"{path.name}.data")
-    nodes = len(onnx.load(path, load_external_data=False).graph.node)
-    return {"nodes": nodes, "size_bytes": sum(file.stat().st_size for file in (path, data) if file.is_file())}
+    return {"nodes": len(load_graph(path).graph), "size_bytes": graph_bytes(path)}
 
 
 def _dynamic_shapes(component: ComponentExport) -> tuple[object, ...]:

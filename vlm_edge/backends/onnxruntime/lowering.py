@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -13,9 +12,7 @@ from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeig
 from vlm_edge.graphs.passes.fuse_silu import FuseSilu
 from vlm_edge.graphs.passes.lower_convolutions import LowerConvolutions
 from vlm_edge.graphs.passes.lower_linears import BlockLinears, DynamicLinears, LowerLinears
-from vlm_edge.graphs.passes.place_pairs import PlaceConvolutions, PlaceLinears
 from vlm_edge.graphs.passes.retarget import RetargetActivations
-from vlm_edge.quantization.calibration import Feeds
 
 LARGEST_BLOCK_OF_8_BITS = 128
 """8 bits have accuracy to spare, and 128 input channels that share a scale are 1.2 times as fast as 32."""
@@ -29,11 +26,6 @@ class OnnxRuntimeLowering(Lowering):
     @classmethod
     def on(cls, isa: Isa) -> OnnxRuntimeLowering:
         return cls(signed=isa in ("arm", "cuda"), weight_bits=7 if isa == "x86" else 8)
-
-    def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
-        PlaceLinears(self.weight_bits, left_out)(model)
-        PlaceConvolutions(self.weight_bits, self.rounds_outputs, left_out)(model)
-        return model
 
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
         if scheme in STATIC:
@@ -49,9 +41,6 @@ class OnnxRuntimeLowering(Lowering):
         yield CompressWeights("cast", left_out)
         yield CompressTables(None)
         yield FuseSilu()
-
-    def check(self, path: Path) -> None:
-        """Any graph of its passes is taken."""
 
 
 def _takes_steps(model: ir.Model) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -11,9 +10,7 @@ from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Isa, Low
 from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights
 from vlm_edge.graphs.passes.lower_linears import BlockLinears
 from vlm_edge.graphs.passes.openvino_masks import ChooseMasks, FloatConcatenations
-from vlm_edge.graphs.passes.place_pairs import PlaceConvolutions, PlaceLinears
 from vlm_edge.graphs.passes.retarget import RetargetActivations
-from vlm_edge.quantization.calibration import Feeds
 
 
 class OpenVinoLowering(Lowering):
@@ -24,11 +21,6 @@ class OpenVinoLowering(Lowering):
     def on(cls, isa: Isa) -> OpenVinoLowering:
         return cls(weight_bits=7 if isa == "x86" else 8)
 
-    def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
-        PlaceLinears(self.weight_bits, left_out)(model)
-        PlaceConvolutions(self.weight_bits, self.rounds_outputs, left_out)(model)
-        return model
-
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
         if scheme in STATIC:
             yield RetargetActivations(self.signed)
@@ -38,6 +30,3 @@ class OpenVinoLowering(Lowering):
             yield BlockLinears(4, LARGEST_BLOCK_OF_4_BITS, left_out)
         yield CompressWeights("cast", left_out)
         yield CompressTables("cast")
-
-    def check(self, path: Path) -> None:
-        """Any graph of its passes is taken."""
