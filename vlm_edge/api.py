@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,15 +208,15 @@ def run_recipe(
     store: Path,
     runs: Path,
     progress: Progress | None = None,
-    remeasure: Collection[str] = (),
+    remeasure: bool = False,
     patience_s: float = PATIENCE_S,
     measured: Callable[[RunRecord], None] | None = None,
 ) -> RunRecord:
     """Run a recipe and write ``runs/NAME/run.json`` and ``runs/NAME/bundle/``.
 
-    What the store already has is not made or measured again, but for latencies that ``remeasure`` (``{"latency"}``)
-    asks for, and those whose verdict is open after less than ``patience_s`` seconds of measuring. ``measured`` is
-    called after each variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
+    What the store already has is not made or measured again, but for latencies: all of them with ``remeasure``, else
+    those whose verdict is open after less than ``patience_s`` seconds of measuring. ``measured`` is called after each
+    variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
     Images that will be left out, and the record of another recipe that will be replaced, are said before it starts.
     """
     bars = progress or SilentProgress()

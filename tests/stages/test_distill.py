@@ -22,7 +22,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file, digest_f
 from vlm_edge.core.stage import SilentProgress, StageInputs, StageWork, TaskSpec, Ticker
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from vlm_edge.stages import distill, training
+from vlm_edge.stages import distill, distill_forecast, training
 from vlm_edge.stages.distill import Augmentation, DistillConfig, student_config
 from vlm_edge.stages.distill_targets import RecordedTeacher, Teacher, hold_out, record_teacher
 from vlm_edge.stages.training import Minibatch
@@ -285,6 +285,41 @@ def test_a_dual_encoder_learns_a_student_too(tiny_clip: Path, tmp_path: Path) ->
     assert set(losses[0]) == {"step", "features", "answers", "labels"}
     embeds = loaded.family.encode_image(loaded.model, pixels())
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(2))
+
+
+def test_the_untrained_model_is_written_with_what_its_training_takes(
+    task: TaskSpec, tiny_blip: Path, tmp_path: Path
+) -> None:
+    """On average its tokens are the teacher's, so that the text part answers as it does to the teacher."""
+    work = work_in(tmp_path)
+    config = CONFIG.model_copy(update={"images_per_batch": 12})
+    cost = distill.write_untrained(config, StageInputs(checkpoint(tiny_blip), checkpoint(tiny_blip), task), work)
+    assert cost.of == "student mobilevit-xxs"
+    assert 0 < config.epochs * cost.epoch_s < cost.training_s  # besides, the teacher is asked once
+    loaded, dense = load_checkpoint(work.out), load_checkpoint(tiny_blip)
+    assert [operation["op"] for operation in loaded.surgery] == ["replace_vision_tower"]
+    old, new = dense.model.state_dict(), loaded.model.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old if not name.startswith("vision_model."))
+    data = load_training_set(task, dense.family, tiny_blip, work)
+    images = data.pixel_values(data.usable_images)
+    teacher = Teacher(dense.model, dense.family, (32, 32), (4, 4)).ask(data.batch(data.usable_images))[0]
+    student = loaded.family.encode_image(loaded.model.eval(), images).detach()
+    assert student.shape == teacher.shape
+    torch.testing.assert_close(student.mean(dim=(0, 1)), teacher.mean(dim=(0, 1)), atol=1e-3, rtol=0)
+    assert teacher.mean(dim=(0, 1)).abs().mean() > 0.3  # which a random student's tokens are not near
+
+
+def test_the_time_of_an_epoch_grows_with_the_images_and_that_of_training_with_the_epochs(
+    task: TaskSpec, tiny_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill_forecast, "time_steps", lambda *_, **__: 2.0)  # seconds an image
+    augmented = {"augment": Augmentation(horizontal_flip=True)}  # so that the teacher is asked in every step
+    for samples, held_out, images in ((None, 0, 12), (None, 5, 11), (8, 0, 3)):
+        changes = {"samples": samples, "held_out_images": held_out, "epochs": 5.0}
+        config = CONFIG.model_copy(update=augmented | changes)
+        inputs = StageInputs(checkpoint(tiny_blip), checkpoint(tiny_blip), task)
+        cost = distill.write_untrained(config, inputs, work_in(tmp_path / f"{samples}-{held_out}"))
+        assert (cost.epoch_s, cost.training_s) == (2.0 * images, 10.0 * images)
 
 
 @pytest.mark.parametrize(("side", "stride"), [(16, 8), (63, 8), (64, 16), (127, 16), (128, 32), (384, 32)])

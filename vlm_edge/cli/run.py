@@ -17,10 +17,8 @@ from vlm_edge.core.record import RECORD_NAME, RunRecord
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--remeasure",
-    is_flag=False,
-    flag_value="latency",
-    type=click.Choice(["latency"]),
-    help="Measure again though the store has it: latency, as after a measurement on a busy machine.",
+    is_flag=True,
+    help="Measure latencies again though the store has them, as after a run on a busy machine.",
 )
 @click.option(
     "--patience",
@@ -37,7 +35,7 @@ def run(
     ctx: click.Context,
     settings: Settings,
     recipe: Path,
-    remeasure: str | None,
+    remeasure: bool,
     patience: float,
     junit: Path | None,
     github: bool,
@@ -67,7 +65,7 @@ def run(
                     store=settings.store,
                     runs=settings.runs,
                     progress=progress,
-                    remeasure={remeasure} if remeasure else (),
+                    remeasure=remeasure,
                     patience_s=patience,
                     measured=measured,
                 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,18 +17,13 @@ from typing import Any
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
 from vlm_edge.core.budget import Bound, Verdict, bounds_of, overall
 from vlm_edge.core.decided import IsOpen, judge_all, measure_until_decided, worth_more
+from vlm_edge.core.forecast import forecast
 from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed, is_kept_form
 from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
-from vlm_edge.core.record import (
-    OUTCOMES_FOLDER,
-    RunRecord,
-    StageRun,
-    VariantRecord,
-    best_of,
-)
+from vlm_edge.core.record import OUTCOMES_FOLDER, RunRecord, StageRun, VariantRecord, best_of
 from vlm_edge.core.run_folder import RunFolder
-from vlm_edge.core.stage import Progress, StageInputs, StageWork
+from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import Store, key_of
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.files import writing_to
@@ -54,10 +49,10 @@ class Runner:
         store: Store,
         progress: Progress,
         *,
-        remeasure: Collection[str] = (),
+        remeasure: bool = False,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """``remeasure`` names the measurements that are taken again though the store has them: ``latency``.
+        """``remeasure``: take latencies again though the store has them; nothing else depends on the moment.
 
         ``patience_s`` is the most that one latency measurement goes on while its verdict is open.
         """
@@ -73,9 +68,9 @@ class Runner:
 
     # -- stages -------------------------------------------------------------------------------------------------
 
-    def identity(self, step: Step, source: Artifact) -> dict[str, Any]:
-        """Everything that decides a stage run's output, as JSON."""
-        spec = self.toolbox.stages[step.stage]
+    def identity(self, step: Step, source: Artifact, spec: StageSpec | None = None) -> dict[str, Any]:
+        """Everything that decides a stage run's output, as JSON. ``spec``: by default the stage's row of the table."""
+        spec = spec or self.toolbox.stages[step.stage]
         inputs = {"source": source.digest}
         if "teacher" in spec.reads:
             inputs["teacher"] = self.teacher.digest
@@ -99,10 +94,10 @@ class Runner:
             identity["host"] = self.host
         return identity
 
-    def realise(self, step: Step, source: Artifact) -> tuple[Artifact, StageRun]:
+    def realise(self, step: Step, source: Artifact, spec: StageSpec | None = None) -> tuple[Artifact, StageRun]:
         """The stage run's artifact: found in the store, or made now."""
-        spec = self.toolbox.stages[step.stage]
-        identity = self.identity(step, source)
+        spec = spec or self.toolbox.stages[step.stage]
+        identity = self.identity(step, source, spec)
         key = key_of(identity)
         found = self.store.find(key)
         cached = found is not None
@@ -111,7 +106,7 @@ class Runner:
                 found = self.store.find(key)  # another process may have made it while this one waited for the lock
                 if found is None:
                     facts: dict[str, Any] = {}
-                    cache = self.store.shared(step.stage)
+                    cache = self.store.shared(spec.name)
                     metric = self.toolbox.metric if "metric" in spec.reads else None
                     work = StageWork(out, state, self.recipe.seed, self.progress, facts, cache, metric)
                     inputs = StageInputs(
@@ -121,12 +116,12 @@ class Runner:
                         self.recipe.target if "target" in spec.reads else None,
                     )
                     started = time.monotonic()
-                    with self.progress.bar(step.stage, None), writing_to(out):
+                    with self.progress.bar(spec.name, None), writing_to(out):
                         spec.run(step.config, inputs, work)
                     found = self.store.seal(key, spec.output, identity, facts, time.monotonic() - started)
         artifact, record = found
         run = StageRun(
-            stage=step.stage,
+            stage=spec.name,
             config=step.config.model_dump(mode="json"),
             key=key,
             digest=artifact.digest,
@@ -188,12 +183,10 @@ class Runner:
     def _outcomes(self, engine: Artifact) -> dict[str, Any]:
         evaluators, task = self.toolbox.evaluators, self.recipe.task
         identity = {"measure": "accuracy", "task": f"{task.kind}:{self.data}"}
-        outcomes: dict[str, Any] = self._cached(
-            identity, lambda: evaluators.accuracy(engine.path, task, self.progress), [engine]
-        )
-        return outcomes
+        found = self._cached(identity, lambda: evaluators.accuracy(engine.path, task, self.progress), [engine])
+        return dict(found)
 
-    def _timed(
+    def timed(
         self, baseline: Artifact, engine: Artifact, bounds: Sequence[Bound], control: Sequence[Measurement]
     ) -> Timed:
         """One variant's latency: kept, or measured now. The baseline's own is judged by nobody."""
@@ -211,7 +204,7 @@ class Runner:
 
         def stale(kept: Any) -> bool:
             found = Timed.model_validate(kept)
-            return "latency" in self.remeasure or worth_more(found, judged, control, self.patience_s)
+            return self.remeasure or worth_more(found, judged, control, self.patience_s)
 
         identity = {
             "measure": "latency",
@@ -238,7 +231,7 @@ class Runner:
 
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        timed = self._timed(baseline, engine, bounds, control)
+        timed = self.timed(baseline, engine, bounds, control)
         sized = self._cached(
             {"measure": "footprint", "task": task},
             lambda: _dump(evaluators.footprint(baseline.path, engine.path, recipe.task)),
@@ -280,12 +273,28 @@ class Runner:
             runs.append(run)
         if plan.entry is None and unmeasured is None:
             self._preflight(plan, artifact)
-        bounds = bounds_of(plan.entry.budgets if plan.entry is not None else self.recipe.budgets)
-        measured = self.measure(baseline or artifact, artifact, bounds, control) if unmeasured is None else None
-        measurements = measured.measurements if measured else []
+        measured = None
+        if unmeasured is None:
+            measured = self.measure(baseline or artifact, artifact, self.bounds(plan), control)
+        return self._record(plan, runs, measured, control, unmeasured), measured
+
+    def bounds(self, plan: VariantPlan) -> list[Bound]:
+        """Every bound that the variant is judged by."""
+        return bounds_of(plan.entry.budgets if plan.entry is not None else self.recipe.budgets)
+
+    def _record(
+        self,
+        plan: VariantPlan,
+        runs: list[StageRun],
+        measured: Measured | None,
+        control: Sequence[Measurement],
+        unmeasured: str | None,
+    ) -> VariantRecord:
+        """One variant's record; ``unmeasured`` says why there is nothing that was measured."""
+        bounds, measurements = self.bounds(plan), measured.measurements if measured else []
         conditions = measured.conditions if measured else {}
         verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, unmeasurable=unmeasured)
-        record = VariantRecord(
+        return VariantRecord(
             name=plan.name,
             stages=[step.stage for step in plan.steps if not step.implied or plan.entry is None],
             runs=runs,
@@ -298,7 +307,6 @@ class Runner:
             conditions=conditions,
             outcomes=f"{OUTCOMES_FOLDER}/{plan.name}.json.gz" if measured else None,
         )
-        return record, measured
 
     def ladder(self, folder: RunFolder) -> None:
         """Add every variant to the run's folder, until the ``run`` mode or an ``on_miss: stop`` ends it."""
@@ -308,8 +316,13 @@ class Runner:
         for index in range(total):
             plan = plan_variants(self.recipe, self.toolbox.stages, without=frozenset(dropped))[index]
             control = folder.variants[0].measurements if folder.variants else ()
+            measured = None
             with self.progress.bar(f"variant {index + 1} of {total}: {plan.name}", None):
-                record, measured = self.variant(plan, baseline, control)
+                missing = forecast(self, plan, baseline, folder.variants)
+                if missing is not None and plan.entry is not None and plan.entry.on_miss is OnMiss.DROP:
+                    record = self._record(plan, [], None, control, f"not trained: {missing}")
+                else:
+                    record, measured = self.variant(plan, baseline, control)
             missed = record.verdict is not Verdict.PASS
             if plan.entry is None:
                 baseline = self._engine(record)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Strict
+from pydantic import Field, Strict
 
 from vlm_edge.checked import CheckedModel
 from vlm_edge.core.artifact import Artifact, ArtifactKind
@@ -119,6 +119,14 @@ class Named:
     metric: TaskMetric | None = None
 
 
+class TrainingCost(CheckedModel):
+    """Time that a training is expected to take on this host, in seconds; ``of`` names what it trains."""
+
+    of: str
+    epoch_s: float = Field(ge=0)
+    training_s: float = Field(ge=0)
+
+
 def no_faults(_config: Any, _named: Named) -> list[tuple[str, str]]:
     """The check of a stage that needs no more than its settings' own bounds."""
     return []
@@ -174,7 +182,8 @@ class StageSpec:
     versions change the output. ``reads`` names the optional inputs (``teacher``, ``task``, ``target``) and the
     ``metric`` that the stage uses; what it does not read is no part of its key. ``host_bound`` marks an output that
     belongs to this host. ``check`` gives (setting, what is wrong) of all that can be told before anything runs;
-    ``splits`` names the parts of the task's data that a config reads.
+    ``splits`` names the parts of the task's data that a config reads. ``untrained``, of a stage that trains for long,
+    writes its output as it is before training, and times a few steps: see :mod:`vlm_edge.core.forecast`.
     """
 
     name: str
@@ -189,3 +198,4 @@ class StageSpec:
     summary: str = ""
     check: Callable[[Any, Named], list[tuple[str, str]]] = no_faults
     splits: Callable[[Any], tuple[Literal["calibration", "train"], ...]] = lambda _: ()
+    untrained: Callable[[Any, StageInputs, StageWork], TrainingCost] | None = None

@@ -147,7 +147,8 @@ def remarks(record: RunRecord) -> list[str]:
                 if run.stage == "compile" and (count := fact.get("tuned", {}).get("uncalibrated_layers")):
                     lines.append(f"{variant.name}: {count} layers of {name}: {fact['tuned']['uncalibrated']}")
         if variant.dropped:
-            lines.append(f"{variant.name}: missed a budget and was left out of what follows (on_miss: drop)")
+            why = "was" if variant.unmeasured else "missed a budget and was"
+            lines.append(f"{variant.name}: {why} left out of what follows (on_miss: drop)")
     return lines
 
 

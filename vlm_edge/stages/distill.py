@@ -8,12 +8,13 @@ checkpoint stays, and follows with a lower learning rate.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
+from vlm_edge.core.stage import Level, Named, StageConfig, StageInputs, StageSpec, StageWork, TrainingCost, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 from vlm_edge.stages.training_config import TrainingConfig
@@ -23,6 +24,9 @@ from vlm_edge.zoo import STUDENT_WEIGHTS
 if TYPE_CHECKING:
     from torch import nn
 
+    from vlm_edge.families.checkpoint import LoadedCheckpoint
+    from vlm_edge.stages.distill_targets import Teacher
+    from vlm_edge.stages.training_data import TrainingSet
     from vlm_edge.students.mobilevit import MobileViTStudent
 
 ZOO_PREFIX = "zoo:"
@@ -105,22 +109,32 @@ def student_config(config: DistillConfig, height: int, width: int) -> StudentCon
     )
 
 
-def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
-    """Replace and train the vision tower; ``work.facts`` says what it started from and what came of it."""
+@dataclass(frozen=True)
+class Distillation:
+    """All that a distillation starts from: ``loaded`` has the student in its vision tower's place by ``operation``."""
+
+    loaded: LoadedCheckpoint
+    operation: dict[str, Any]
+    student: Any
+    teacher: Teacher
+    data: TrainingSet
+    rate_scales: dict[str, float]
+
+
+def prepare(config: DistillConfig, inputs: StageInputs, work: StageWork, samples: int | None) -> Distillation:
+    """Put the student into the model, and load so many questions; ``work.facts`` says what the student starts from."""
     import torch
 
-    from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+    from vlm_edge.families.checkpoint import load_checkpoint
     from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
-    from vlm_edge.stages.distill_targets import Teacher, hold_out, record_teacher
-    from vlm_edge.stages.distill_terms import DistillationTerms, agreement
-    from vlm_edge.stages.training import train
+    from vlm_edge.stages.distill_targets import Teacher
     from vlm_edge.stages.training_data import load_training_set
 
     assert inputs.teacher is not None
     assert inputs.task is not None
     loaded, dense = load_checkpoint(inputs.source.path), load_checkpoint(inputs.teacher.path)
     model, family = loaded.model, loaded.family
-    data = load_training_set(inputs.task, family, loaded.folder, work, limit=config.samples)
+    data = load_training_set(inputs.task, family, loaded.folder, work, limit=samples)
     size = (data.image_processing.height, data.image_processing.width)
     wanted = student_config(config, *size)
     operation = {"op": "replace_vision_tower", "student": config.student, "config": wanted.model_dump(mode="json")}
@@ -135,18 +149,38 @@ def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
     }
     work.facts["start"] = start_student(config, student, wanted, dense.model.get_submodule(family.vision_tower_path))
     student.to(memory_format=torch.channels_last)
-
-    teacher = Teacher(dense.model, dense.family, size, wanted.grid)
-    targets = teacher if config.augment.enabled else record_teacher(teacher, data, work)
     if config.text_rate == 0:
         model.requires_grad_(False)
         student.requires_grad_(True)
     scales = {"": config.text_rate or 1.0, f"{family.vision_tower_path}.": 1.0}
+    teacher = Teacher(dense.model, dense.family, size, wanted.grid)
+    return Distillation(loaded, operation, student, teacher, data, scales)
+
+
+def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
+    """Replace and train the vision tower; ``work.facts`` says what it started from and what came of it."""
+    from vlm_edge.families.checkpoint import save_checkpoint
+    from vlm_edge.stages.distill_targets import hold_out, record_teacher
+    from vlm_edge.stages.distill_terms import DistillationTerms, agreement
+    from vlm_edge.stages.training import train
+
+    ready = prepare(config, inputs, work, config.samples)
+    model, family, teacher, data = ready.loaded.model, ready.loaded.family, ready.teacher, ready.data
+    targets = teacher if config.augment.enabled else record_teacher(teacher, data, work)
     kept, held_out = hold_out(data, config.held_out_images)
     terms = DistillationTerms(model, family, targets, config)
-    work.facts["training"] = train(model, kept, terms, config, work, label="distillation", rate_scales=scales)
+    work.facts["training"] = train(
+        model, kept, terms, config, work, label="distillation", rate_scales=ready.rate_scales
+    )
     work.facts["held_out"] = agreement(model, family, teacher, data, held_out, config.images_per_batch)
-    save_checkpoint(work.out, model, loaded, [operation])
+    save_checkpoint(work.out, model, ready.loaded, [ready.operation])
+
+
+def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork) -> TrainingCost:
+    """Write the model with its student before training, and time some steps of the training."""
+    from vlm_edge.stages.distill_forecast import write_untrained
+
+    return write_untrained(config, inputs, work)
 
 
 def start_student(
@@ -217,5 +251,6 @@ SPEC = StageSpec(
     run=run,
     packages=("torch", "transformers"),
     reads=frozenset({"teacher", "task"}),
+    untrained=write_untrained,
     summary="replace the vision tower by a MobileViT student, trained on the teacher's features and answers",
 )

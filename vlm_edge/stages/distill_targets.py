@@ -73,10 +73,13 @@ def question_slots(data: TrainingSet) -> NDArray[np.int64]:
     return slots
 
 
-def record_teacher(teacher: Teacher, data: TrainingSet, work: StageWork) -> Targets:
-    """Ask the teacher about every image once; where its words would take too much disk, ask at every step instead."""
+def record_teacher(teacher: Teacher, data: TrainingSet, work: StageWork, *, images: int | None = None) -> Targets:
+    """Ask the teacher about every image once; where its words would take too much disk, ask at every step instead.
+
+    ``images``: how many to decide by; default: those of ``data``.
+    """
     dtype = _record_dtype(teacher, data)
-    if dtype.itemsize * len(data.images) > MAX_CACHE_BYTES:
+    if dtype.itemsize * (images or len(data.images)) > MAX_CACHE_BYTES:
         return teacher
 
     def compute(rows: range) -> NDArray[Any]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,36 @@ def train(
         "questions": len(data.samples),
         "losses": training.history,
     }
+
+
+def time_steps(
+    module: nn.Module,
+    data: TrainingSet,
+    loss: LossTerms,
+    config: TrainingConfig,
+    seed: int,
+    *,
+    rate_scales: Mapping[str, float] | None = None,
+    steps: int = 5,
+) -> float:
+    """Seconds that the fastest of some training steps takes for each image; ``module`` is trained by these steps."""
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), flushed_denormals():
+        torch.manual_seed(seed)
+        module.to(training_device())
+        training = Training(module, data, loss, config, seed, True, rate_scales or {})
+        training.set_modes()
+        training.advance()  # allocates the optimizer's state, and chooses kernels
+        return fastest(training.advance, steps) / training.per_batch
+
+
+def fastest(action: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of several calls: what else the host does only adds to them."""
+    clocks = [time.monotonic()]
+    for _ in range(times):
+        action()
+        clocks.append(time.monotonic())
+    return min(after - before for before, after in pairwise(clocks))
 
 
 def _save(training: Training, path: Path) -> None:
