@@ -280,15 +280,24 @@ def build_record(folder: Path) -> None:
     write_run(folder / "runs" / "toy")
 
 
+def build_full_record(folder: Path) -> None:
+    (folder / "runs" / "toy").mkdir(parents=True)
+    shutil.copyfile(PROJECT / "tests" / "report" / "run.json", folder / "runs" / "toy" / "run.json")
+
+
 def change_record(folder: Path, draw: random.Random) -> str:
     return mutate_folder(folder / "runs" / "toy", draw)
 
 
-def use_record(folder: Path) -> str:
+def show_record(folder: Path) -> str:
     run = str(folder / "runs" / "toy")
-    command(folder, "report", run)
     command(folder, "report", run, "--html", "-o", str(folder / "report.html"))
-    return command(folder, "gate", run)
+    return command(folder, "report", run)
+
+
+def use_record(folder: Path) -> str:
+    show_record(folder)
+    return command(folder, "gate", str(folder / "runs" / "toy"))
 
 
 TORCH = ("torch", "transformers", "vlm_edge.families.checkpoint", "vlm_edge.families.table", "vlm_edge.zoo.create")
@@ -302,6 +311,7 @@ ATTACKS: dict[str, Attack] = {
     "llava checkpoint": Attack(build_llava, change_checkpoint, load, TORCH),
     "store": Attack(build_store, change_store, use_store, exact=True),
     "record": Attack(build_record, change_record, use_record),
+    "long record": Attack(build_full_record, change_record, show_record),
 }
 
 
