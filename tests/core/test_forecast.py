@@ -38,7 +38,7 @@ class Bench:
         self.folder = folder
         (folder / "model").mkdir()
         (folder / "model" / "model.txt").write_text("dense\n")
-        self.training_s = 900.0
+        self.training_s: float | None = 900.0
         self.fault: str | None = None
         self.missing: str | None = None
 
@@ -46,11 +46,13 @@ class Bench:
         """The record, what was said, and what ran."""
         toolbox, log = toy_toolbox(self.folder / "model")
 
-        def untrained(_config: Config, inputs: StageInputs, work: StageWork) -> TrainingCost:
+        def untrained(_config: Config, inputs: StageInputs, work: StageWork) -> TrainingCost | None:
             log.append("forecast")
             if self.fault is not None:
                 raise VlmEdgeError(self.fault)
             (work.out / "model.txt").write_text((inputs.source.path / "model.txt").read_text() + "untrained\n")
+            if self.training_s is None:
+                return None
             return TrainingCost(of="student S", epoch_s=60, training_s=self.training_s)
 
         toolbox.stages["prune"] = replace(toolbox.stages["prune"], untrained=untrained)  # type: ignore[index]
@@ -110,8 +112,9 @@ def test_else_it_is_said_and_training_goes_on(bench: Bench, on_miss: str, budget
     assert (told, log) == ([], [])  # it is trained
 
 
-def test_a_short_training_is_not_forecast(bench: Bench) -> None:
-    bench.training_s = forecast.FORECAST_FROM_S - 1
+@pytest.mark.parametrize("training_s", [forecast.FORECAST_FROM_S - 1, None])
+def test_a_short_training_and_one_of_known_worth_are_not_forecast(bench: Bench, training_s: float | None) -> None:
+    bench.training_s = training_s
     _, told, log = bench.run("drop", budgets=OUT_OF_REACH)
     assert told == []
     assert log[log.index("forecast") + 1] == "prune"

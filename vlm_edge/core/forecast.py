@@ -59,7 +59,9 @@ def forecast(
         return None
     try:
         engine, run = runner.realise(step, source, _untrained(stages[step.stage]))
-        cost = TrainingCost.model_validate(run.facts.get(_COST))
+        if run.facts.get(_COST) is None:
+            return None
+        cost = TrainingCost.model_validate(run.facts[_COST])
         if cost.training_s < FORECAST_FROM_S:
             return None
         for lowering in plan.steps[len(before) + 1 :]:
@@ -88,7 +90,8 @@ def _untrained(spec: StageSpec) -> StageSpec:
     assert write is not None
 
     def run(config: object, inputs: StageInputs, work: StageWork) -> None:
-        work.facts[_COST] = write(config, inputs, work).model_dump(mode="json")
+        cost = write(config, inputs, work)
+        work.facts[_COST] = cost and cost.model_dump(mode="json")
 
     return replace(spec, name=f"{spec.name}-forecast", run=run, host_bound=True, untrained=None)
 

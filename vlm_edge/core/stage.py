@@ -198,4 +198,4 @@ class StageSpec:
     summary: str = ""
     check: Callable[[Any, Named], list[tuple[str, str]]] = no_faults
     splits: Callable[[Any], tuple[Literal["calibration", "train"], ...]] = lambda _: ()
-    untrained: Callable[[Any, StageInputs, StageWork], TrainingCost] | None = None
+    untrained: Callable[[Any, StageInputs, StageWork], TrainingCost | None] | None = None

@@ -176,8 +176,8 @@ def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
     save_checkpoint(work.out, model, ready.loaded, [ready.operation])
 
 
-def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork) -> TrainingCost:
-    """Write the model with its student before training, and time some steps of the training."""
+def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork) -> TrainingCost | None:
+    """Write the model with its student before training, and time some steps of a training from random weights."""
     from vlm_edge.stages.distill_forecast import write_untrained
 
     return write_untrained(config, inputs, work)

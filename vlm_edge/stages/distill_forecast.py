@@ -24,17 +24,22 @@ from vlm_edge.stages.training import (
 from vlm_edge.students.mobilevit import MobileViTStudent
 
 
-def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork) -> TrainingCost:
-    """Write the model with its student before training, and time some steps on about one batch of the images."""
+def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork) -> TrainingCost | None:
+    """Write the model with its student before training, and time some steps on about one batch of the images.
+
+    Returns None for a student that starts from shipped weights: those are of a student that was worth its training.
+    """
     assert inputs.task is not None
     samples = load_dataset(inputs.task.data, "train", limit=config.samples).samples
     images = len({sample.image for sample in samples})
     few = math.ceil(config.images_per_batch * len(samples) / images)
     ready = prepare(config, inputs, work, min(few, len(samples)))
     loaded, data, teacher = ready.loaded, ready.data, ready.teacher
-    if work.facts["start"]["from"] == "random":
-        shown = data.batch(data.usable_images[: config.images_per_batch]).to(training_device())
-        settle(ready.student, shown.pixel_values.cpu(), teacher.ask(shown)[0].cpu())
+    if work.facts["start"]["from"] != "random":
+        save_checkpoint(work.out, loaded.model, loaded, [ready.operation])
+        return None
+    shown = data.batch(data.usable_images[: config.images_per_batch]).to(training_device())
+    settle(ready.student, shown.pixel_values.cpu(), teacher.ask(shown)[0].cpu())
     save_checkpoint(work.out, loaded.model, loaded, [ready.operation])
 
     targets = teacher if config.augment.enabled else record_teacher(teacher, data, work, images=images)
