@@ -7,17 +7,18 @@ run, and no graph is built for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlm_edge.graphs.edit import Editor, constant, only_reader, remove_unused
+from vlm_edge.graphs.edit import Editor, only_reader, remove_unused
 from vlm_edge.graphs.files import GraphSession
-from vlm_edge.graphs.layers import quantized_weight, restored_constant
+from vlm_edge.graphs.layers import has_quantized_weight, quantized_weight, restored_constant
 from vlm_edge.graphs.match import Linear, Quantizer, find_linears, quantizer_above
 from vlm_edge.graphs.ops import HEAVY_OPERATORS
 from vlm_edge.quantization.calibration import Feed
@@ -28,16 +29,22 @@ _KERNELS = ("DynamicQuantizeMatMul", "MatMulNBits")
 its data adds 45 dB."""
 
 
+Rounded = Callable[[], NDArray[np.float32]]
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A heavy operator that reads rounded values; ``outputs``: its own, and that of the Add after it."""
+    """A heavy operator that reads rounded values; ``outputs``: its own, and that of the Add after it.
+
+    ``rounded`` makes its weight's rounded numbers, which are not kept: those of all layers are a model's size.
+    """
 
     node: str
     operator: str
     outputs: tuple[str, ...]
     weight: str | None
-    float_weight: NDArray[np.float32] | None
-    rounded_weight: NDArray[np.float32] | None
+    floating: ir.TensorProtocol | None
+    rounded: Rounded | None
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,12 @@ class SwitchedGraph:
         """The outputs with the layers of these nodes quantized, and all others float."""
         values = dict(feed) | {switch: np.array(node in quantized) for node, switch in self._switches.items()}
         for layer in self.layers:
-            if layer.weight is not None:
-                weight = layer.rounded_weight if layer.node in quantized else layer.float_weight
-                assert weight is not None
-                values.setdefault(layer.weight, weight)
-                if layer.node in quantized:
-                    values[layer.weight] = weight
+            if layer.weight is None or layer.floating is None or layer.rounded is None:
+                continue
+            if layer.node in quantized:
+                values[layer.weight] = layer.rounded()
+            elif layer.weight not in values:
+                values[layer.weight] = layer.floating.numpy()
         return self._session.run(self._names, values)
 
     def agreement(
@@ -148,9 +155,9 @@ def _switched(model: ir.Model, quantized: ir.Model, rounding: bool) -> tuple[lis
         quantizer = _output_quantizer(node) if rounding else None
         if switched and quantizer is not None:
             switches.round_output(original, quantizer)
-        float_weight = None if weight is None else switches.feed(weight)
+        floating = None if weight is None else switches.feed(weight)
         name = None if weight is None else str(weight.name)
-        layers.append(Layer(str(original.name), original.op_type, outputs, name, float_weight, rounded))
+        layers.append(Layer(str(original.name), original.op_type, outputs, name, floating, rounded))
     remove_unused(model)
     return layers, {node: str(value.name) for node, value in switches.inputs.items()}
 
@@ -161,7 +168,7 @@ class _Switches:
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
         self.inputs: dict[str, ir.Value] = {}
-        self._fed: dict[ir.Value, NDArray[np.float32]] = {}
+        self._fed: dict[ir.Value, ir.TensorProtocol] = {}
 
     def choose(self, node: ir.Node, before: ir.Node, value: ir.Value | None, rounded: ir.Value) -> ir.Value:
         """``value``, or ``rounded`` where the node's switch is on."""
@@ -206,41 +213,43 @@ class _Switches:
         for reader, position in readers:
             reader.replace_input_with(position, chosen)
 
-    def feed(self, weight: ir.Value) -> NDArray[np.float32]:
-        """Make a constant an input; its numbers."""
+    def feed(self, weight: ir.Value) -> ir.TensorProtocol:
+        """Make a constant an input; what it was."""
         if weight not in self._fed:
-            numbers = constant(weight)
-            assert numbers is not None
-            self._fed[weight] = numbers
+            tensor = weight.const_value
+            assert tensor is not None
+            self._fed[weight] = tensor
             self.editor.graph.initializers.pop(str(weight.name))
             weight.const_value = None
             self.editor.graph.inputs.append(weight)
         return self._fed[weight]
 
 
-def _in_pairs(
-    switches: _Switches, node: ir.Node, original: ir.Node
-) -> tuple[ir.Value | None, NDArray[np.float32] | None]:
-    """Round what ``original`` reads as the layer ``node`` with Q/DQ pairs does; its weight, and that rounded."""
-    weight, rounded = None, None
+def _in_pairs(switches: _Switches, node: ir.Node, original: ir.Node) -> tuple[ir.Value | None, Rounded | None]:
+    """Round what ``original`` reads as the layer ``node`` with Q/DQ pairs does; its weight, and what rounds that."""
+    weight: ir.Value | None = None
+    rounded: Rounded | None = None
     for index, value in enumerate(node.inputs[:2]):
-        own, restored, quantizer = original.inputs[index], restored_constant(value), quantizer_above(value)
-        if restored is not None and own is not None and (own.is_initializer() or own in switches._fed):
-            weight, rounded = own, restored
+        own, quantizer = original.inputs[index], quantizer_above(value)
+        stored = own is not None and (own.is_initializer() or own in switches._fed)
+        if stored and restored_constant(value) is not None:
+            weight, rounded = own, partial(_numbers, restored_constant, value)
         elif quantizer is not None and quantizer.scale.size == 1:
             switches.round_data(original, index, quantizer)
     return weight, rounded
 
 
-def _in_kernel(
-    switches: _Switches, node: ir.Node, linear: Linear
-) -> tuple[ir.Value | None, NDArray[np.float32] | None]:
+def _in_kernel(switches: _Switches, node: ir.Node, linear: Linear) -> tuple[ir.Value | None, Rounded | None]:
     """The same for one of :data:`_KERNELS`."""
-    weight = quantized_weight(node)
-    rounded = np.ascontiguousarray(weight.T) if weight is not None and linear.transposed else weight
     if node.op_type == "DynamicQuantizeMatMul":
         switches.round_in_each_run(linear.node)
-    return linear.weight, rounded
+    rounded = partial(_numbers, quantized_weight, node, transposed=linear.transposed)
+    return linear.weight, rounded if has_quantized_weight(node) else None
+
+
+def _numbers(read: Callable[[Any], Any], source: Any, *, transposed: bool = False) -> NDArray[np.float32]:
+    weight = read(source)
+    return np.ascontiguousarray(weight.T if transposed else weight)
 
 
 def _output_quantizer(node: ir.Node) -> Quantizer | None:
