@@ -40,7 +40,7 @@ def faults(rows: list[dict[str, Any]]) -> list[str]:
 def test_hostile_input_is_refused_or_harmless(tmp_path: Path, kind: str) -> None:
     rows = attacked(tmp_path, kind, 0, SHORT)
     assert faults(rows) == []
-    assert len({row["change"] for row in rows}) > 1
+    assert any(row["change"] != "nothing" for row in rows)
 
 
 @pytest.mark.slow

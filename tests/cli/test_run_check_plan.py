@@ -215,7 +215,8 @@ def test_plan_says_what_is_in_the_store_and_runs_nothing(toy: Toy, empty: Any) -
     assert [(row["variant"], row["stage"]) for row in before] == [(row["variant"], row["stage"]) for row in after]
 
 
-def test_plan_as_a_table(toy: Toy, empty: Any) -> None:
+def test_plan_as_a_table(toy: Toy, empty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     lines = empty.invoke("plan", str(write_recipe(toy.folder))).stdout.splitlines()
     assert lines[2].split()[:4] == ["baseline", "export", "to", "run"]
     assert "waits for its input" in lines[3]

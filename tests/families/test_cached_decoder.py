@@ -3,6 +3,7 @@ engine of fixed shapes gives what the graph gives."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ SELF_MASK = "decoder_attention_mask"
 
 
 @pytest.fixture
-def recorded(subject: Exported) -> ReferenceEngine:
+def recorded(subject: Exported, tmp_path: Path) -> ReferenceEngine:
     """The decoder's runs while the pipeline answered: at batch 1 first, then at others."""
-    return reference_runs(subject.folder, subject.manifest, 1, 0)["decoder"]
+    return reference_runs(subject.folder, subject.manifest, 1, 0, tmp_path)["decoder"]
 
 
 def with_room(feed: dict[str, Any], places: int) -> dict[str, Any]:

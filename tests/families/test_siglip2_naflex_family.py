@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from family_checkpoints import Exported, change_json, least_cosine
-from tiny_dual_encoders import TEXTS, naflex_of
+from tiny_dual_encoders import naflex_of
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
@@ -21,6 +21,8 @@ from vlm_edge.runtime import DualEncoderPipeline
 
 SUBJECTS = ["SigLIP 2 NaFlex"]
 FAMILY = FAMILIES["siglip2-naflex"]
+TEXTS = ["a red dot", "blue", "a green hat"]
+"""16 tokens or fewer: the model reads no more."""
 SIZES = [(40, 57), (30, 100), (200, 31), (64, 64), (7, 5)]
 
 

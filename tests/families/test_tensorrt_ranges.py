@@ -5,6 +5,7 @@ No TensorRT is needed for that, nor does it say that TensorRT builds them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from family_checkpoints import Exported
 from tiny_families import TINY
 
@@ -14,10 +15,10 @@ from vlm_edge.stages.compile_check import BATCHES, reference_runs
 SUBJECTS = list(TINY)
 
 
-def test_every_shape_that_is_fed_is_inside(subject: Exported) -> None:
+def test_every_shape_that_is_fed_is_inside(subject: Exported, tmp_path: Path) -> None:
     manifest = subject.manifest
     ranges = dimension_ranges(manifest, max(BATCHES))
-    runs = reference_runs(subject.folder, manifest, 1, 0)
+    runs = reference_runs(subject.folder, manifest, 1, 0, tmp_path)
     for name, component in manifest.components.items():
         shapes = profile_shapes(component, ranges)
         for feed, _ in runs[name].runs:

@@ -39,7 +39,8 @@ def run_stage(spec: Any, source: Path, kind: ArtifactKind, out: Path, **inputs: 
     scratch = out.with_name(f"{out.name}-scratch")
     scratch.mkdir()
     work = StageWork(out=out, scratch=scratch)
-    spec.run(spec.config(), StageInputs(source=Artifact(kind, "0", source), **inputs), work)
+    config = spec.config(tune_seconds=0)  # a race's choices are the moment's, not the model's
+    spec.run(config, StageInputs(source=Artifact(kind, "0", source), **inputs), work)
     return work.facts
 
 
