@@ -6,6 +6,7 @@ No TensorRT is needed for that, nor does it say that TensorRT builds them.
 from __future__ import annotations
 
 from pathlib import Path
+
 from family_checkpoints import Exported
 from tiny_families import TINY
 
