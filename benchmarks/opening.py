@@ -1,4 +1,4 @@
-"""What verifying a bundle costs: CPU time of opening it with and without, in turns, each in a process of its own.
+"""CPU time of opening a bundle with and without verification, in turns, each in a process of its own.
 
     python benchmarks/opening.py BUNDLE [ROUNDS]
 

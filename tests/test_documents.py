@@ -1,4 +1,4 @@
-"""What someone else's YAML and JSON may hold, and what each refusal says."""
+"""YAML and JSON from outside, and the words of each refusal."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 _MODULES = ("vlm_edge.errors", "vlm_edge.runtime", "vlm_edge.core.record", "vlm_edge.api")
-"""Where the names of ``__all__`` are defined, the lightest module first."""
+"""Modules that define the names of ``__all__``, the lightest first."""
 
 
 def __getattr__(name: str) -> Any:

@@ -87,7 +87,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Anchored:
-    """What an alias stands for: the value, how many nodes it has, and how deep it is."""
+    """The target of an alias: the value, how many nodes it has, and how deep it is."""
 
     value: Any
     nodes: int

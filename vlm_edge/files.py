@@ -161,7 +161,7 @@ def alone_in(folder: Path, waiting: Callable[[], AbstractContextManager[object]]
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """What writes that were killed left directly in a folder."""
+    """Temporary files that killed writes left directly in a folder."""
     yield from sorted(folder.glob(f"{_PREFIX}*{_SUFFIX}"))
 
 

@@ -77,7 +77,7 @@ def allowed_cpus() -> list[int] | None:
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may keep busy: those of its affinity mask, within its control groups' CPU quotas.
+    """Count the CPUs that this process may use: those of its affinity mask, within its control groups' CPU quotas.
 
     A quota of 2.5 CPUs gives 2: threads that wait for each other lose more than half a CPU when the third is throttled.
     """

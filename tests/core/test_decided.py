@@ -25,7 +25,7 @@ def control(low: float, high: float) -> Measurement:
 
 
 NOISY = control(0.52, 1.21)
-"""What the A/A control was in a run on a busy host, which decided that 9.3x [7.5, 11.6] may be below 5x."""
+"""The A/A control of a run on a busy host; it left 9.3x [7.5, 11.6] undecided against a bound of 5x."""
 
 
 class Engines:

@@ -1,4 +1,4 @@
-"""What a data folder or a manifest of someone else's may hold: a fault with its place, or the right samples."""
+"""Data folders and manifests from outside give a fault with its place, or the right samples."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_offline_takes_what_the_cache_holds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("offline", ["0", "1"])
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "nonsense://x"])
 def test_a_proxy_that_can_not_be_used(proxy: str, offline: str, tmp_path: Path) -> None:
-    """What the cache holds needs no proxy; what it doesn't is the environment's fault, by name."""
+    """A cached model needs no proxy; for any other model the error names the proxy."""
     revision = "0" * 40
     repository = tmp_path / "hub" / "models--owner--name"
     (repository / "snapshots" / revision).mkdir(parents=True)

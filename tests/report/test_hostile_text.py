@@ -1,4 +1,4 @@
-"""Whatever a record, a recipe or a message holds: no output is steered by it."""
+"""Texts of records, recipes and messages steer no output."""
 
 from __future__ import annotations
 

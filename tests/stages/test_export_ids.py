@@ -27,7 +27,7 @@ def checked(folder: Path) -> None:
 
 
 def rows(folder: Path) -> int:
-    """How many tokens the tokenizer knows."""
+    """The number of tokens that the tokenizer knows."""
     content = json.loads((folder / "tokenizer.json").read_text())
     ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]
     return int(max(ids)) + 1

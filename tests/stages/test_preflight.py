@@ -130,7 +130,7 @@ def test_it_passes_and_says_what_it_compared(clip: Exported, icons: TaskSpec) ->
 def test_dropped_transparency_stops_the_run_and_names_image_and_classes(
     clip: Exported, icons: TaskSpec, tmp_path: Path
 ) -> None:
-    """What a CLIP on transparent icons lost: retrieval fell from 36.5% to 3.3%, and every check passed."""
+    """The case that was found: a CLIP on transparent icons fell from 36.5% to 3.3%, and every check passed."""
     image = read_manifest(clip.folder).image.model_copy(update={"transparency": "drop"})
     folder = altered(clip, tmp_path / "graphs", image=image)
     with pytest.raises(VlmEdgeError) as caught:

@@ -20,7 +20,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"question": "is there a dog", "answer": "no"},
     ],
 }
-"""What lines of each kind hold beside the image's name."""
+"""The keys of a line of each kind, beside the image's name."""
 CLASSES = {"labels": ["red", "blue"], "prompts": ["a {} shape"]}
 
 

@@ -52,7 +52,7 @@ def copied(model: Model) -> Model:
 
 
 def graph_of(model: Model) -> ir.Model:
-    """What a pass takes, which shares nothing with ``model``."""
+    """A copy for a pass, which shares nothing with ``model``."""
     return ir.from_proto(copied(model))
 
 

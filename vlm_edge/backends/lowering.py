@@ -67,7 +67,7 @@ class Lowering(ABC):
 
     @abstractmethod
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
-        """What writes a graph in ``scheme``; ``model`` has its Q/DQ pairs where the scheme is :data:`STATIC`."""
+        """Passes that write a graph in ``scheme``; ``model`` has its Q/DQ pairs where the scheme is :data:`STATIC`."""
 
     def check(self, path: Path) -> None:  # noqa: B027 - most engines have no rules of their own
         """Nothing, if the engine takes the graph.

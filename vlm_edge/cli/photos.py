@@ -1,4 +1,4 @@
-"""What ``vlm-edge answer`` is asked about: one photo, or those of a folder, a pattern, a JSON Lines file, or stdin."""
+"""The photos that ``vlm-edge answer`` is asked about: one, or those of a folder, a pattern, JSON Lines, stdin."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Describe = Callable[[Sequence[VariantRecord], str | None], RunRecord]
 
 
 class RunFolder:
-    """What one run writes. ``variants`` are those that were measured so far."""
+    """The record that one run writes. ``variants`` are those that were measured so far."""
 
     def __init__(self, folder: Path, describe: Describe, measured: Callable[[RunRecord], None] | None) -> None:
         self.folder = folder

@@ -43,7 +43,7 @@ from vlm_edge.files import environment_fault, leftovers, remove, write_atomicall
 
 
 class StageRecord(BaseModel):
-    """What the store knows of one finished stage run; ``key`` is the hash of ``identity``."""
+    """The store's record of one finished stage run; ``key`` is the hash of ``identity``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

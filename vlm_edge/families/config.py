@@ -15,7 +15,7 @@ MERGE_HINT = (
     "merge it once, with peft: model = peft.PeftModel.from_pretrained(MODEL_CLASS.from_pretrained(BASE), ADAPTER); "
     "model.merge_and_unload().save_pretrained(NEW_FOLDER); and copy the base's tokenizer and processor files there"
 )
-"""How an adapter of PEFT becomes a checkpoint."""
+"""The way from an adapter of PEFT to a checkpoint."""
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ SIDE_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "preprocessor_config.json",
     "processor_config.json", "video_preprocessor_config.json", "chat_template.json", "generation_config.json",
 )  # fmt: skip
-"""What transformers reads beside config.json; each is a JSON object."""
+"""Files that transformers reads beside config.json; each is a JSON object."""
 
 
 def check_side_files(folder: Path) -> None:

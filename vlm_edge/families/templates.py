@@ -19,11 +19,11 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.config import read_json_object
 
 SECONDS = 20
-"""How long a template may take for all of its texts; real ones take milliseconds."""
+"""Most time that a template may take for all of its texts; real ones take milliseconds."""
 BYTES = 512 << 20
-"""How much memory it may take, beside what the process has."""
+"""Most memory that it may take, beside the memory of the process."""
 LETTERS = 100_000
-"""How long one text may be."""
+"""Most characters of one text."""
 _DATE = "26 Jul 2024"
 """What templates that write today's date get, so that the same checkpoint gives the same bytes: Llama 3.2's default."""
 _HINT = "compare it with the one on the model's page"

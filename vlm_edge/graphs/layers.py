@@ -259,7 +259,7 @@ def _table_rows(node: ir.Node) -> Float | None:
 
 
 def _integer_output(node: ir.Node) -> IntegerOutput | None:
-    """What a QLinearConv writes (ONNX: ``y_scale`` and ``y_zero_point`` are its inputs 6 and 7)."""
+    """Scale and zero point of QLinearConv's output (ONNX: ``y_scale`` and ``y_zero_point`` are its inputs 6 and 7)."""
     if node.op_type != "QLinearConv":
         return None
     scale, zero_point = (constant(value) for value in node.inputs[6:8])

@@ -41,7 +41,7 @@ AGAIN = "copy or download it again"
 
 _CONVERTED_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"})
 _GREY = (128, (128, 128, 128))
-"""What libjpeg fills up with where a JPEG's data ends early."""
+"""The value that libjpeg fills up with where a JPEG's data ends early."""
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _FILLER = bytes(value % 251 for value in range(7, 4096 * 89, 89))
 """Entropy-coded data of no meaning, without a marker in it."""

@@ -146,7 +146,7 @@ Tiles = Annotated[AnyResTiles | SplitTiles | PatchGrid | CanvasTiles | PatchRows
 
 
 Transparency = Literal["white", "drop", "refuse"]
-"""What becomes of an image's alpha: composited on white, ignored, or refused where a pixel is not opaque."""
+"""Treatment of an image's alpha: composited on white, ignored, or refused where a pixel is not opaque."""
 
 
 class ImageProcessing(Frozen):

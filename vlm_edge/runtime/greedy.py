@@ -131,7 +131,7 @@ class GreedyDecoder:
         return rows
 
     def _most_new(self, given: int, max_new_tokens: int | None) -> int:
-        """How many tokens may follow ``given`` ones."""
+        """The number of tokens that may follow ``given`` ones."""
         generation = self._generation
         if max_new_tokens is not None:
             if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:

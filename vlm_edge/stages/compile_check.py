@@ -51,7 +51,7 @@ class ReferenceEngine:
         self._engine: Engine | None = engine
 
     def single_feeds(self) -> list[Feed]:
-        """What went in at batch 1."""
+        """Feeds of the runs at batch 1."""
         return [self.runs[position][0] for position in range(self.single_runs)]
 
     def infer(self, feed: Feed) -> dict[str, Array]:

@@ -29,7 +29,7 @@ VERSION = "1"
 LOOKED_AT = 200
 """Images of the test split whose headers are read to find the kinds (format, mode, orientation) that are in it."""
 IMAGES, OF_A_KIND = 8, 2
-"""How many images are compared, and of one kind while there are others."""
+"""Images that are compared in all, and of one kind while there are others."""
 ANSWERS = 4
 """Questions that are answered, or images that are embedded."""
 MAX_RELATIVE_ERROR = 1e-2

@@ -26,7 +26,7 @@ _ACTIVATIONS = (
     "Softsign Swish Tanh ThresholdedRelu"
 )
 ACTIVATIONS = frozenset(_ACTIVATIONS.split())
-"""What TensorRT fuses with the weighted layer before it."""
+"""Operators that TensorRT fuses with the weighted layer before them."""
 
 QUANTIZABLE = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "Resize"})
 """Operators without weights that run in 8 bits when their output is quantized as well as their inputs."""

@@ -17,7 +17,7 @@ from vlm_edge.graphs.match import Quantizer, is_activation_pair, is_integer, qua
 from vlm_edge.graphs.ops import SHAPE_OPERATORS, weight_axis
 
 SCORE_OPERATORS = SHAPE_OPERATORS | {"Add", "Mul", "Div", "Where", "Cast", "Clip"}
-"""What stands between attention's first product and its Softmax: the scale and the mask."""
+"""Operators between attention's first product and its Softmax: the scale and the mask."""
 
 
 class TensorRtForm(ir.passes.InPlacePass):
