@@ -50,6 +50,7 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test aarch64
 	$(BIN)/pytest -m slow
+	$(TEST_ENV) $(BIN)/pytest --hypothesis-profile=random $$(grep -rlE "from hypothesis import" tests)
 
 aarch64: $(VENV)/.test
 	$(BIN)/python tests/support/aarch64.py
