@@ -118,7 +118,7 @@ def export(checkpoint: Path) -> dict[str, Any]:
     import torch
     import transformers
 
-    import vlm_edge.families.checkpoint
+    import vlm_edge.families.loading
     import vlm_edge.stages.export_composed
     import vlm_edge.stages.export_graph  # noqa: F401
     from vlm_edge.core.artifact import Artifact, ArtifactKind

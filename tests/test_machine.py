@@ -140,7 +140,7 @@ def test_the_affinity_mask_bounds_every_engine_and_torch() -> None:
 def test_a_quota_bounds_sessions_and_torch(proc: Path, tiny_clip: Path) -> None:
     import torch
 
-    from vlm_edge.families.checkpoint import load_checkpoint
+    from vlm_edge.families.loading import load_checkpoint
 
     write(mount_2(proc, "/") / "cpu.max", "200000 100000\n")
     assert session_options(32, OnnxRuntimeOptions()).intra_op_num_threads == 2

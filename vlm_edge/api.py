@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vlm_edge.checked import faults_of, place_in
+from vlm_edge.checkpoints.sources import resolve_model
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact, digest_folder
 from vlm_edge.core.budget import Budgets, Judgement
 from vlm_edge.core.gate import (
@@ -50,7 +51,6 @@ from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.evaluation.resolution import budget_faults
 from vlm_edge.evaluation.stage_metric import DrawnMetric
-from vlm_edge.families.sources import resolve_model
 from vlm_edge.files import whole_folder
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import Transparency, read_manifest
@@ -95,7 +95,7 @@ def _check_task(task: TaskSpec) -> None:
 
 
 def _check_model(ref: str) -> None:
-    from vlm_edge.families.config import read_config
+    from vlm_edge.checkpoints.config import read_config
 
     read_config(resolve_model(ref))
 
@@ -123,8 +123,8 @@ def _check_named(recipe: Recipe, progress: Progress) -> list[str]:
     Raises:
         RecipeError: the model can't do the task or what a stage does to it, or the data lack what a stage reads.
     """
-    from vlm_edge.families.checkpoint import find_family
-    from vlm_edge.families.config import read_config
+    from vlm_edge.checkpoints.config import read_config
+    from vlm_edge.families.loading import find_family
 
     folder, splits = resolve_model(recipe.model), read_dataset_manifest(recipe.task.data).splits
     family = find_family(folder, read_config(folder))

@@ -31,7 +31,7 @@ def test_the_page_s_stage_rounds_a_checkpoint(
 ) -> None:
     import torch
 
-    from vlm_edge.families.checkpoint import load_checkpoint
+    from vlm_edge.families.loading import load_checkpoint
 
     monkeypatch.setattr(api, "STAGES", {module.SPEC.name: module.SPEC})
     facts = api.run_stage("round", {"bits": 8}, tiny_blip, tmp_path / "out")

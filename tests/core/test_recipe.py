@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from toy_toolbox import RECIPE, toy_toolbox, write_recipe
 
+from vlm_edge.checkpoints.sources import resolve_model
 from vlm_edge.core.recipe import OnMiss, Recipe, read_recipe
 from vlm_edge.errors import RecipeError, VlmEdgeError
-from vlm_edge.families.sources import resolve_model
 
 
 def read(path: Path) -> Recipe:

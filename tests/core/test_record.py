@@ -22,8 +22,8 @@ def edited(folder: Path, *place: str | int, value: str) -> Path:
     inner: Any = record
     for key in place[:-1]:
         inner = inner[key]
-    inner[place[-1]] = "@@"
-    file.write_text(json.dumps(record).replace('"@@"', value))
+    inner[place[-1]] = ""
+    file.write_text(json.dumps(record).replace('""', value))
     return folder
 
 

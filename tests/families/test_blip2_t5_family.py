@@ -13,8 +13,8 @@ from tiny_blip2_t5 import TOKENS, checkpoint_of
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.families.t5 import RelativeBias
+from vlm_edge.families.loading import load_checkpoint
+from vlm_edge.families.parts.t5 import RelativeBias
 from vlm_edge.runtime import VqaPipeline
 
 SUBJECTS = ["BLIP-2, T5"]

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+from vlm_edge.families.loading import load_checkpoint, save_checkpoint
 from vlm_edge.runtime import CaptioningPipeline, load_pipeline
 from vlm_edge.surgery.heads import prune_heads
 

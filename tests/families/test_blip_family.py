@@ -15,13 +15,13 @@ from family_checkpoints import SEP, Exported, photos
 from tiny_blip import TOKENS
 from torch import Tensor
 
+from vlm_edge.checkpoints.generation_settings import MAX_NEW_TOKENS
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.blip_components import Decoder, TextEncoder
-from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.families.generation import MAX_NEW_TOKENS
+from vlm_edge.families.loading import load_checkpoint
+from vlm_edge.families.parts.blip_components import Decoder, TextEncoder
 from vlm_edge.processing.manifest import Generation, ImageProcessing
 
 SUBJECTS = ["BLIP, questions"]

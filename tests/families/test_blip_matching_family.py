@@ -22,7 +22,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import MatchingPipeline, load_pipeline
 from vlm_edge.runtime.pipeline import build_pipeline, load_engines

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlm_edge.families.base import TrainingBatch
-from vlm_edge.families.blip_components import Decoder, TextEncoder
-from vlm_edge.families.blip_training import answer_logits, question_slots
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
+from vlm_edge.families.parts.blip_components import Decoder, TextEncoder
+from vlm_edge.families.parts.blip_training import answer_logits, question_slots
 
 IMAGES, TOKENS = 4, 6
 

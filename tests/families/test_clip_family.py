@@ -17,7 +17,7 @@ from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 
 SUBJECTS = ["CLIP"]
 FAMILY = FAMILIES["clip"]

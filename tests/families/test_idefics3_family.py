@@ -18,7 +18,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
-from vlm_edge.processing.pictures import picture_of
+from vlm_edge.processing.image_inputs import picture_of
 from vlm_edge.runtime import Request
 
 SUBJECTS = ["Idefics3", "SmolVLM"]

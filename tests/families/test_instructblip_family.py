@@ -16,7 +16,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
-from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+from vlm_edge.families.loading import load_checkpoint, save_checkpoint
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime import Request
 

@@ -14,7 +14,7 @@ from transformers import dynamic_module_utils
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+from vlm_edge.families.loading import load_checkpoint, save_checkpoint
 from vlm_edge.stages.export import ExportConfig, run
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole, AttentionSite
-from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+from vlm_edge.families.loading import load_checkpoint, save_checkpoint
 from vlm_edge.surgery.heads import head_importance, mask_heads, prune_heads
 
 FAMILY: Any = FAMILIES["mllama"]

@@ -15,9 +15,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.image_inputs import picture_of
 from vlm_edge.processing.manifest import PatchGrid
 from vlm_edge.processing.patches import fitting_size, grid_positions
-from vlm_edge.processing.pictures import picture_of
 from vlm_edge.runtime import Request
 
 SUBJECTS = ["Qwen2-VL", "Qwen2.5-VL"]

@@ -15,8 +15,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
-from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.processing.pictures import image_inputs
+from vlm_edge.families.loading import load_checkpoint
+from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.runtime import DualEncoderPipeline
 
 SUBJECTS = ["SigLIP 2 NaFlex"]

@@ -21,7 +21,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families import FAMILIES
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime import DualEncoderPipeline, load_pipeline

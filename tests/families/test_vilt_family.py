@@ -17,9 +17,9 @@ from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcesso
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
+from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.processing.manifest import read_manifest
-from vlm_edge.processing.pictures import image_inputs
 from vlm_edge.runtime import AnswerHeadPipeline
 
 SUBJECTS = ["ViLT, questions"]

@@ -24,7 +24,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import CaptioningPipeline
 from vlm_edge.surgery.heads import prune_heads

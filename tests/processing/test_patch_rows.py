@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 
+from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.processing.manifest import ImageProcessing, PatchRows
 from vlm_edge.processing.patch_rows import filling_size, most_patches
-from vlm_edge.processing.pictures import image_inputs
 
 
 def test_filling_sizes_are_transformers() -> None:

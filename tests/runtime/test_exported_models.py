@@ -16,7 +16,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind  # noqa: E402
 from vlm_edge.core.stage import StageInputs, StageWork  # noqa: E402
 from vlm_edge.core.target import Target  # noqa: E402
 from vlm_edge.engines import engine_available  # noqa: E402
-from vlm_edge.families.checkpoint import load_checkpoint  # noqa: E402
+from vlm_edge.families.loading import load_checkpoint  # noqa: E402
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline  # noqa: E402
 from vlm_edge.stages import compile  # noqa: E402
 

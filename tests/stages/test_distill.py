@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file, digest_folder, folder_size_bytes
 from vlm_edge.core.stage import SilentProgress, StageInputs, StageWork, TaskSpec, Ticker
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
+from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from vlm_edge.stages import distill, distill_forecast, training
 from vlm_edge.stages.distill import Augmentation, DistillConfig, student_config
 from vlm_edge.stages.distill_targets import RecordedTeacher, Teacher, hold_out, record_teacher

@@ -19,14 +19,14 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.families.surgery import apply_surgery
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import TensorSpec, read_manifest
 from vlm_edge.stages.export import SPEC, ExportConfig, run
 from vlm_edge.stages.export_check import Difference, check_component, load_graph
 from vlm_edge.stages.export_composed import check_pipeline, torch_says
 from vlm_edge.stages.export_graph import check_graph, export_component
 from vlm_edge.stages.export_references import resized, size_sets, torch_references
+from vlm_edge.surgery.replay import apply_surgery
 
 CPU = ["CPUExecutionProvider"]
 

@@ -13,7 +13,7 @@ from tiny_families import TINY
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import Component
 from vlm_edge.stages.export import ExportConfig, _manifest, run
 from vlm_edge.stages.export_ids import check_ids

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlm_edge.checkpoints.weights import load_weights, read_weights
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.checkpoint import load_checkpoint
-from vlm_edge.families.weights import load_weights, read_weights
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.graphs import files
 from vlm_edge.stages.export import ExportConfig, run
 from vlm_edge.stages.export_check import check_component, load_graph, new_objects_only, return_freed_memory
@@ -141,7 +141,7 @@ def test_weights_go_beside_the_graphs_and_the_model_before_one_is_loaded(
         return load_graph(*arguments)
 
     monkeypatch.setattr(files, "EXTERNAL_DATA_BYTES", 0)
-    monkeypatch.setattr("vlm_edge.families.checkpoint.load_checkpoint", loading)
+    monkeypatch.setattr("vlm_edge.families.loading.load_checkpoint", loading)
     monkeypatch.setattr("vlm_edge.stages.export_check.load_graph", opening)
     work = StageWork(out=tmp_path / "out", scratch=tmp_path / "scratch")
     work.out.mkdir()

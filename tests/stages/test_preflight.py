@@ -16,10 +16,10 @@ from tiny_bench import write_task
 from tiny_families import TINY
 
 from vlm_edge.api import check_recipe
+from vlm_edge.checkpoints.processors import MOST_STEPS, picture_difference
 from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.families import FAMILIES
-from vlm_edge.families.processors import MOST_STEPS, picture_difference
 from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import read_manifest, write_manifest
 from vlm_edge.stages.preflight import Preflight, check_answers

@@ -19,7 +19,7 @@ from vlm_edge.core.artifact import checkpoint_artifact, digest_folder
 from vlm_edge.core.stage import StageInputs, StageWork, TaskSpec
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, TrainingBatch
-from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint, save_checkpoint
+from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from vlm_edge.stages import head_pruning
 from vlm_edge.stages.prune import SPEC, PruneConfig, Recovery
 from vlm_edge.stages.training_data import load_training_set

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vlm_edge.core.stage import StageWork, TaskSpec, Ticker
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.stages import training_data
 from vlm_edge.stages.training import Minibatch, WeightAverage, cache_features, learning_rate_factor, train

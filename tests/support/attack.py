@@ -224,7 +224,7 @@ def change_checkpoint(folder: Path, draw: random.Random) -> str:
 
 def load(folder: Path) -> Any:
     """All that an export reads of a checkpoint, and one forward's worth of weights."""
-    from vlm_edge.families.checkpoint import load_checkpoint
+    from vlm_edge.families.loading import load_checkpoint
 
     source = folder / "checkpoint"
     loaded = load_checkpoint(source)
@@ -300,7 +300,7 @@ def use_record(folder: Path) -> str:
     return command(folder, "gate", str(folder / "runs" / "toy"))
 
 
-TORCH = ("torch", "transformers", "vlm_edge.families.checkpoint", "vlm_edge.families.table", "vlm_edge.zoo.create")
+TORCH = ("torch", "transformers", "vlm_edge.families.loading", "vlm_edge.families.table", "vlm_edge.zoo.create")
 ATTACKS: dict[str, Attack] = {
     "recipe": Attack(build_recipe, change_recipe, check, TORCH),
     "data": Attack(build_recipe, change_data, check, TORCH),

@@ -16,7 +16,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork
 from vlm_edge.engines import load_engine
 from vlm_edge.engines.base import Engine
-from vlm_edge.families.checkpoint import LoadedCheckpoint, load_checkpoint
+from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint
 from vlm_edge.runtime import load_pipeline
 from vlm_edge.runtime.pipeline import build_pipeline
 from vlm_edge.stages.export import ExportConfig, run

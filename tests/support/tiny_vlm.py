@@ -14,7 +14,7 @@ from family_checkpoints import Exported
 from PIL import Image
 from torch import nn
 
-from vlm_edge.processing.pictures import picture_of
+from vlm_edge.processing.image_inputs import picture_of
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime import Request
 from vlm_edge.runtime.generate import prompt_text

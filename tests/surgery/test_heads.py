@@ -145,7 +145,7 @@ def test_pruning_in_float32_is_within_1e_5_of_masking() -> None:
 @pytest.mark.parametrize("role", [AttentionRole.SELF, AttentionRole.CROSS])
 @torch.no_grad()
 def test_every_attention_of_a_transformers_blip_prunes_to_the_masked_model(tiny_blip: Path, role: str) -> None:
-    from vlm_edge.families.checkpoint import load_checkpoint
+    from vlm_edge.families.loading import load_checkpoint
 
     loaded = load_checkpoint(tiny_blip)
     model: Any = loaded.model.double()

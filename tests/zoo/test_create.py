@@ -11,7 +11,7 @@ import transformers
 
 from vlm_edge.core.artifact import digest_folder
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import load_checkpoint
+from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.zoo import MODELS, SIZES, STUDENT_WEIGHTS, ZOO
 from vlm_edge.zoo.create import create

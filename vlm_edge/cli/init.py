@@ -106,9 +106,9 @@ def init(
 
 def _describe(model: str) -> tuple[str, str, tuple[str, ...]]:
     """Architecture, pipeline and task kinds of a model, from its config.json."""
-    from vlm_edge.families.checkpoint import find_family
-    from vlm_edge.families.config import read_config
-    from vlm_edge.families.sources import resolve_model
+    from vlm_edge.checkpoints.config import read_config
+    from vlm_edge.checkpoints.sources import resolve_model
+    from vlm_edge.families.loading import find_family
 
     folder = resolve_model(model)
     config = read_config(folder)

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vlm_edge.checked import place_of
+from vlm_edge.checkpoints.processors import processed_pixels
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError, short, shown
-from vlm_edge.families.processors import processed_pixels
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers import BlipConfig, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.generation_settings import read_settings
+from vlm_edge.checkpoints.processors import encode_texts, read_image_processing, read_text_processing
 from vlm_edge.data.dataset import Sample
-from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.blip_components import Decoder, text_encoder_export, vision_encoder_export
-from vlm_edge.families.blip_training import answer_logits
-from vlm_edge.families.cached_decoder import decoder_export
-from vlm_edge.families.config import read_config
-from vlm_edge.families.generation import read_settings
-from vlm_edge.families.processors import encode_texts, read_image_processing, read_text_processing
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.blip_components import Decoder, text_encoder_export, vision_encoder_export
+from vlm_edge.families.parts.blip_training import answer_logits
+from vlm_edge.families.parts.cached_decoder import decoder_export
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 IGNORE_INDEX = -100

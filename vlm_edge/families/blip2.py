@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlm_edge.checkpoints.pretrained import load_tokenizer
+from vlm_edge.checkpoints.processors import read_image_processing
+from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, AttentionSite, Family
-from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.generate import LanguageFamily, fused_attention
-from vlm_edge.families.llm import Decoder, self_attention_sites
-from vlm_edge.families.opt import OptDecoder
-from vlm_edge.families.pretrained import load_tokenizer
-from vlm_edge.families.processors import read_image_processing
+from vlm_edge.families.parts.language_family import LanguageFamily, fused_attention
+from vlm_edge.families.parts.llm import Decoder, self_attention_sites
+from vlm_edge.families.parts.opt import OptDecoder
 from vlm_edge.processing.manifest import ImageProcessing, Prompt
 
 _PROBES = ("what is it?", " Two words")

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.generation_settings import read_generation
+from vlm_edge.checkpoints.processors import read_image_processing, read_text_processing
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.blip2 import ImageStates, QFormer, qformer_sites
-from vlm_edge.families.cached_decoder import (
+from vlm_edge.families.florence2 import MASK, MEMORY_TOKENS
+from vlm_edge.families.parts.cached_decoder import (
     BATCH,
     MEMORY,
     CachedLayer,
@@ -25,12 +29,8 @@ from vlm_edge.families.cached_decoder import (
     cross_shapes,
     decoder_export,
 )
-from vlm_edge.families.config import read_config
-from vlm_edge.families.florence2 import MASK, MEMORY_TOKENS
-from vlm_edge.families.generate import fused_attention
-from vlm_edge.families.generation import read_generation
-from vlm_edge.families.processors import read_image_processing, read_text_processing
-from vlm_edge.families.t5 import T5Decoder, T5Encoder
+from vlm_edge.families.parts.language_family import fused_attention
+from vlm_edge.families.parts.t5 import T5Decoder, T5Encoder
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 PROMPT = "Question: {input} Answer:"

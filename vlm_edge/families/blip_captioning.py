@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipConfig, BlipForConditionalGeneration
 
+from vlm_edge.checkpoints.processors import encode_texts
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families.base import ComponentExport, TrainingBatch
 from vlm_edge.families.blip import IGNORE_INDEX, BlipVqa
-from vlm_edge.families.blip_components import decoder_parts
-from vlm_edge.families.cached_decoder import BATCH, CachedDecoder, cross_key_values, cross_shapes, decoder_export
-from vlm_edge.families.processors import encode_texts
+from vlm_edge.families.parts.blip_components import decoder_parts
+from vlm_edge.families.parts.cached_decoder import BATCH, CachedDecoder, cross_key_values, cross_shapes, decoder_export
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind
 
 

@@ -17,14 +17,14 @@ from torch.nn.functional import normalize
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.attention_sites import named_sites
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.processors import read_image_processing, read_text_processing
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.blip_components import QUESTION_TOKENS, question
-from vlm_edge.families.cached_decoder import BATCH
-from vlm_edge.families.config import read_config
-from vlm_edge.families.processors import read_image_processing, read_text_processing
-from vlm_edge.families.text_decoders import bert_attention
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.blip_components import QUESTION_TOKENS, question
+from vlm_edge.families.parts.cached_decoder import BATCH
+from vlm_edge.families.parts.text_decoders import bert_attention
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 LABELS = ("no match", "match")

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval
 from transformers.models.bridgetower.image_processing_pil_bridgetower import BridgeTowerImageProcessorPil
 
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.attention_sites import named_sites
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.processors import image_processing_of, load_image_processor, read_text_processing
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.config import read_config
-from vlm_edge.families.processors import image_processing_of, load_image_processor, read_text_processing
-from vlm_edge.families.text_decoders import bert_attention
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.text_decoders import bert_attention
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 BATCH, TOKENS = 2, 7

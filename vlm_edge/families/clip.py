@@ -12,14 +12,19 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from vlm_edge.checkpoints import open_clip
+from vlm_edge.checkpoints.config import read_config, read_json_object
+from vlm_edge.checkpoints.processors import (
+    encode_texts,
+    image_processing_of,
+    read_image_processing,
+    read_text_processing,
+)
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families import open_clip
-from vlm_edge.families.attention_masks import additive_mask, visible_past, visible_tokens
-from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.config import read_config, read_json_object
-from vlm_edge.families.processors import encode_texts, image_processing_of, read_image_processing, read_text_processing
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
 BATCH, TOKENS = 2, 7

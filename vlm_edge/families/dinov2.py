@@ -11,9 +11,9 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite
-from vlm_edge.families.vision_tower import VisionTower
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.vision_family import VisionTower
 from vlm_edge.processing.manifest import ImageProcessing
 
 

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.generation_settings import read_generation
+from vlm_edge.checkpoints.processors import read_image_processing, read_text_processing
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.cached_decoder import (
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.cached_decoder import (
     BATCH,
     MEMORY,
     CachedLayer,
@@ -29,10 +32,7 @@ from vlm_edge.families.cached_decoder import (
     cross_shapes,
     decoder_export,
 )
-from vlm_edge.families.config import read_config
-from vlm_edge.families.generation import read_generation
-from vlm_edge.families.processors import read_image_processing, read_text_processing
-from vlm_edge.families.text_decoders import BartEmbeddings, BartLayer, bart_encoded
+from vlm_edge.families.parts.text_decoders import BartEmbeddings, BartLayer, bart_encoded
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 MASK, MEMORY_TOKENS = "encoder_attention_mask", "memory_tokens"
@@ -100,7 +100,7 @@ class Florence2(Family):
         if settings.text_config.model_type != "bart":
             raise VlmEdgeError(
                 f"config.json: text_config: {settings.text_config.model_type!r} can't be exported; known: bart",
-                "add how its layers compute to vlm_edge/families/text_decoders.py",
+                "add how its layers compute to vlm_edge/families/parts/text_decoders.py",
             )
         model: nn.Module = Florence2ForConditionalGeneration(settings)
         return model

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from transformers import IdeficsConfig, IdeficsForVisionText2Text
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
+from vlm_edge.checkpoints.pretrained import load_tokenizer
+from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.families.base import AttentionSite, ComponentExport
-from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.gated_cross import (
+from vlm_edge.families.parts.gated_cross import (
     CrossKeyValues,
     GatedCrossLayer,
     GatedDecoder,
@@ -28,10 +30,8 @@ from vlm_edge.families.gated_cross import (
     gated_cross_sites,
     gated_decoder_export,
 )
-from vlm_edge.families.generate import LanguageFamily
-from vlm_edge.families.pretrained import load_tokenizer
-from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
-from vlm_edge.families.vision_towers import vision_encoder_export
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.parts.tower_states import vision_encoder_export
 from vlm_edge.processing.manifest import ImageProcessing
 from vlm_edge.processing.picture import Picture
 

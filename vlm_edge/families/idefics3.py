@@ -23,9 +23,9 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.generate import LanguageFamily
-from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.families.parts.language_family import LanguageFamily
 from vlm_edge.processing.manifest import ImageProcessing, SplitTiles
 from vlm_edge.processing.picture import Picture
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
+from vlm_edge.checkpoints.processors import read_text_processing
+from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.blip2 import Blip2
-from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.processors import read_text_processing
-from vlm_edge.families.vision_towers import IMAGES
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.tower_states import IMAGES
 from vlm_edge.processing.manifest import Prompt
 
 TOKENIZER_FOLDER = "qformer_tokenizer"

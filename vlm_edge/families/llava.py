@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlm_edge.families.chat import MAX_IMAGES
-from vlm_edge.families.generate import LanguageFamily
-from vlm_edge.families.processors import read_image_processing
-from vlm_edge.families.vision_towers import TowerStates
+from vlm_edge.checkpoints.processors import read_image_processing
+from vlm_edge.checkpoints.prompt import MAX_IMAGES
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.parts.tower_states import TowerStates
 from vlm_edge.processing.manifest import ImageProcessing
 
 VICUNA = tuple(f"USER: {'<image>' * images}\n{{question}} ASSISTANT:" for images in range(MAX_IMAGES + 1))

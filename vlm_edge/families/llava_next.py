@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.llava import Llava
-from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing
 from vlm_edge.processing.picture import Picture
 

@@ -19,9 +19,10 @@ from torch.nn.functional import pad
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from vlm_edge.families.attention_masks import MASKED
+from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.families.base import AttentionSite, ComponentExport
-from vlm_edge.families.gated_cross import (
+from vlm_edge.families.parts.attention_masks import MASKED
+from vlm_edge.families.parts.gated_cross import (
     CrossKeyValues,
     GatedCrossLayer,
     GatedDecoder,
@@ -30,8 +31,7 @@ from vlm_edge.families.gated_cross import (
     gated_cross_sites,
     gated_decoder_export,
 )
-from vlm_edge.families.generate import LanguageFamily
-from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.families.parts.language_family import LanguageFamily
 from vlm_edge.processing.manifest import CanvasTiles, ImageProcessing
 from vlm_edge.processing.picture import Picture
 

@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
-from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite
-from vlm_edge.families.vision_tower import VisionTower
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.vision_family import VisionTower
 from vlm_edge.students.mobilevit_patches import use_rows_of_channels
 
 

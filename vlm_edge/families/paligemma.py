@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
+from vlm_edge.checkpoints.processors import read_image_processing
+from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.chat import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.generate import LanguageFamily
 from vlm_edge.families.llava import Projector
-from vlm_edge.families.llm import BATCH, NEW, PAST, Decoder, causal_visible, decoder_export
-from vlm_edge.families.processors import read_image_processing
-from vlm_edge.families.vision_towers import TowerStates
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.parts.llm import BATCH, NEW, PAST, Decoder, causal_visible, decoder_export
+from vlm_edge.families.parts.tower_states import TowerStates
 from vlm_edge.processing.manifest import TOTAL, ImageProcessing
 
 

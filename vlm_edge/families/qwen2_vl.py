@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlm_edge.families.attention_masks import additive_mask
+from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.generate import LanguageFamily
-from vlm_edge.families.llm import Decoder, attend, decoder_export, join_heads, rotate
-from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.families.parts.attention_masks import additive_mask
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.parts.llm import Decoder, attend, decoder_export, join_heads, rotate
 from vlm_edge.processing.manifest import ImageProcessing, PatchGrid
 from vlm_edge.processing.picture import Picture
 

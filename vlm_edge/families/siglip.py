@@ -14,13 +14,13 @@ from torch.nn.functional import normalize
 from transformers import SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.processors import TOKENIZER_NAME, check_tokens, read_text_processing
+from vlm_edge.checkpoints.spiece import MODEL_NAME, siglip_tokenizer
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import TrainingBatch
 from vlm_edge.families.clip import Clip
-from vlm_edge.families.config import read_config
-from vlm_edge.families.processors import TOKENIZER_NAME, check_tokens, read_text_processing
-from vlm_edge.families.spiece import MODEL_NAME, siglip_tokenizer
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
 from vlm_edge.processing.manifest import TextProcessing
 
 

@@ -16,14 +16,14 @@ from torch.nn.functional import linear, normalize
 from transformers import Siglip2Config, Siglip2Model
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.base import ComponentExport, TrainingBatch
-from vlm_edge.families.cached_decoder import attention, split_heads
 from vlm_edge.families.clip import BATCH
-from vlm_edge.families.config import read_config
-from vlm_edge.families.patch_positions import antialiased_weights, resized_positions
-from vlm_edge.families.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.cached_decoder import attention, split_heads
+from vlm_edge.families.parts.patch_positions import antialiased_weights, resized_positions
 from vlm_edge.families.siglip import Siglip
 from vlm_edge.processing.manifest import ImageProcessing, PatchRows
 

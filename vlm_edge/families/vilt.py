@@ -20,19 +20,19 @@ from torch.nn.functional import linear, pad
 from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.attention_sites import named_sites
-from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.cached_decoder import attention, split_heads
-from vlm_edge.families.config import read_config
-from vlm_edge.families.patch_positions import corner_weights, resized_positions
-from vlm_edge.families.processors import (
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.processors import (
     checked_pictures,
     load_image_processor,
     pixel_settings,
     read_text_processing,
 )
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.cached_decoder import attention, split_heads
+from vlm_edge.families.parts.patch_positions import corner_weights, resized_positions
 from vlm_edge.processing.manifest import ImageProcessing, PatchRows, PipelineKind, TextProcessing
 from vlm_edge.processing.patch_rows import cut_patches, most_patches
 

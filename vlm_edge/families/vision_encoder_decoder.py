@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.generation_settings import read_generation
+from vlm_edge.checkpoints.processors import read_image_processing, read_text_processing
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_sites import named_sites
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.cached_decoder import BATCH, CachedLayer, cross_key_values, cross_shapes, decoder_export
-from vlm_edge.families.config import read_config
-from vlm_edge.families.generation import read_generation
-from vlm_edge.families.processors import read_image_processing, read_text_processing
-from vlm_edge.families.text_decoders import decoder_of
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.cached_decoder import BATCH, CachedLayer, cross_key_values, cross_shapes, decoder_export
+from vlm_edge.families.parts.text_decoders import decoder_of
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
 ENCODERS = ("beit", "deit", "vit")

@@ -12,8 +12,8 @@ from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.attention_masks import additive_mask, visible_tokens
 from vlm_edge.families.clip import Clip
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
 
 VISION_MODELS = ("clip_vision_model", "deit", "vit")
 TEXT_MODELS = ("bert", "roberta", "xlm-roberta")

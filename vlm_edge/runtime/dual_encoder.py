@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.processing.images import ImageSource, read_images
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.processing.pictures import image_inputs
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches, joined, require, require_text, softmax
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vlm_edge.engines.base import Array, Engine
+from vlm_edge.processing.image_inputs import picture_embeds, picture_of
 from vlm_edge.processing.images import ImageSource, read_image
 from vlm_edge.processing.manifest import ImageProcessing, Prompt
 from vlm_edge.processing.picture import Picture
-from vlm_edge.processing.pictures import picture_embeds, picture_of
 from vlm_edge.processing.text import Ids
 
 TILES_AT_ONCE = 2

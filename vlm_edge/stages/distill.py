@@ -24,7 +24,7 @@ from vlm_edge.zoo import STUDENT_WEIGHTS
 if TYPE_CHECKING:
     from torch import nn
 
-    from vlm_edge.families.checkpoint import LoadedCheckpoint
+    from vlm_edge.families.loading import LoadedCheckpoint
     from vlm_edge.stages.distill_targets import Teacher
     from vlm_edge.stages.training_data import TrainingSet
     from vlm_edge.students.mobilevit import MobileViTStudent
@@ -125,10 +125,10 @@ def prepare(config: DistillConfig, inputs: StageInputs, work: StageWork, samples
     """Put the student into the model, and load so many questions; ``work.facts`` says what the student starts from."""
     import torch
 
-    from vlm_edge.families.checkpoint import load_checkpoint
-    from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
+    from vlm_edge.families.loading import load_checkpoint
     from vlm_edge.stages.distill_targets import Teacher
     from vlm_edge.stages.training_data import load_training_set
+    from vlm_edge.surgery.replay import SURGERY_NAME, apply_surgery
 
     assert inputs.teacher is not None
     assert inputs.task is not None
@@ -159,7 +159,7 @@ def prepare(config: DistillConfig, inputs: StageInputs, work: StageWork, samples
 
 def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
     """Replace and train the vision tower; ``work.facts`` says what it started from and what came of it."""
-    from vlm_edge.families.checkpoint import save_checkpoint
+    from vlm_edge.families.loading import save_checkpoint
     from vlm_edge.stages.distill_targets import hold_out, record_teacher
     from vlm_edge.stages.distill_terms import DistillationTerms, agreement
     from vlm_edge.stages.training import train
@@ -224,8 +224,8 @@ def faults(config: DistillConfig, named: Named) -> list[tuple[str, str]]:
     """What the model's outline tells: whether its vision tower can be replaced, and the rest be trained."""
     import torch
 
-    from vlm_edge.families.checkpoint import outline_checkpoint
-    from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
+    from vlm_edge.families.loading import outline_checkpoint
+    from vlm_edge.surgery.replay import SURGERY_NAME, apply_surgery
 
     try:
         outline = outline_checkpoint(named.model)

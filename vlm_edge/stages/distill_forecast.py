@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlm_edge.core.stage import StageInputs, StageWork, TrainingCost
 from vlm_edge.data import load_dataset
-from vlm_edge.families.checkpoint import save_checkpoint
+from vlm_edge.families.loading import save_checkpoint
 from vlm_edge.stages.distill import DistillConfig, prepare
 from vlm_edge.stages.distill_targets import RecordedTeacher, record_teacher
 from vlm_edge.stages.distill_terms import DistillationTerms

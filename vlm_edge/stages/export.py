@@ -14,7 +14,7 @@ from vlm_edge.errors import VlmEdgeError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vlm_edge.families.checkpoint import LoadedCheckpoint
+    from vlm_edge.families.loading import LoadedCheckpoint
     from vlm_edge.processing.manifest import Component, Generation, PipelineManifest
     from vlm_edge.stages.export_answers import Answer
     from vlm_edge.stages.export_composed import Outputs
@@ -114,8 +114,8 @@ def _by_torch(
 ) -> tuple[PipelineManifest, list[Answer] | Outputs]:
     """All that needs the model, which is in memory no longer than this takes: what each graph must give, what all of
     them together must answer, and the graphs, last because torch.onnx leaves 0.3 GB behind."""
-    from vlm_edge.families.checkpoint import load_checkpoint
-    from vlm_edge.families.generate import fused_attention
+    from vlm_edge.families.loading import load_checkpoint
+    from vlm_edge.families.parts.language_family import fused_attention
     from vlm_edge.processing.manifest import Component
     from vlm_edge.stages.export_check import return_freed_memory
     from vlm_edge.stages.export_composed import torch_says

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vlm_edge.engines.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import LoadedCheckpoint
+from vlm_edge.families.loading import LoadedCheckpoint
+from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.processing.images import preprocess
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest
-from vlm_edge.processing.pictures import image_inputs
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime import AnswerHeadPipeline, CaptioningPipeline, DualEncoderPipeline, VqaPipeline
 from vlm_edge.runtime.batches import batches

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from vlm_edge.engines.base import Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.checkpoint import LoadedCheckpoint
-from vlm_edge.families.generate import LanguageFamily
+from vlm_edge.families.loading import LoadedCheckpoint
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.processing.image_inputs import picture_of
 from vlm_edge.processing.images import read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.picture import Picture
-from vlm_edge.processing.pictures import picture_of
 from vlm_edge.processing.text import TextEncoder
 from vlm_edge.runtime.batches import batches
 from vlm_edge.runtime.generate import GeneratePipeline, Request, prompt_text

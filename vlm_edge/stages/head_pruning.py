@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, AttentionSite, TrainingBatch
-from vlm_edge.families.checkpoint import LoadedCheckpoint
+from vlm_edge.families.loading import LoadedCheckpoint
 from vlm_edge.stages.prune import Recovery
 from vlm_edge.stages.training import Minibatch, autocast, cache_features, train, training_device
 from vlm_edge.stages.training_data import RowCache, TrainingSet

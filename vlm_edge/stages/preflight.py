@@ -78,9 +78,9 @@ def check_images(checkpoint: Path, task: TaskSpec, exported: ImageProcessing | N
     Raises:
         VlmEdgeError: an image's pixels differ by more than one step; the message names it and both classes.
     """
-    from vlm_edge.families.checkpoint import find_family
-    from vlm_edge.families.config import read_config
-    from vlm_edge.families.processors import MOST_STEPS
+    from vlm_edge.checkpoints.config import read_config
+    from vlm_edge.checkpoints.processors import MOST_STEPS
+    from vlm_edge.families.loading import find_family
     from vlm_edge.processing.images import read_image
 
     family = find_family(checkpoint, read_config(checkpoint))
@@ -119,8 +119,8 @@ def check_answers(
     Raises:
         VlmEdgeError: an answer, an embedding or a logit differs.
     """
-    from vlm_edge.families.checkpoint import load_checkpoint
-    from vlm_edge.families.generate import fused_attention
+    from vlm_edge.families.loading import load_checkpoint
+    from vlm_edge.families.parts.language_family import fused_attention
     from vlm_edge.processing.images import read_images
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.processing.text import TextEncoder
@@ -165,7 +165,7 @@ def _original_processor(checkpoint: Path) -> Any:
     """What ``AutoImageProcessor`` makes of a folder, with Pillow; None where it knows none."""
     from transformers import AutoImageProcessor
 
-    from vlm_edge.families.pretrained import load_pretrained
+    from vlm_edge.checkpoints.pretrained import load_pretrained
 
     try:
         return load_pretrained(AutoImageProcessor, checkpoint, "no image processor", "copy it again", backend="pil")
@@ -177,7 +177,7 @@ def _difference(path: Path, pixels: Pixels, family: Family, processor: Any, spec
     """How far the device's picture of an image is from the processor's, in steps of an 8-bit pixel."""
     from PIL import Image, ImageOps
 
-    from vlm_edge.families.processors import picture_difference
+    from vlm_edge.checkpoints.processors import picture_difference
 
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file)

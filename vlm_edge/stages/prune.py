@@ -69,7 +69,7 @@ def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
         VlmEdgeError: the model has no cross-attention, the fraction removes no head or a module's last one, or the
             pruned model is not the masked one.
     """
-    from vlm_edge.families.checkpoint import load_checkpoint, save_checkpoint
+    from vlm_edge.families.loading import load_checkpoint, save_checkpoint
     from vlm_edge.stages import head_pruning, training_data
 
     assert inputs.teacher is not None
@@ -111,7 +111,7 @@ def splits(config: PruneConfig) -> tuple[Literal["calibration", "train"], ...]:
 
 def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
     """What the model's outline tells: whether it has heads to remove, so many of them, and can be trained."""
-    from vlm_edge.families.checkpoint import outline_checkpoint
+    from vlm_edge.families.loading import outline_checkpoint
     from vlm_edge.stages import head_pruning
 
     try:

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from vlm_edge.checkpoints.weights import WEIGHTS_NAME, tied_aliases
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
-from vlm_edge.families.surgery import SURGERY_NAME, apply_surgery
-from vlm_edge.families.weights import WEIGHTS_NAME, tied_aliases
 from vlm_edge.files import whole_folder
+from vlm_edge.surgery.replay import SURGERY_NAME, apply_surgery
 from vlm_edge.zoo import SIZES
 from vlm_edge.zoo.tokenizer import SPECIAL_TOKENS, write_tokenizer
 

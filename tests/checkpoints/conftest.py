@@ -1,0 +1,3 @@
+"""Tests of checkpoints may name tiny models, as those of families do."""
+
+from subjects import checkpoint, pytest_generate_tests, subject  # noqa: F401

@@ -1,0 +1,1 @@
+"""Parts that several families share: language models, text decoders, vision towers, masks, attention sites."""

@@ -1,0 +1,313 @@
+"""The language model of a VLM as one graph for prefill and step, with a KV cache.
+
+Layers of the Llama line (Llama, Mistral, Qwen2, Gemma, Gemma2) differ in norms, biases, windows and caps, which the
+modules say themselves; :func:`check_language_model` lists the classes that this holds for. Attention is spelled out on
+the model's own Linears, whose shapes pruning may have changed.
+
+    softmax(scale q k^T + mask) v                    Vaswani et al. 2017, arXiv:1706.03762, equation 1
+    rotary positions                                 Su et al. 2021, arXiv:2104.09864, equation 34
+    queries that share keys and values in groups     Ainslie et al. 2023, arXiv:2305.13245
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
+from vlm_edge.families.parts.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.processing.manifest import TOTAL
+
+BATCH, NEW, PAST, IMAGE_TOKENS = 2, 4, 5, 3
+"""Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
+LANGUAGE_MODELS = (
+    "LlamaModel",
+    "MistralModel",
+    "Qwen2Model",
+    "Qwen2VLTextModel",
+    "Qwen2_5_VLTextModel",
+    "GemmaModel",
+    "Gemma2Model",
+)
+
+
+def check_language_model(language_model: nn.Module) -> None:
+    """Nothing, if this file knows how its layers compute.
+
+    Raises:
+        VlmEdgeError: it doesn't.
+    """
+    name = type(language_model).__name__
+    if name not in LANGUAGE_MODELS:
+        raise VlmEdgeError(
+            f"text_config: the language model is a {name}; known: {', '.join(LANGUAGE_MODELS)}",
+            "add how its layers compute to vlm_edge/families/parts/llm.py, as docs/writing-a-family.md says",
+        )
+
+
+def split_heads(states: Tensor, head_dim: int) -> Tensor:
+    """(batch, tokens, heads x head_dim) -> (batch, heads, tokens, head_dim)."""
+    batch, tokens, _ = states.shape
+    return states.view(batch, tokens, -1, head_dim).transpose(1, 2)
+
+
+def join_heads(states: Tensor) -> Tensor:
+    """(batch, heads, tokens, head_dim) -> (batch, tokens, heads x head_dim)."""
+    batch, heads, tokens, head_dim = states.shape
+    return states.transpose(1, 2).reshape(batch, tokens, heads * head_dim)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None = None
+) -> Tensor:
+    """softmax(scale q k^T + mask) v: query (batch, heads, new, head_dim); key and value (batch, groups, total,
+    head_dim), each for heads / groups queries; mask (batch or 1, 1, new, total), added.
+
+    The queries of a group are stacked, so that no key or value is copied for them. ``softcap`` c turns scores x into
+    c tanh(x / c) (Gemma 2, arXiv:2408.00118, section 2).
+    """
+    batch, heads, new, head_dim = query.shape
+    groups = key.shape[1]
+    stacked = query if groups == heads else query.reshape(batch, groups, heads // groups * new, head_dim)
+    scores = torch.matmul(stacked, key.transpose(-1, -2)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if groups != heads:
+        scores = scores.view(batch, heads, new, -1)
+    if mask is not None:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1)
+    if groups != heads:
+        weights = weights.view(batch, groups, heads // groups * new, -1)
+    return torch.matmul(weights, value).view(batch, heads, new, head_dim)
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: states (batch, heads, tokens, head_dim), cos and sin (batch, 1, tokens, head_dim)."""
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def window_of(attention: Any) -> int | None:
+    """How far back one attention module looks, in tokens; None without a limit."""
+    if hasattr(attention, "layer_type"):
+        window = attention.sliding_window
+    else:
+        window = getattr(attention.config, "sliding_window", None)
+    return None if window is None else int(window)
+
+
+class SelfAttention(nn.Module):
+    """hidden (batch, new, width), its position embeddings, mask and past -> (output, key, value) with the past."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attention = attention
+        self.window = window_of(attention)
+        self.softcap = getattr(attention, "attn_logit_softcapping", None)
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        module = self.attention
+        query, key, value = (
+            split_heads(project(hidden), module.head_dim) for project in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        context = attend(query, key, value, mask, module.scaling, self.softcap)
+        return module.o_proj(join_heads(context)), key, value
+
+
+class DecoderLayer(nn.Module):
+    """One layer of the Llama line; Gemma 2 has a norm behind each half as well."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+        self.self_attention = SelfAttention(layer.self_attn)
+        self.sandwiched = hasattr(layer, "pre_feedforward_layernorm")
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        layer = self.layer
+        attended, key, value = self.self_attention(layer.input_layernorm(hidden), rotary, mask, past)
+        if self.sandwiched:
+            hidden = hidden + layer.post_attention_layernorm(attended)
+            moved = layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(hidden)))
+        else:
+            hidden = hidden + attended
+            moved = layer.mlp(layer.post_attention_layernorm(hidden))
+        return hidden + moved, key, value
+
+
+def merged_embeddings(text: Tensor, input_ids: Tensor, image_embeds: Tensor, image_token_id: int) -> Tensor:
+    """The text's embeddings (batch, new, width) with ``image_embeds`` (image_tokens, width) in the image tokens'
+    places, in order over the batch. An image token that was generated, when no image is left, stays text."""
+    is_image = input_ids == image_token_id
+    rows = torch.cumsum(is_image.flatten().to(torch.int64), dim=0).view(input_ids.shape) - 1
+    left = image_embeds.shape[0]
+    padded = torch.cat([image_embeds, image_embeds.new_zeros(1, image_embeds.shape[1])])
+    taken = padded[rows.clamp(0, left)]
+    return torch.where((is_image & (rows < left))[..., None], taken, text)
+
+
+def causal_visible(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
+    """attention_mask (batch, past + new) of 1 and 0 -> (1, 1, new, past + new) of 1 and 0: what each new token may see
+    of what came before it, no further back than ``window``. Padding is not considered."""
+    total = attention_mask.shape[1]
+    visible = visible_past(new, total - new, attention_mask.device)
+    if window is not None:
+        query = torch.arange(total - new, total, device=attention_mask.device)[:, None]
+        key = torch.arange(total, device=attention_mask.device)[None, :]
+        visible = visible * (query - key < window).to(torch.float32)
+    return visible[None, None]
+
+
+def causal_mask(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
+    """attention_mask (batch, past + new) of 1 and 0 -> what each new token sees, to add: (batch, 1, new, total)."""
+    return additive_mask(causal_visible(attention_mask, new, window) * visible_tokens(attention_mask))
+
+
+class Decoder(nn.Module):
+    """input_ids (batch, new), image_embeds (image_tokens, width), attention_mask (batch, past + new), position_ids
+    (batch, new), past_key_values.{layer}.key|value -> logits (batch, 1, vocabulary) of the last token, and
+    present.{layer}.key|value. Rows of unequal length are padded on the left.
+
+    With ``position_planes`` (time, height, width: Wang et al. 2024, arXiv:2409.12191, section 2.1), position_ids are
+    (3, batch, new), and the model's own rotary embedding mixes them."""
+
+    position_planes = 0
+
+    def __init__(self, language_model: Any, head: nn.Module, image_token_id: int) -> None:
+        super().__init__()
+        check_language_model(language_model)
+        self.embed_tokens = language_model.embed_tokens
+        self.layers = nn.ModuleList([DecoderLayer(layer) for layer in language_model.layers])
+        self.norm = language_model.norm
+        self.rotary = language_model.rotary_emb
+        self.head = head
+        self.image_token_id = image_token_id
+        self.softcap = getattr(language_model.config, "final_logit_softcapping", None)
+
+    def forward(
+        self, input_ids: Tensor, image_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, *pasts: Tensor
+    ) -> tuple[Tensor, ...]:
+        masks = {window: causal_mask(attention_mask, input_ids.shape[1], window) for window in self.windows()}
+        return self.run(self.embeddings(input_ids, image_embeds), masks, position_ids, pasts)
+
+    def embeddings(self, input_ids: Tensor, image_embeds: Tensor) -> Tensor:
+        """(batch, new, width). An image token that the table has no row for is looked up as token 0."""
+        known = input_ids
+        if self.image_token_id >= self.embed_tokens.num_embeddings:
+            known = torch.where(input_ids == self.image_token_id, 0, input_ids)
+        return merged_embeddings(self.embed_tokens(known), input_ids, image_embeds, self.image_token_id)
+
+    def run(
+        self, hidden: Tensor, masks: Mapping[int | None, Tensor], position_ids: Tensor, pasts: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """All layers on ``hidden`` (batch, new, width), with the mask of each layer's window: what forward returns."""
+        hidden, rotary = self.positions(hidden, position_ids)
+        presents: list[Tensor] = []
+        layers: Any = self.layers
+        for index, layer in enumerate(layers):
+            past = pasts[2 * index : 2 * index + 2]
+            hidden, key, value = layer(hidden, rotary, masks[layer.self_attention.window], past)
+            presents += [key, value]
+        return (self.logits(self.norm(hidden[:, -1:])), *presents)
+
+    def positions(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """hidden, and what every layer rotates by: cos and sin (batch, 1, new, head_dim)."""
+        cos, sin = self.rotary(hidden, position_ids)
+        return hidden, (cos.unsqueeze(1), sin.unsqueeze(1))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(hidden)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+    def windows(self) -> set[int | None]:
+        """How far back the layers look: the different values."""
+        layers: Any = self.layers
+        return {layer.self_attention.window for layer in layers}
+
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """(groups, head_dim) of every layer's keys and values."""
+        layers: Any = self.layers
+        attentions = [layer.self_attention.attention for layer in layers]
+        return [(module.k_proj.out_features // module.head_dim, module.head_dim) for module in attentions]
+
+
+def decoder_export(
+    module: Any, vocabulary: int, width: int, more: Mapping[str, tuple[Tensor, dict[int, str]]] | None = None
+) -> ComponentExport:
+    """The graph of a decoder module whose caches :meth:`Decoder.cache_shapes` describes.
+
+    The example has one image token more than ``image_embeds`` has rows, which stays text, and padding on the left.
+    ``more``: inputs that stand between position_ids and the caches, {name: (example, names of dynamic axes)}.
+    """
+    generator = torch.Generator().manual_seed(2)
+    input_ids = torch.randint(0, vocabulary, (BATCH, NEW), generator=generator)
+    input_ids[0, :2] = input_ids[1, -2:] = module.image_token_id
+    attention_mask = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
+    attention_mask[-1, :2] = 0
+    positions, position_axes = PAST + torch.arange(NEW).repeat(BATCH, 1), {0: "batch", 1: "new"}
+    if planes := module.position_planes:
+        positions = positions.repeat(planes, 1, 1) + torch.arange(planes)[:, None, None]
+        position_axes = {1: "batch", 2: "new"}
+    example = {
+        "input_ids": input_ids,
+        "image_embeds": torch.randn((IMAGE_TOKENS, width), generator=generator),
+        "attention_mask": attention_mask,
+        "position_ids": positions,
+    }
+    dynamic = {
+        "input_ids": {0: "batch", 1: "new"},
+        "image_embeds": {0: "image_tokens"},
+        "attention_mask": {0: "batch", 1: TOTAL},
+        "position_ids": position_axes,
+    }
+    for name, (tensor, axes) in (more or {}).items():
+        example[name], dynamic[name] = tensor, axes
+    outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", 1, vocabulary)}
+    for layer, (groups, head_dim) in enumerate(module.cache_shapes()):
+        for part in ("key", "value"):
+            name = f"past_key_values.{layer}.{part}"
+            example[name] = torch.randn((BATCH, groups, PAST, head_dim), generator=generator)
+            dynamic[name] = {0: "batch", 2: "past"}
+            outputs[f"present.{layer}.{part}"] = ("batch", groups, TOTAL, head_dim)
+    return ComponentExport(
+        module=module.eval(),
+        example=example,
+        dynamic=dynamic,
+        output_shapes=outputs,
+        may_be_empty=frozenset({"past", "image_tokens"}),
+    )
+
+
+def self_attention_sites(model: nn.Module, prefix: str, component: str, out: str = "o_proj") -> list[AttentionSite]:
+    """Every self-attention below ``prefix`` whose queries, keys and values are Linears with as many heads each."""
+    return [
+        AttentionSite(
+            path=path,
+            role=AttentionRole.SELF,
+            component=component,
+            num_heads=module.q_proj.out_features // module.head_dim,
+            head_dim=module.head_dim,
+            q=f"{path}.q_proj",
+            k=f"{path}.k_proj",
+            v=f"{path}.v_proj",
+            out=f"{path}.{out}",
+            num_heads_attr="num_heads",
+        )
+        for path, module in _modules_below(model, prefix)
+        if hasattr(module, "q_proj") and module.q_proj.out_features == module.k_proj.out_features
+    ]
+
+
+def _modules_below(model: nn.Module, prefix: str) -> list[tuple[str, Any]]:
+    return [(path, module) for path, module in model.named_modules() if path.startswith(f"{prefix}.")]
