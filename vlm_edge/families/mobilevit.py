@@ -22,7 +22,7 @@ from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileV
 from vlm_edge.families.base import AttentionSite
 from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.vision_family import VisionTower
-from vlm_edge.students.mobilevit_patches import use_rows_of_channels
+from vlm_edge.students.mobilevit_patches import use_plain_patches
 
 
 class MobileVit(VisionTower):
@@ -39,14 +39,14 @@ class MobileVit(VisionTower):
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         model = super().build(config)
-        use_rows_of_channels(model)
+        use_plain_patches(model)
         return model
 
     def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
         return named_sites(model, lambda _: "vision_encoder")
 
 
-class MobileVitV2(VisionTower):
+class MobileVitV2(MobileVit):
     """As MobileViT, with separable attention."""
 
     name = "mobilevitv2"
@@ -56,4 +56,3 @@ class MobileVitV2(VisionTower):
         "MobileViTV2Model": MobileViTV2Model,
         "MobileViTV2ForImageClassification": MobileViTV2ForImageClassification,
     }
-    image_processor_class: Any = MobileViTImageProcessorPil

@@ -15,7 +15,7 @@ from transformers import MobileViTConfig, MobileViTModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm_edge.students import StudentConfig, StudentSpec
-from vlm_edge.students.mobilevit_patches import use_rows_of_channels
+from vlm_edge.students.mobilevit_patches import use_plain_patches
 
 EXPANSION = 4
 """MobileViTConfig wants the width of the classifier's expansion, which is not built: 4 x the last feature map's."""
@@ -55,7 +55,7 @@ class MobileViTStudent(nn.Module):
             expand_output=False,
         )
         initialise_convolutions(self.backbone)
-        use_rows_of_channels(self.backbone)
+        use_plain_patches(self.backbone)
         self.projection = nn.Linear(channels, teacher_hidden)
         self.post_layernorm = nn.LayerNorm(teacher_hidden)
 
