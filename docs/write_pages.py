@@ -38,7 +38,7 @@ def settings() -> str:
     """One heading and table per stage."""
     lines: list[str] = []
     for name, spec in STAGES.items():
-        lines += [f"### `{name}`", "", f"{spec.summary[:1].upper()}{spec.summary[1:]}.", ""]
+        lines += [f"### `{name}`", "", spec.summary, ""]
         lines += ["| setting | default | meaning |", "| --- | --- | --- |"]
         lines += [_setting(key, text) for key, text in settings_of(spec.config)]
         lines.append("")
@@ -163,7 +163,7 @@ def _markdown(subject: Any) -> str:
     for block in re.split(r"\n(?=(?:Args|Returns|Raises):\n)", text.replace("``", "`")):
         title, _, body = block.partition("\n")
         if title in DOCSTRING_PARTS:
-            entries = re.split(r"\n(?! )", textwrap.dedent(body))
+            entries = re.split(r"\n(?! )", textwrap.dedent(body).strip())
             named = [re.sub(r"^(\w+): ", r"`\1`: ", " ".join(entry.split())) for entry in entries]
             lines += [title, "", *(f"- {entry}" for entry in named), ""]
         else:

@@ -1,26 +1,23 @@
 """The library's front door: check, plan and run a recipe, or run one stage on folders.
 
-The command line is a thin shell over this module. It joins core, which knows no stage, with the tables of stages and
-evaluators.
+The command line is a thin shell over this module. Every function works on the stages and evaluators of a
+:class:`~vlm_edge.core.toolbox.Toolbox`: the package's own, or another that the caller hands in.
 """
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from pydantic import ValidationError
 
 from vlm_edge.checked import faults_of, place_in
-from vlm_edge.checkpoints.sources import resolve_model
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact, digest_folder
 from vlm_edge.core.budget import Budgets, Judgement
 from vlm_edge.core.gate import (
-    Change,
     Gate,
     Tolerances,
     change_bounds,
@@ -36,26 +33,17 @@ from vlm_edge.core.plan import PlannedRun
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
 from vlm_edge.core.record import PREVIOUS_NAME, RunRecord, read_record
 from vlm_edge.core.runner import Runner
-from vlm_edge.core.stage import Named, Progress, SilentProgress, StageInputs, StageWork, TaskSpec
+from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.store import Store
 from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
-from vlm_edge.data import dataset_digest, load_dataset
-from vlm_edge.data.dataset import Split
-from vlm_edge.data.inspection import shared_images, unreadable_images
 from vlm_edge.data.manifest import read_dataset_manifest
-from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.evaluation.change import Side, change_between, check_bundle, engine_of, joined, measured_again
-from vlm_edge.evaluation.evaluators import EngineEvaluators
-from vlm_edge.evaluation.host import host_fingerprint, host_record
-from vlm_edge.evaluation.resolution import budget_faults
-from vlm_edge.evaluation.stage_metric import DrawnMetric
 from vlm_edge.files import whole_folder
 from vlm_edge.names import near
-from vlm_edge.processing.manifest import Transparency, read_manifest
-from vlm_edge.stages import STAGES
-from vlm_edge.stages.preflight import Preflight, check_images
+from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.toolbox import default_toolbox
 
 
 def shipped_folder() -> Path:
@@ -65,141 +53,28 @@ def shipped_folder() -> Path:
     return installed if installed.is_dir() else package.parent
 
 
-def toolbox() -> Toolbox:
-    """Core's view of the layers above it."""
-    return Toolbox(
-        stages=STAGES,
-        evaluators=EngineEvaluators(),
-        resolve_model=resolve_model,
-        data_digest=_data_digest,
-        host_fingerprint=host_fingerprint,
-        host_record=host_record,
-        source_revision=source_revision,
-        metric=DrawnMetric(),
-        preflight=Preflight(),
-    )
-
-
-def _data_digest(task: TaskSpec) -> str:
-    splits = sorted(read_dataset_manifest(task.data).splits)
-    return "+".join(f"{split}={dataset_digest(task.data, split)}" for split in splits)
-
-
-def _check_task(task: TaskSpec) -> None:
-    manifest = read_dataset_manifest(task.data)
-    if manifest.kind != task.kind:
-        raise VlmEdgeError(f"{task.data.name} is for the task kind {manifest.kind}, not {task.kind}")
-    if "test" not in manifest.splits:
-        raise VlmEdgeError(f"{task.data.name} has no test split, so no variant could be judged")
-    load_dataset(task.data, "test")
-
-
-def _check_model(ref: str) -> None:
-    from vlm_edge.checkpoints.config import read_config
-
-    read_config(resolve_model(ref))
-
-
-def check_recipe(path: Path, *, progress: Progress | None = None) -> Recipe:
+def check_recipe(path: Path, *, progress: Progress | None = None, toolbox: Toolbox | None = None) -> Recipe:
     """Read a recipe and check all of it without running anything: its keys, model, data and target.
+
+    Args:
+        path: the recipe's file.
+        progress: where bars are drawn.
+        toolbox: stages and evaluators of your own; default: the package's.
 
     Raises:
         RecipeError: with every fault and its place.
     """
-    recipe = read_recipe(
-        path,
-        STAGES,
-        shipped=shipped_folder(),
-        check_model=_check_model,
-        check_task=_check_task,
-        check_budgets=_check_budgets,
-    )
-    return replace(recipe, notes=tuple(_check_named(recipe, progress or SilentProgress())))
+    tools = toolbox or default_toolbox()
+    recipe = read_recipe(path, tools.stages, shipped=shipped_folder(), checks=tools.checks)
+    if tools.checks is None:
+        return recipe
+    return replace(recipe, notes=tuple(tools.checks.fit(recipe, progress or SilentProgress())))
 
 
-def _check_named(recipe: Recipe, progress: Progress) -> list[str]:
-    """Hold the model and the data against what the stages need of them; returns what is no fault but worth knowing.
-
-    Raises:
-        RecipeError: the model can't do the task or what a stage does to it, or the data lack what a stage reads.
-    """
-    from vlm_edge.checkpoints.config import read_config
-    from vlm_edge.families.loading import find_family
-
-    folder, splits = resolve_model(recipe.model), read_dataset_manifest(recipe.task.data).splits
-    family = find_family(folder, read_config(folder))
-    named = Named(folder, recipe.task, recipe.target, DrawnMetric())
-    faults: list[tuple[str, str]] = []
-    read: set[Split] = {"test"}
-    if recipe.task.kind not in family.task_kinds:
-        kinds = ", ".join(family.task_kinds) or "no task"
-        faults.append(("task.kind", f"{family.architectures[0]} can't do {recipe.task.kind}; it does: {kinds}"))
-    for index, entry in enumerate(recipe.stages):
-        place, spec = f"stages[{index}].{entry.stage}", STAGES[entry.stage]
-        needed = spec.splits(entry.config)
-        absent = [split for split in needed if split not in splits]
-        read |= {*needed} - {*absent}
-        if absent:
-            there = f"{recipe.task.data.name} has: {', '.join(splits)}"
-            faults += [(place, f"it reads the split {split}; {there}") for split in absent]
-        else:
-            faults += [(place_in(place, key), problem) for key, problem in spec.check(entry.config, named)]
-    transparency: Transparency = "drop"
-    try:
-        image = family.image_processing(folder)
-        transparency = image.transparency
-        check_images(folder, recipe.task, image)
-    except VlmEdgeError as error:
-        faults.append(("model", error.message))
-    notes: list[str] = []
-    for split in (each for each in splits if each in read):
-        found, skipped = _check_images(recipe.task.data, split, transparency, progress)
-        faults += [("task.data", fault) for fault in found]
-        notes += skipped
-    if faults:
-        raise RecipeError([f"{recipe.path.name}: {place}: {problem}" for place, problem in faults])
-    return notes
-
-
-def _check_images(
-    manifest: Path, split: Split, transparency: Transparency, progress: Progress
-) -> tuple[list[str], list[str]]:
-    """Faults of a split's images, read as the model's processor would, and images that will be left out."""
-    dataset = load_dataset(manifest, split)
-    faults, notes = [], []
-    unreadable, total = unreadable_images(dataset, transparency, progress)
-    try:
-        check_unreadable(manifest.name, split, unreadable, total)
-        notes = [f"{manifest.name}: {split}: {name} will be left out: {why}" for name, why in unreadable.items()]
-    except VlmEdgeError as error:
-        faults.append(error.message)
-    twins = shared_images(load_dataset(manifest, "test"), dataset) if split != "test" else []
-    if twins:
-        faults.append(
-            f"{manifest.name}: {split}: {len(twins)} images are also in test, byte for byte, such as {twins[0][0]} and "
-            f"{twins[0][1]}; a model is not judged on what it was made with: remove them from one of the two"
-        )
-    return faults, notes
-
-
-def _check_budgets(task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
-    return budget_faults(load_dataset(task.data, "test"), budgets)
-
-
-def source_revision(recipe: Path) -> str | None:
-    """The git commit of the tree that the recipe lies in, ``-dirty`` with changes; None where there is none."""
-    describe = ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    command = ["git", "-C", str(recipe.resolve().parent), *describe]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def plan_recipe(path: Path, store: Path) -> list[PlannedRun]:
+def plan_recipe(path: Path, store: Path, *, toolbox: Toolbox | None = None) -> list[PlannedRun]:
     """Every stage run of the recipe's ladder, and which the store already has."""
-    return Runner(check_recipe(path), toolbox(), Store(store), SilentProgress()).planned()
+    tools = toolbox or default_toolbox()
+    return Runner(check_recipe(path, toolbox=tools), tools, Store(store), SilentProgress()).planned()
 
 
 def run_recipe(
@@ -211,6 +86,7 @@ def run_recipe(
     remeasure: bool = False,
     patience_s: float = PATIENCE_S,
     measured: Callable[[RunRecord], None] | None = None,
+    toolbox: Toolbox | None = None,
 ) -> RunRecord:
     """Run a recipe and write ``runs/NAME/run.json`` and ``runs/NAME/bundle/``.
 
@@ -219,11 +95,11 @@ def run_recipe(
     variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
     Images that will be left out, and the record of another recipe that will be replaced, are said before it starts.
     """
-    bars = progress or SilentProgress()
-    recipe = check_recipe(path, progress=bars)
+    bars, tools = progress or SilentProgress(), toolbox or default_toolbox()
+    recipe = check_recipe(path, progress=bars, toolbox=tools)
     for note in (*recipe.notes, *_replaced(recipe, runs / recipe.name)):
         bars.remark(f"note: {note}")
-    runner = Runner(recipe, toolbox(), Store(store), bars, remeasure=remeasure, patience_s=patience_s)
+    runner = Runner(recipe, tools, Store(store), bars, remeasure=remeasure, patience_s=patience_s)
     return runner.run(runs, measured)
 
 
@@ -246,17 +122,27 @@ def _replaced(recipe: Recipe, folder: Path) -> list[str]:
     return [f"{folder} holds the run of a recipe of this name with other {', '.join(other)}; {kept}"]
 
 
+class StageReads(TypedDict, total=False):
+    """The inputs of :func:`run_stage` beside its source; a stage takes those that its spec names."""
+
+    teacher: str | Path
+    """The dense model, for stages that train; default: the source."""
+    data: Path
+    """A data manifest, for stages that read the task."""
+    target: str
+    """A target's name or file, for stages that read it; default: ``cpu-ort``."""
+
+
 def run_stage(
     name: str,
     config: Mapping[str, Any],
     source: str | Path,
     out: Path,
     *,
-    teacher: str | Path | None = None,
-    data: Path | None = None,
-    target: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    toolbox: Toolbox | None = None,
+    **reads: Unpack[StageReads],
 ) -> dict[str, Any]:
     """Run one stage on folders, outside any store, and write its result to ``out``.
 
@@ -265,18 +151,19 @@ def run_stage(
         config: the stage's settings, as a recipe gives them.
         source: a model (zoo name, folder, Hub id) for export, prune and distill; a folder of graphs for the others.
         out: a folder that does not exist yet; it appears whole, or not at all.
-        teacher: the dense model, for stages that train; default: ``source``.
-        data: a data manifest, for stages that read the task.
-        target: a target's name or file, for stages that read it.
         seed: of everything random.
         progress: where bars are drawn.
+        toolbox: stages of your own; default: the package's.
+        reads: ``teacher``, the dense model, for stages that train (default: ``source``); ``data``, a data manifest, for
+            stages that read the task; ``target``, a target's name or file, for stages that read it.
 
     Returns:
         The facts that the stage measured about its result.
     """
-    if name not in STAGES:
-        raise VlmEdgeError(f"unknown stage {name!r}; {near(name, STAGES)}")
-    spec = STAGES[name]
+    tools = toolbox or default_toolbox()
+    if name not in tools.stages:
+        raise VlmEdgeError(f"unknown stage {name!r}; {near(name, tools.stages)}")
+    spec = tools.stages[name]
     try:
         settings = spec.config.model_validate(config)
     except ValidationError as error:
@@ -284,30 +171,39 @@ def run_stage(
         raise RecipeError([f"{place_in(name, place)}: {message}" for place, message in faults]) from error
     if out.exists():
         raise VlmEdgeError(f"{out}: exists already", "give a folder that does not exist yet, or remove this one")
-    graphs = spec.name in ("quantize", "compile")
-    artifact = _graphs(Path(source)) if graphs else checkpoint_artifact(resolve_model(str(source)))
-    dense = checkpoint_artifact(resolve_model(str(teacher))) if teacher is not None else artifact
-    inputs = StageInputs(
-        artifact,
-        dense if "teacher" in spec.reads else None,
-        _needed_task(spec.name, data) if "task" in spec.reads else None,
-        find_target(target or "cpu-ort") if "target" in spec.reads else None,
-    )
+    inputs = _stage_inputs(spec, source, reads, tools)
     with whole_folder(out) as out_now, tempfile.TemporaryDirectory(dir=out.parent, prefix=".vlm-edge-") as state:
-        metric = DrawnMetric() if "metric" in spec.reads else None
+        metric = tools.metric if "metric" in spec.reads else None
         work = StageWork(out_now, Path(state), seed, progress or SilentProgress(), metric=metric)
         spec.run(settings, inputs, work)
     return work.facts
 
 
+def _stage_inputs(spec: StageSpec, source: str | Path, reads: StageReads, tools: Toolbox) -> StageInputs:
+    """All that the stage reads, and no more."""
+    if spec.source is ArtifactKind.CHECKPOINT:
+        artifact = checkpoint_artifact(tools.resolve_model(str(source)))
+    else:
+        read_manifest(Path(source))
+        artifact = Artifact(spec.source, digest_folder(Path(source)), Path(source))
+    teacher = task = target = None
+    if "teacher" in spec.reads:
+        dense = reads.get("teacher")
+        teacher = artifact if dense is None else checkpoint_artifact(tools.resolve_model(str(dense)))
+    if "task" in spec.reads:
+        data = reads.get("data")
+        if data is None:
+            hint = "give a manifest with --data, such as calibration/easy-vqa.yaml"
+            raise VlmEdgeError(f"{spec.name} needs data", hint)
+        task = find_task(data)
+    if "target" in spec.reads:
+        target = find_target(reads.get("target") or "cpu-ort")
+    return StageInputs(artifact, teacher, task, target)
+
+
 def find_target(name: str) -> Target:
     """A target by name or file, looked up in the working folder and among those that come with the package."""
     return read_target(name, [Path.cwd(), Path.cwd() / "recipes", shipped_folder()])
-
-
-def _graphs(folder: Path) -> Artifact:
-    read_manifest(folder)
-    return Artifact(ArtifactKind.GRAPHS, digest_folder(folder), folder)
 
 
 def find_task(data: Path) -> TaskSpec:
@@ -317,12 +213,6 @@ def find_task(data: Path) -> TaskSpec:
     if found is None:
         raise VlmEdgeError(f"{data}: no such data manifest", "calibration/ holds the ones that come with vlm-edge")
     return TaskSpec(kind=read_dataset_manifest(found).kind, data=found)
-
-
-def _needed_task(stage: str, data: Path | None) -> TaskSpec:
-    if data is None:
-        raise VlmEdgeError(f"{stage} needs data", "give a manifest with --data, such as calibration/easy-vqa.yaml")
-    return find_task(data)
 
 
 def gate_run(
@@ -335,6 +225,7 @@ def gate_run(
     measure: Path | None = None,
     store: Path | None = None,
     progress: Progress | None = None,
+    toolbox: Toolbox | None = None,
 ) -> tuple[RunRecord, Gate]:
     """Judge a run again from its record, and with ``against`` what it lost against another run.
 
@@ -347,15 +238,16 @@ def gate_run(
         measure: a data manifest: measure the latency of both engines now, in turns, instead of reading it.
         store: where an engine is looked for that is not in its run's bundle.
         progress: where bars are drawn.
+        toolbox: stages and evaluators of your own; default: the package's.
 
     Raises:
         UsageError: no such variant, nothing to judge, or runs that are not of one recipe.
         VlmEdgeError: a record, the outcomes or the bundle is missing or damaged.
     """
-    after = _side(run, variant)
+    tools, after = toolbox or default_toolbox(), _side(run, variant)
     check_bundle(after.record, after.folder)
     name = after.variant.name
-    budgets = recorded_budgets(after.record, name) if recipe is None else _budgets_for(recipe, name)
+    budgets = recorded_budgets(after.record, name) if recipe is None else _budgets_for(recipe, name, tools)
     changes: list[Judgement] = []
     if against is not None:
         before = _side(against, variant)
@@ -363,7 +255,11 @@ def gate_run(
         percentiles = judged_percentiles(budgets)
         change = change_between(before, after, percentiles)
         if measure is not None:
-            change = joined([change, _timed_again(before, after, measure, percentiles, store, progress)])
+            target = Target.model_validate(after.record.recipe["target"])
+            pair = [engine_of(side, store) for side in (before, after)]
+            bars = progress or SilentProgress()
+            again = measured_again(pair[0], pair[1], find_task(measure), target, tools.evaluators, percentiles, bars)
+            change = joined([change, again])
         changes = judge_change(change, change_bounds(tolerances or Tolerances(), percentiles))
     label = str(against) if against is not None else None
     return after.record, gate(after.record, after.variant, budgets, changes, against=label, recorded=recipe is None)
@@ -379,17 +275,7 @@ def _side(run: Path, variant: str | None) -> Side:
     return Side(record, find_variant(record, variant), run if run.is_dir() else run.parent)
 
 
-def _timed_again(
-    before: Side, after: Side, data: Path, percentiles: list[str], store: Path | None, progress: Progress | None
-) -> Change:
-    """The slow-down between the engines of two runs, measured now for the later one's target."""
-    engines = [engine_of(side, store) for side in (before, after)]
-    target = Target.model_validate(after.record.recipe["target"])
-    evaluators, bars = toolbox().evaluators, progress or SilentProgress()
-    return measured_again(engines[0], engines[1], find_task(data), target, evaluators, percentiles, bars)
-
-
-def _budgets_for(recipe: Path, variant: str) -> Budgets:
+def _budgets_for(recipe: Path, variant: str, tools: Toolbox) -> Budgets:
     """The budgets that a recipe has for a variant; its model and data need not be here."""
-    read = read_recipe(recipe, STAGES, shipped=shipped_folder())
+    read = read_recipe(recipe, tools.stages, shipped=shipped_folder())
     return next((entry.budgets for entry in read.stages if entry.name == variant), read.budgets)

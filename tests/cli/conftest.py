@@ -13,6 +13,7 @@ from vlm_edge.cli.main import main
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.record import RECORD_NAME, RunRecord, read_record
 from vlm_edge.core.store import Store, key_of
+from vlm_edge.core.toolbox import Toolbox
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,11 @@ class Workplace:
     runs: Path
     kept: tuple[str, ...] = ()
     unreferenced: str = ""
+    toolbox: Toolbox | None = None
 
     def invoke(self, *arguments: str) -> Result:
-        return CliRunner().invoke(main, ["--store", str(self.store), "--runs", str(self.runs), *arguments])
+        options = ["--store", str(self.store), "--runs", str(self.runs)]
+        return CliRunner().invoke(main, [*options, *arguments], obj=self.toolbox)
 
 
 def seal(store: Store, stage: str, kind: ArtifactKind, content: bytes) -> str:

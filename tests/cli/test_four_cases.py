@@ -4,6 +4,7 @@ missing. Each ends non-zero, with the code that is its own and a message that sa
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -13,29 +14,22 @@ import pytest
 from tiny_bench import Bench, build_bench
 from toy_toolbox import toy_toolbox, write_recipe
 
-from vlm_edge import api
 from vlm_edge.core.record import RECORD_NAME
 
 
 class Toy:
     """A recipe on toy stages and evaluators behind the real command line."""
 
-    def __init__(self, folder: Path, workplace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.workplace = folder / "recipes", workplace
+    def __init__(self, folder: Path, workplace: Any) -> None:
+        self.folder = folder / "recipes"
         self.folder.mkdir()
         (folder / "model").mkdir()
         (folder / "model" / "model.txt").write_text("weights\n")
         self.toolbox, self.log = toy_toolbox(folder / "model")
+        self.workplace = replace(workplace, toolbox=self.toolbox)
         self.evaluators: Any = self.toolbox.evaluators
         self.record = workplace.runs / "toy" / RECORD_NAME
         self.junit = folder / "junit.xml"
-        monkeypatch.setattr(api, "toolbox", lambda: self.toolbox)
-        monkeypatch.setattr(api, "STAGES", self.toolbox.stages)
-        monkeypatch.setattr(api, "resolve_model", self.toolbox.resolve_model)
-        monkeypatch.setattr(api, "_check_task", lambda *_: None)
-        monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
-        monkeypatch.setattr(api, "_check_model", lambda _: None)
-        monkeypatch.setattr(api, "_check_named", lambda *_: [])
 
     def run(self, **changes: Any) -> Any:
         recipe = write_recipe(self.folder, **changes)
@@ -51,8 +45,8 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, empty: Any, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    return Toy(tmp_path, empty, monkeypatch)
+def toy(tmp_path: Path, empty: Any) -> Toy:
+    return Toy(tmp_path, empty)
 
 
 def test_a_run_without_a_fault_is_0(toy: Toy) -> None:

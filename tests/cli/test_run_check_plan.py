@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from toy_toolbox import use_toy_toolbox, write_recipe
+from toy_toolbox import toy_toolbox, write_recipe
 
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.record import RECORD_NAME, RunRecord
@@ -21,18 +22,23 @@ from vlm_edge.core.record import RECORD_NAME, RunRecord
 class Toy:
     """The toolbox behind the command line, and the log of what ran."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder / "work"
         model = folder / "model"
         model.mkdir()
         self.folder.mkdir()
         (model / "model.txt").write_text("weights\n")
-        self.toolbox, self.log = use_toy_toolbox(monkeypatch, model)
+        self.toolbox, self.log = toy_toolbox(model)
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    return Toy(tmp_path, monkeypatch)
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path)
+
+
+@pytest.fixture
+def empty(empty: Any, toy: Toy) -> Any:
+    return replace(empty, toolbox=toy.toolbox)
 
 
 def test_a_run_that_meets_its_budgets_ends_with_its_table_and_0(toy: Toy, empty: Any) -> None:
@@ -192,7 +198,7 @@ def test_a_recipe_that_comes_with_vlm_edge_is_found_from_anywhere(
     empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = empty.invoke("check", "recipes/quickstart.yaml")
+    result = replace(empty, toolbox=None).invoke("check", "recipes/quickstart.yaml")
     assert (result.exit_code, result.exception) == (0, None)
     assert all(line.startswith("reading ") for line in result.stderr.splitlines())
 
@@ -235,17 +241,9 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {support!r})
 from toy_toolbox import toy_toolbox
-from vlm_edge import api
 from vlm_edge.cli.main import main
 
 toolbox, log = toy_toolbox(Path({model!r}))
-api.toolbox = lambda: toolbox
-api.STAGES = toolbox.stages
-api.resolve_model = toolbox.resolve_model
-api._check_task = lambda task: None
-api._check_budgets = lambda task, budgets: []
-api._check_model = lambda ref: None
-api._check_named = lambda recipe, progress: []
 accuracy = toolbox.evaluators.accuracy
 
 def chatty(*arguments):
@@ -254,7 +252,7 @@ def chatty(*arguments):
     return accuracy(*arguments)
 
 toolbox.evaluators.accuracy = chatty
-main()
+main(obj=toolbox)
 """
 
 

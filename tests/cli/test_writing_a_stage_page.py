@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from vlm_edge import api
+from vlm_edge.toolbox import default_toolbox
 
 PAGE = Path(__file__).parents[2] / "docs" / "writing-a-stage.md"
 
@@ -26,15 +28,13 @@ def module() -> Iterator[ModuleType]:
     del sys.modules[module.__name__]
 
 
-def test_the_page_s_stage_rounds_a_checkpoint(
-    module: Any, tiny_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_s_stage_rounds_a_checkpoint(module: Any, tiny_blip: Path, tmp_path: Path) -> None:
     import torch
 
     from vlm_edge.families.loading import load_checkpoint
 
-    monkeypatch.setattr(api, "STAGES", {module.SPEC.name: module.SPEC})
-    facts = api.run_stage("round", {"bits": 8}, tiny_blip, tmp_path / "out")
+    toolbox = replace(default_toolbox(), stages={module.SPEC.name: module.SPEC})
+    facts = api.run_stage("round", {"bits": 8}, tiny_blip, tmp_path / "out", toolbox=toolbox)
     assert 0 < facts["largest_relative_error"] <= 2.0**-8
     before, after = load_checkpoint(tiny_blip).model, load_checkpoint(tmp_path / "out").model
     for (name, was), now in zip(before.state_dict().items(), after.state_dict().values(), strict=True):

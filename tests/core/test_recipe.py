@@ -4,12 +4,13 @@ import copy
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from toy_toolbox import RECIPE, toy_toolbox, write_recipe
 
 from vlm_edge.checkpoints.sources import resolve_model
-from vlm_edge.core.recipe import OnMiss, Recipe, read_recipe
+from vlm_edge.core.recipe import Checks, OnMiss, Recipe, read_recipe
 from vlm_edge.errors import RecipeError, VlmEdgeError
 
 
@@ -104,12 +105,12 @@ def test_each_fault_has_its_place(tmp_path: Path, change: dict[str, Any], place:
 
 
 def test_checks_from_above_are_reported_with_the_other_faults(tmp_path: Path) -> None:
-    def refuse(_: object) -> None:
-        raise VlmEdgeError("no such thing", "look elsewhere")
+    refuse = Mock(side_effect=VlmEdgeError("no such thing", "look elsewhere"))
+    checks = Mock(spec=Checks, model=refuse, task=refuse)
 
     path = write_recipe(tmp_path, run="once")
     with pytest.raises(RecipeError) as error:
-        read_recipe(path, toy_toolbox(tmp_path)[0].stages, check_model=refuse, check_task=refuse)
+        read_recipe(path, toy_toolbox(tmp_path)[0].stages, checks=checks)
     assert error.value.faults == [
         "toy.yaml: model: no such thing (look elsewhere)",
         "toy.yaml: task.data: no such thing (look elsewhere)",

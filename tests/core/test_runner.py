@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import errno
 import gzip
 import json
@@ -11,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from toy_toolbox import Evaluators, toy_toolbox, write_recipe
@@ -18,10 +18,10 @@ from toy_toolbox import Evaluators, toy_toolbox, write_recipe
 from vlm_edge.core.budget import Budgets, Verdict
 from vlm_edge.core.gate import judge_again
 from vlm_edge.core.plan import expected_seconds, plan_variants
-from vlm_edge.core.recipe import read_recipe
+from vlm_edge.core.recipe import Checks, read_recipe
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.core.runner import Runner
-from vlm_edge.core.stage import SilentProgress, TaskSpec
+from vlm_edge.core.stage import SilentProgress, StageSpec, TaskSpec
 from vlm_edge.core.store import Store, key_of
 from vlm_edge.errors import RecipeError, VlmEdgeError
 
@@ -37,10 +37,12 @@ class Bench:
         self.evaluators_missing: str | None = None
         self.drop: set[str] = set()
         self.seconds: float | None = None
+        self.stages: dict[str, StageSpec] = {}
         self.log: list[str] = []
 
     def runner(self, *, remeasure: bool = False, patience_s: float = 300.0, **changes: Any) -> Runner:
         toolbox, self.log = toy_toolbox(self.model)
+        toolbox = replace(toolbox, stages={**toolbox.stages, **self.stages})
         assert isinstance(toolbox.evaluators, Evaluators)
         toolbox.evaluators.missing, toolbox.evaluators.drop = self.evaluators_missing, self.drop
         toolbox.evaluators.seconds = self.seconds
@@ -256,14 +258,15 @@ def test_a_run_that_ends_late_keeps_what_it_measured_marked_incomplete(
 
 
 def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on(bench: Bench) -> None:
-    runner = bench.runner()
-    spec = runner.toolbox.stages["prune"]
+    prune = toy_toolbox(bench.model)[0].stages["prune"]
 
     def full(config: Any, inputs: Any, work: Any) -> None:
-        spec.run(config, inputs, work)
+        prune.run(config, inputs, work)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    runner.toolbox.stages["prune"] = dataclasses.replace(spec, run=full)  # type: ignore[index]
+    bench.stages = {"prune": replace(prune, run=full)}
+    runner = bench.runner()
+    bench.stages = {}
     with pytest.raises(OSError, match=r"No space left on device: .*/scratch/"):
         runner.run(bench.folder / "runs")
     assert [v.name for v in read_record(bench.folder / "runs" / "toy").variants] == ["baseline", "quantize"]
@@ -276,7 +279,7 @@ def test_two_runs_of_one_name_take_turns(bench: Bench) -> None:
     write_recipe(bench.folder)
     script = (
         "from pathlib import Path; import toy_toolbox as t\n"
-        "from vlm_edge.core.recipe import read_recipe; from vlm_edge.core.runner import Runner\n"
+        "from vlm_edge.core.recipe import Checks, read_recipe; from vlm_edge.core.runner import Runner\n"
         "from vlm_edge.core.stage import SilentProgress; from vlm_edge.core.store import Store\n"
         f"f = Path({str(bench.folder)!r}); box, log = t.toy_toolbox(f / 'model')\n"
         "Runner(read_recipe(f / 'toy.yaml', box.stages), box, Store(f / 'store'), SilentProgress()).run(f / 'runs')\n"
@@ -314,7 +317,7 @@ def test_the_plan_says_how_long_the_like_of_a_stage_run_took(bench: Bench) -> No
     (prune,) = (record for record in runner.store.records() if record.identity["stage"] == "prune")
     other = prune.model_copy(update={"identity": {**prune.identity, "config": {"strength": 2.0}}, "wall_s": 20.0})
     steps = plan_variants(runner.recipe, runner.toolbox.stages)[2].steps
-    step = next(step for step in steps if step.stage == "prune")
+    step = next(step for step in steps if step.spec.name == "prune")
     mine = prune.model_copy(update={"wall_s": 5.0})
     assert expected_seconds(step, []) is None
     assert expected_seconds(step, [mine, other]) == 5.0  # of the same settings before the latest
@@ -329,7 +332,7 @@ def test_a_run_killed_in_any_stage_goes_on_to_the_same_artifacts(bench: Bench, t
     write_recipe(bench.folder)
     script = (
         "import sys; from pathlib import Path; import toy_toolbox as t\n"
-        "from vlm_edge.core.recipe import read_recipe; from vlm_edge.core.runner import Runner\n"
+        "from vlm_edge.core.recipe import Checks, read_recipe; from vlm_edge.core.runner import Runner\n"
         "from vlm_edge.core.stage import SilentProgress; from vlm_edge.core.store import Store\n"
         f"f = Path({str(bench.folder)!r}); box, _ = t.toy_toolbox(f / 'model')\n"
         "Runner(read_recipe(f / 'toy.yaml', box.stages), box, Store(f / 'store'), SilentProgress()).run(f / 'runs')\n"
@@ -365,11 +368,11 @@ def test_budgets_are_held_against_the_data_once_and_again_where_a_stage_sets_its
         asked.append(budgets.accuracy.max_drop_pt)
         return [("accuracy.max_drop_pt", "too fine")] if budgets.accuracy.max_drop_pt == 0.5 else []
 
-    read_recipe(write_recipe(bench.folder), toolbox.stages, check_budgets=check)
+    read_recipe(write_recipe(bench.folder), toolbox.stages, checks=Mock(spec=Checks, budgets=check))
     assert asked == [1.0]
     stages = [{"export": {}}, {"quantize": {"budgets": {"accuracy": {"max_drop_pt": 0.5}}}}]
     with pytest.raises(RecipeError) as error:
-        read_recipe(write_recipe(bench.folder, stages=stages), toolbox.stages, check_budgets=check)
+        read_recipe(write_recipe(bench.folder, stages=stages), toolbox.stages, checks=Mock(spec=Checks, budgets=check))
     assert error.value.faults == ["toy.yaml: stages[1].quantize.budgets.accuracy.max_drop_pt: too fine"]
 
 

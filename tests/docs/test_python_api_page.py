@@ -12,9 +12,10 @@ from photo_folders import write_photos
 from PIL import Image
 from shared_exports import exported_once
 from tiny_families import TINY
-from toy_toolbox import use_toy_toolbox, write_recipe
+from toy_toolbox import toy_toolbox, write_recipe
 
 import vlm_edge
+from vlm_edge import api
 
 EXAMPLES = [code for code in fences(PAGES["docs/python-api.md"], "python") if "vlm_edge." in code]
 EXPORT = 'vlm_edge.run_stage("export", {}, "zoo:clip-easyvqa", Path("graphs"))\n'
@@ -76,7 +77,8 @@ def test_a_recipe_is_run_and_judged_again_as_shown(
     (workplace / "recipes").mkdir()
     (workplace / "model").mkdir()
     (workplace / "model" / "model.txt").write_text("weights\n")
-    use_toy_toolbox(monkeypatch, workplace / "model")
+    toolbox, _ = toy_toolbox(workplace / "model")
+    monkeypatch.setattr(api, "default_toolbox", lambda: toolbox)  # the page's examples hand in none
     write_recipe(workplace / "recipes", name="quickstart").rename(workplace / "recipes" / "quickstart.yaml")
     names: dict[str, Any] = {"vlm_edge": vlm_edge}
     run(example("run_recipe("), names)

@@ -9,12 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
-
-from vlm_edge import api
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
-from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
+from vlm_edge.core.stage import Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
 
@@ -24,7 +21,11 @@ class Config(StageConfig):
     optimize: str = "full"
 
 
-def _stage(name: str, level: Level, output: ArtifactKind, log: list[str]) -> StageSpec:
+def toy_stage(
+    name: str, source: ArtifactKind, output: ArtifactKind, log: list[str], implied: dict[str, Any] | None = None
+) -> StageSpec:
+    """A stage that appends ``NAME(STRENGTH)`` to the model's text."""
+
     def run(config: Config, inputs: StageInputs, work: StageWork) -> None:
         log.append(name)
         text = (inputs.source.path / "model.txt").read_text()
@@ -33,7 +34,7 @@ def _stage(name: str, level: Level, output: ArtifactKind, log: list[str]) -> Sta
         if os.environ.get("KILL_IN") == name:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return StageSpec(name, 1, level, Config, output, run, packages=("numpy",))
+    return StageSpec(name, 1, Config, source, output, run, packages=("numpy",), implied=implied)
 
 
 class Evaluators:
@@ -99,15 +100,14 @@ def _measurement(metric: str, value: float, half: float) -> Measurement:
 def toy_toolbox(model: Path) -> tuple[Toolbox, list[str]]:
     """The toolbox, and the log of what ran."""
     log: list[str] = []
-    stages = {
-        name: _stage(name, level, output, log)
-        for name, level, output in (
-            ("export", Level.GRAPH, ArtifactKind.GRAPHS),
-            ("quantize", Level.GRAPH, ArtifactKind.GRAPHS),
-            ("prune", Level.MODEL, ArtifactKind.CHECKPOINT),
-            ("compile", Level.GRAPH, ArtifactKind.ENGINE),
-        )
-    }
+    checkpoint, graphs, engine = ArtifactKind.CHECKPOINT, ArtifactKind.GRAPHS, ArtifactKind.ENGINE
+    rows = (
+        toy_stage("export", checkpoint, graphs, log, implied={}),
+        toy_stage("quantize", graphs, graphs, log),
+        toy_stage("prune", checkpoint, checkpoint, log),
+        toy_stage("compile", graphs, engine, log, implied={"optimize": "runtime"}),
+    )
+    stages = {spec.name: spec for spec in rows}
     return (
         Toolbox(
             stages=stages,
@@ -120,19 +120,6 @@ def toy_toolbox(model: Path) -> tuple[Toolbox, list[str]]:
         ),
         log,
     )
-
-
-def use_toy_toolbox(monkeypatch: pytest.MonkeyPatch, model: Path) -> tuple[Toolbox, list[str]]:
-    """:func:`toy_toolbox` behind vlm_edge.api."""
-    toolbox, log = toy_toolbox(model)
-    monkeypatch.setattr(api, "toolbox", lambda: toolbox)
-    monkeypatch.setattr(api, "STAGES", toolbox.stages)
-    monkeypatch.setattr(api, "resolve_model", toolbox.resolve_model)
-    monkeypatch.setattr(api, "_check_task", lambda _: None)
-    monkeypatch.setattr(api, "_check_budgets", lambda *_: [])
-    monkeypatch.setattr(api, "_check_model", lambda _: None)
-    monkeypatch.setattr(api, "_check_named", lambda *_: [])
-    return toolbox, log
 
 
 RECIPE = {

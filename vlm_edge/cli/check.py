@@ -25,7 +25,7 @@ def check(settings: Settings, recipe: Path, as_json: bool) -> None:
 
     try:
         with settings.working() as progress:
-            checked = check_recipe(find_recipe(recipe), progress=progress)
+            checked = check_recipe(find_recipe(recipe), progress=progress, toolbox=settings.toolbox)
     except RecipeError as error:
         if as_json:
             print_json({"faults": error.faults, "notes": [], "recipe": None})

@@ -103,6 +103,7 @@ def gate(
             measure=measure,
             store=settings.store,
             progress=progress,
+            toolbox=settings.toolbox,
         )
         publish(record, judged)
     code = EXIT_CODES[judged.verdict]

@@ -34,7 +34,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "quantize": ("stages", "quantize", "Quantize exported graphs to INT8."),
         "prune": ("stages", "prune", "Remove cross-attention heads from a model."),
         "distill": ("stages", "distill", "Replace a model's vision tower by a small student."),
-        "compile": ("stages", "compile_", "Compile exported graphs for a target's engine."),
+        "compile": ("stages", "compile", "Compile exported graphs for a target's engine."),
     },
     "Measuring": {
         "evaluate": ("evaluate", "evaluate", "Measure the accuracy of an engine."),
@@ -119,7 +119,7 @@ def main(ctx: click.Context, store: Path, runs: Path, quiet: bool, verbose: int,
 
     Results go to stdout, progress and errors to stderr.
     """
-    ctx.obj = Settings(store=store, runs=runs, verbosity=-1 if quiet else verbose, debug=debug)
+    ctx.obj = Settings(store, runs, verbosity=-1 if quiet else verbose, debug=debug, toolbox=ctx.obj)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def plan(settings: Settings, recipe: Path, as_json: bool) -> None:
     from vlm_edge.api import plan_recipe
 
     with settings.working():
-        planned = plan_recipe(find_recipe(recipe), settings.store)
+        planned = plan_recipe(find_recipe(recipe), settings.store, toolbox=settings.toolbox)
     if as_json:
         print_json([asdict(row) for row in planned])
         return

@@ -68,6 +68,7 @@ def run(
                     remeasure=remeasure,
                     patience_s=patience,
                     measured=measured,
+                    toolbox=settings.toolbox,
                 )
         except BaseException:
             if so_far:

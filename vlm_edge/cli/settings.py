@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vlm_edge.core.stage import Progress
+    from vlm_edge.core.toolbox import Toolbox
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The global options. ``verbosity`` is -1 with ``--quiet``, 0, or the number of ``-v``."""
+    """The global options. ``verbosity`` is -1 with ``--quiet``, 0, or the number of ``-v``.
+
+    ``toolbox`` is what a caller of :data:`vlm_edge.cli.main.main` handed in as ``obj``; None: the package's own.
+    """
 
     store: Path
     runs: Path
     verbosity: int = 0
     debug: bool = False
+    toolbox: Toolbox | None = None
 
     @contextmanager
     def working(self) -> Iterator[Progress]:

@@ -1,6 +1,6 @@
 """``export``, ``quantize``, ``prune``, ``distill``, ``compile``: one stage on folders, without a recipe or a store.
 
-The five are one command under five names; they differ in the inputs that their stage reads.
+Each row of the table of stages is a command: the options are the inputs that the stage reads, the help is its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlm_edge.cli.settings import Settings, echo, print_json
+from vlm_edge.core.artifact import ArtifactKind, digest_folder, folder_size_bytes
 from vlm_edge.errors import RecipeError, short, shown
+from vlm_edge.stages import STAGES
 
 _DATA = click.Option(
     ["--data"],
@@ -41,12 +43,11 @@ _TRUST = click.Option(
     ["--trust-remote-code"], is_flag=True, help="Run the model code that SOURCE brings along. Read it first."
 )
 
-_INPUTS: dict[str, tuple[list[click.Option], str]] = {
-    "export": ([_TRUST], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
-    "quantize": ([_DATA, _TARGET], "SOURCE is a folder that `vlm-edge export` wrote."),
-    "prune": ([_DATA, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
-    "distill": ([_DATA, _TEACHER], "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."),
-    "compile": ([_TARGET], "SOURCE is a folder that `vlm-edge export` or `vlm-edge quantize` wrote."),
+_OPTIONS = {"task": _DATA, "teacher": _TEACHER, "target": _TARGET}
+"""The option that gives an input, by the name that a stage's ``reads`` has for it."""
+_SOURCES = {
+    ArtifactKind.CHECKPOINT: "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id.",
+    ArtifactKind.GRAPHS: "SOURCE is a folder of graphs, such as `vlm-edge export` writes.",
 }
 
 
@@ -55,8 +56,6 @@ class StageCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
-        from vlm_edge.stages import STAGES
-
         rows = settings_of(STAGES[str(self.name)].config)
         if rows:
             with formatter.section("Settings (for --set, and for the stage in a recipe)"):
@@ -119,8 +118,14 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def _stage_command(name: str, summary: str) -> click.Command:
-    inputs, source = _INPUTS[name]
+def __getattr__(name: str) -> click.Command:
+    """The command of a stage by the stage's name (PEP 562)."""
+    if name not in STAGES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    spec = STAGES[name]
+    inputs = [option for read, option in _OPTIONS.items() if read in spec.reads]
+    if "trust_remote_code" in spec.config.model_fields:
+        inputs.append(_TRUST)
 
     @click.pass_obj
     def run(settings: Settings, /, source: str, out: Path, assignments: Sequence[str], **options: Any) -> None:
@@ -133,7 +138,7 @@ def _stage_command(name: str, summary: str) -> click.Command:
         name,
         callback=run,
         params=[click.Argument(["source"]), _OUT, *inputs, _SET, _SEED, _JSON],
-        help=f"{summary}\n\n{source}",
+        help=f"{spec.summary}\n\n{_SOURCES[spec.source]}",
     )
 
 
@@ -141,11 +146,10 @@ def _run(
     settings: Settings, name: str, source: str, out: Path, config: dict[str, Any], options: dict[str, Any]
 ) -> None:
     from vlm_edge.api import run_stage
-    from vlm_edge.core.artifact import digest_folder, folder_size_bytes
 
     as_json = options.pop("as_json")
     with settings.working() as progress, progress.bar(f"{name} {source}", None):
-        facts = run_stage(name, config, source, out, progress=progress, **options)
+        facts = run_stage(name, config, source, out, progress=progress, toolbox=settings.toolbox, **options)
     size = folder_size_bytes(out)
     if as_json:
         print_json({"out": str(out), "digest": digest_folder(out), "size_bytes": size, "facts": facts})
@@ -167,10 +171,3 @@ def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:
             text = f"{value:.6g}" if isinstance(value, float) else str(value)
             lines.append(f"{prefix}{key}: {text}")
     return lines
-
-
-export = _stage_command("export", "Export a model to one ONNX graph per component, each checked against torch.")
-quantize = _stage_command("quantize", "Quantize exported graphs to INT8, calibrated on the task's own samples.")
-prune = _stage_command("prune", "Remove the least important cross-attention heads, then train to recover.")
-distill = _stage_command("distill", "Replace a model's vision tower by a small student, trained on the teacher.")
-compile_ = _stage_command("compile", "Compile exported graphs for a target's engine.")

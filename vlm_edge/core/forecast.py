@@ -46,19 +46,18 @@ def forecast(
     Returns:
         The forecast as a sentence if its whole interval misses a bound on a time, else None.
     """
-    stages = runner.toolbox.stages
-    if plan.entry is None or baseline is None or stages[plan.entry.stage].untrained is None:
+    if plan.entry is None or baseline is None or plan.entry.spec.untrained is None:
         return None
     if runner.toolbox.evaluators.unmeasurable(runner.recipe.target) is not None:
         return None
-    *before, step = (each for each in plan.steps if stages[each.stage].level is Level.MODEL)
+    *before, step = (each for each in plan.steps if each.spec.level is Level.MODEL)
     source = runner.teacher
     for earlier in before:
         source, _ = runner.realise(earlier, source)
     if runner.store.find(key_of(runner.identity(step, source))) is not None:
         return None
     try:
-        engine, run = runner.realise(step, source, _untrained(stages[step.stage]))
+        engine, run = runner.realise(replace(step, spec=_untrained(step.spec)), source)
         if run.facts.get(_COST) is None:
             return None
         cost = TrainingCost.model_validate(run.facts[_COST])

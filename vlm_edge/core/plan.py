@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.recipe import Recipe, StageEntry
 from vlm_edge.core.stage import Level, StageConfig, StageSpec
 from vlm_edge.core.store import StageRecord
@@ -16,9 +17,9 @@ BASELINE = "baseline"
 class Step:
     """One stage run on the way to a variant; ``implied`` when the recipe doesn't list it at this point."""
 
-    stage: str
+    spec: StageSpec
     config: StageConfig
-    implied: bool
+    implied: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,37 +36,39 @@ def plan_variants(
 ) -> list[VariantPlan]:
     """Every variant of a recipe in order, the FP32 baseline first.
 
-    A variant applies every model-level stage so far and then every graph-level stage so far; an export before them and
-    a compile after them are implied where the recipe doesn't list one yet. A leading ``export`` is the baseline itself.
+    A variant applies every model-level stage so far and then every graph-level stage so far. Where the recipe lists
+    none yet that reads the checkpoint, or none that makes the engine, the table's implied ones do. A leading stage that
+    reads the checkpoint for graphs (``export``) is the baseline itself.
 
     Args:
         recipe: the checked recipe.
         stages: the table of stages.
         without: names of entries that were dropped and take no part in later variants.
     """
-    variants = [
-        VariantPlan(BASELINE, _steps(list(recipe.stages[:1]) if _starts_with_export(recipe) else [], stages), None)
-    ]
-    for count, entry in enumerate(recipe.stages, start=1):
-        if count == 1 and _starts_with_export(recipe):
-            continue
+    leading = int(bool(recipe.stages) and recipe.stages[0].spec.first)
+    variants = [VariantPlan(BASELINE, _steps(recipe.stages[:leading], stages), None)]
+    for count, entry in enumerate(recipe.stages[leading:], start=leading + 1):
         so_far = [other for other in recipe.stages[:count] if other is entry or other.name not in without]
         variants.append(VariantPlan(entry.name, _steps(so_far, stages), entry))
     return variants
 
 
-def _starts_with_export(recipe: Recipe) -> bool:
-    return bool(recipe.stages) and recipe.stages[0].stage == "export"
-
-
-def _steps(entries: list[StageEntry], stages: Mapping[str, StageSpec]) -> tuple[Step, ...]:
-    model = [Step(entry.stage, entry.config, False) for entry in entries if entry.level is Level.MODEL]
-    graph = [Step(entry.stage, entry.config, False) for entry in entries if entry.level is Level.GRAPH]
-    if not graph or graph[0].stage != "export":
-        graph.insert(0, Step("export", stages["export"].config(), True))
-    if graph[-1].stage != "compile":
-        graph.append(Step("compile", stages["compile"].config.model_validate({"optimize": "runtime"}), True))
+def _steps(entries: Sequence[StageEntry], stages: Mapping[str, StageSpec]) -> tuple[Step, ...]:
+    steps = [Step(entry.spec, entry.config) for entry in entries]
+    model = [step for step in steps if step.spec.level is Level.MODEL]
+    graph = [step for step in steps if step.spec.level is Level.GRAPH]
+    if not graph or not graph[0].spec.first:
+        graph.insert(0, _implied(stages, ArtifactKind.CHECKPOINT, ArtifactKind.GRAPHS))
+    if not graph[-1].spec.last:
+        graph.append(_implied(stages, ArtifactKind.GRAPHS, ArtifactKind.ENGINE))
     return (*model, *graph)
+
+
+def _implied(stages: Mapping[str, StageSpec], source: ArtifactKind, output: ArtifactKind) -> Step:
+    """The table's stage from one kind to another that needs no line in a recipe."""
+    found = (spec for spec in stages.values() if spec.implied is not None)
+    spec = next(spec for spec in found if (spec.source, spec.output) == (source, output))
+    return Step(spec, spec.config.model_validate(spec.implied), implied=True)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class PlannedRun:
 
 def expected_seconds(step: Step, records: Sequence[StageRecord]) -> float | None:
     """How long the latest run of a stage took, one with the same settings if there is one; None if there is none."""
-    alike = [record for record in records if record.identity.get("stage") == step.stage]
+    alike = [record for record in records if record.identity.get("stage") == step.spec.name]
     config = step.config.model_dump(mode="json")
     same = [record for record in alike if record.identity.get("config") == config]
     return (same or alike)[-1].wall_s if alike else None

@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from vlm_edge.checked import MAX_FAULTS, faults_of, place_in
 from vlm_edge.core.budget import Budgets
-from vlm_edge.core.stage import Level, StageConfig, StageSpec, TaskSpec
+from vlm_edge.core.stage import Level, Progress, StageConfig, StageSpec, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.documents import read_yaml, reason, text_problem
 from vlm_edge.errors import RecipeError, VlmEdgeError, short, shown
@@ -47,11 +49,15 @@ class StageEntry:
     """One line of ``stages:``. ``name`` is the variant that the ladder reaches with it, unique in the recipe."""
 
     name: str
-    stage: str
-    level: Level
+    spec: StageSpec
     config: StageConfig
     budgets: Budgets
     on_miss: OnMiss
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return self.spec.name
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,26 @@ class Recipe:
         }
 
 
+class Checks(Protocol):
+    """Hold what a recipe names against what there is: models, data, hardware."""
+
+    def model(self, reference: str) -> None:
+        """Raise VlmEdgeError for a model that can't be used."""
+
+    def task(self, task: TaskSpec) -> None:
+        """Raise VlmEdgeError for a task whose data manifest can't be used."""
+
+    def budgets(self, task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
+        """(key, what is wrong) of each budget that the task's data can't decide."""
+
+    def fit(self, recipe: Recipe, progress: Progress) -> list[str]:
+        """Hold the model and the data against what the stages need of them; returns what is worth knowing.
+
+        Raises:
+            RecipeError: the model can't do the task or what a stage does to it, or the data lack what a stage reads.
+        """
+
+
 class _Faults:
     """Collects faults with their places."""
 
@@ -118,9 +144,7 @@ def read_recipe(
     stages: Mapping[str, StageSpec],
     *,
     shipped: Path | None = None,
-    check_model: Callable[[str], object] | None = None,
-    check_task: Callable[[TaskSpec], object] | None = None,
-    check_budgets: Callable[[TaskSpec, Budgets], list[tuple[str, str]]] | None = None,
+    checks: Checks | None = None,
 ) -> Recipe:
     """Read and check a recipe.
 
@@ -129,9 +153,7 @@ def read_recipe(
             folder.
         stages: the table of stages.
         shipped: folder with the ``recipes/`` and ``calibration/`` that come with the package.
-        check_model: raises VlmEdgeError for a model that can't be used.
-        check_task: raises VlmEdgeError for a task whose data manifest can't be used.
-        check_budgets: (key, what is wrong) of each budget that the task's data can't decide.
+        checks: hold the model, the task and the budgets against what there is; None: their forms alone are checked.
 
     Raises:
         VlmEdgeError: the file is missing or unreadable.
@@ -153,15 +175,15 @@ def read_recipe(
     name = _check_name(raw.get("name"), faults)
     model = _check_model(raw.get("model"), roots, faults)
     task = _check_task(raw.get("task"), roots, faults)
-    if raw.get("model") and check_model is not None:
-        _try(check_model, model, "model", faults)
-    if task is not None and check_task is not None:
-        _try(check_task, task, "task.data", faults)
+    if raw.get("model") and checks is not None:
+        _try(checks.model, model, "model", faults)
+    if task is not None and checks is not None:
+        _try(checks.task, task, "task.data", faults)
     target = _check_target(raw.get("target"), roots, faults)
     budgets = faults.validate(Budgets, raw.get("budgets"), "budgets") or Budgets()
     entries = _check_stages(raw.get("stages"), stages, budgets, faults)
-    if task is not None and check_budgets is not None and not faults.found:
-        _check_budgets(lambda bounds: check_budgets(task, bounds), budgets, entries, faults)
+    if task is not None and checks is not None and not faults.found:
+        _check_budgets(partial(checks.budgets, task), budgets, entries, faults)
     run = raw.get("run", "all")
     if run not in get_args(RunMode):
         faults.add("run", f"{shown(run)} is neither 'all' nor 'until-met'")
@@ -327,23 +349,27 @@ def _check_entry(spec: StageSpec, settings: Any, place: str, budgets: Budgets, f
     if own is None or config is None:
         return None
     kept = budgets.overridden(own).model_copy(update=dict.fromkeys(waived))
-    return StageEntry(spec.name, spec.name, spec.level, config, kept, OnMiss(on_miss))
+    return StageEntry(spec.name, spec, config, kept, OnMiss(on_miss))
 
 
 def _unique(entry: StageEntry, before: list[StageEntry]) -> StageEntry:
     """The entry with a variant name of its own: the stage's, or with a number from the second on."""
     count = sum(other.stage == entry.stage for other in before)
     name = entry.stage if count == 0 else f"{entry.stage}-{count + 1}"
-    return StageEntry(name, entry.stage, entry.level, entry.config, entry.budgets, entry.on_miss)
+    return replace(entry, name=name)
 
 
 def _check_order(entries: list[StageEntry], faults: _Faults) -> None:
-    """Export lowers a checkpoint once, and nothing lowers further after compile."""
-    for stage in ("export", "compile"):
-        if sum(entry.stage == stage for entry in entries) > 1:
-            faults.add("stages", f"{stage} is listed twice; a variant is lowered by one {stage}")
-    graph = [entry.stage for entry in entries if entry.level is Level.GRAPH]
-    if "export" in graph[1:]:
-        faults.add("stages", f"export comes after {graph[0]}, which works on exported graphs: list export first")
-    if "compile" in graph[:-1]:
-        faults.add("stages", f"{graph[graph.index('compile') + 1]} comes after compile: list compile last")
+    """A variant is lowered once: one stage reads the checkpoint, before the others, and one makes the engine, last."""
+    graph = [entry for entry in entries if entry.spec.level is Level.GRAPH]
+    for alike in ([each.stage for each in graph if each.spec.first], [each.stage for each in graph if each.spec.last]):
+        if len(alike) > 1:
+            listed = f"{alike[0]} is listed twice" if len({*alike}) == 1 else f"{' and '.join(alike)} are listed"
+            faults.add("stages", f"{listed}; a variant is lowered by one {' or '.join(dict.fromkeys(alike))}")
+    for before, entry in pairwise(graph):
+        if entry.spec.first:
+            faults.add(
+                "stages", f"{entry.stage} comes after {before.stage}, and reads a checkpoint: list {entry.stage} first"
+            )
+        if before.spec.last:
+            faults.add("stages", f"{entry.stage} comes after {before.stage}: list {before.stage} last")

@@ -23,7 +23,7 @@ from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, 
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import OUTCOMES_FOLDER, RunRecord, StageRun, VariantRecord, best_of
 from vlm_edge.core.run_folder import RunFolder
-from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import Progress, StageInputs, StageWork
 from vlm_edge.core.store import Store, key_of
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.files import writing_to
@@ -68,10 +68,9 @@ class Runner:
 
     # -- stages -------------------------------------------------------------------------------------------------
 
-    def identity(self, step: Step, source: Artifact, spec: StageSpec | None = None) -> dict[str, Any]:
-        """Everything that decides a stage run's output, as JSON. ``spec``: by default the stage's row of the table."""
-        spec = spec or self.toolbox.stages[step.stage]
-        inputs = {"source": source.digest}
+    def identity(self, step: Step, source: Artifact) -> dict[str, Any]:
+        """Everything that decides a stage run's output, as JSON."""
+        spec, inputs = step.spec, {"source": source.digest}
         if "teacher" in spec.reads:
             inputs["teacher"] = self.teacher.digest
         if "task" in spec.reads:
@@ -94,10 +93,9 @@ class Runner:
             identity["host"] = self.host
         return identity
 
-    def realise(self, step: Step, source: Artifact, spec: StageSpec | None = None) -> tuple[Artifact, StageRun]:
+    def realise(self, step: Step, source: Artifact) -> tuple[Artifact, StageRun]:
         """The stage run's artifact: found in the store, or made now."""
-        spec = spec or self.toolbox.stages[step.stage]
-        identity = self.identity(step, source, spec)
+        spec, identity = step.spec, self.identity(step, source)
         key = key_of(identity)
         found = self.store.find(key)
         cached = found is not None
@@ -142,7 +140,7 @@ class Runner:
                 key = key_of(self.identity(step, source)) if source is not None else None
                 found = self.store.find(key) if key is not None else None
                 seconds = found[1].wall_s if found is not None else expected_seconds(step, records)
-                rows.append(PlannedRun(variant.name, step.stage, step.implied, key, found is not None, seconds))
+                rows.append(PlannedRun(variant.name, step.spec.name, step.implied, key, found is not None, seconds))
                 source = found[0] if found is not None else None
         return rows
 
@@ -265,7 +263,7 @@ class Runner:
         artifact = self.teacher
         unmeasured = None
         for step in plan.steps:
-            if step.stage == "compile":
+            if step.spec.last:
                 unmeasured = self.toolbox.evaluators.unmeasurable(self.recipe.target)
                 if unmeasured is not None:
                     break
@@ -296,7 +294,7 @@ class Runner:
         verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, unmeasurable=unmeasured)
         return VariantRecord(
             name=plan.name,
-            stages=[step.stage for step in plan.steps if not step.implied or plan.entry is None],
+            stages=[step.spec.name for step in plan.steps if not step.implied or plan.entry is None],
             runs=runs,
             artifacts={ArtifactKind.CHECKPOINT.value: self.teacher.digest, **{run.kind: run.digest for run in runs}},
             measurements=measurements,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,7 +19,7 @@ from vlm_edge.errors import VlmEdgeError
 
 
 class Level(StrEnum):
-    """Where a stage works: MODEL turns a checkpoint into a checkpoint, GRAPH lowers it towards an engine."""
+    """MODEL: turns a checkpoint into a checkpoint; GRAPH: lowers one towards an engine."""
 
     MODEL = "model"
     GRAPH = "graph"
@@ -146,7 +146,7 @@ class StageInputs:
     """What a stage reads. A stage sees only what its spec names: the rest is None."""
 
     source: Artifact
-    """CHECKPOINT for model-level stages and export; GRAPHS for quantize and compile."""
+    """Of the kind that the spec names."""
     teacher: Artifact | None = None
     """The dense CHECKPOINT that the recipe starts from, for stages that recover or distil."""
     task: TaskSpec | None = None
@@ -176,26 +176,46 @@ class StageWork:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One row of the table of stages.
+    """One row of the table of stages: all that core, the API and the command line know of a stage.
 
-    ``version`` is raised whenever the same inputs would give another output. ``packages`` are the distributions whose
-    versions change the output. ``reads`` names the optional inputs (``teacher``, ``task``, ``target``) and the
-    ``metric`` that the stage uses; what it does not read is no part of its key. ``host_bound`` marks an output that
-    belongs to this host. ``check`` gives (setting, what is wrong) of all that can be told before anything runs;
-    ``splits`` names the parts of the task's data that a config reads. ``untrained``, of a stage that trains for long,
-    writes its output as it is before training, and times a few steps: see :mod:`vlm_edge.core.forecast`.
+    ``source`` and ``output`` are the kinds of artifact that it turns one into the other; they say where it stands in a
+    recipe (``level``, ``first``, ``last``). ``version`` is raised whenever the same inputs would give another output.
+    ``packages`` are the distributions whose versions change the output. ``reads`` names the optional inputs
+    (``teacher``, ``task``, ``target``) and the ``metric`` that the stage uses; what it does not read is no part of its
+    key. ``host_bound`` marks an output that belongs to this host. ``implied`` are the settings with which it runs where
+    a recipe lists no stage between its two kinds; None: only where it is listed. ``summary`` is its help, a sentence.
+
+    ``check`` gives (setting, what is wrong) of all that can be told before anything runs; ``splits`` names the parts of
+    the task's data that a config reads. ``untrained``, of a stage that trains for long, writes its output as it is
+    before training, and times a few steps: see :mod:`vlm_edge.core.forecast`.
     """
 
     name: str
     version: int
-    level: Level
     config: type[StageConfig]
+    source: ArtifactKind
     output: ArtifactKind
     run: Callable[[Any, StageInputs, StageWork], None]
     packages: tuple[str, ...] = ()
     reads: frozenset[str] = frozenset()
     host_bound: bool = False
+    implied: Mapping[str, Any] | None = None
     summary: str = ""
     check: Callable[[Any, Named], list[tuple[str, str]]] = no_faults
     splits: Callable[[Any], tuple[Literal["calibration", "train"], ...]] = lambda _: ()
     untrained: Callable[[Any, StageInputs, StageWork], TrainingCost | None] | None = None
+
+    @property
+    def level(self) -> Level:
+        """MODEL for what turns a checkpoint into a checkpoint."""
+        return Level.MODEL if self.output is ArtifactKind.CHECKPOINT else Level.GRAPH
+
+    @property
+    def first(self) -> bool:
+        """True for a graph-level stage that no other comes before: it reads a checkpoint."""
+        return self.level is Level.GRAPH and self.source is ArtifactKind.CHECKPOINT
+
+    @property
+    def last(self) -> bool:
+        """True for a graph-level stage that no other comes after: it makes an engine."""
+        return self.output is ArtifactKind.ENGINE

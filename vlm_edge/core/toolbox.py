@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
+from vlm_edge.core.recipe import Checks
 from vlm_edge.core.stage import Progress, StageSpec, TaskMetric, TaskSpec
 from vlm_edge.core.target import Target
 
@@ -72,7 +73,7 @@ class Preflight(Protocol):
 
 @dataclass(frozen=True)
 class Toolbox:
-    """Everything that core needs from the layers above it, handed in by :mod:`vlm_edge.api`."""
+    """Everything that core needs from the layers above it, as :mod:`vlm_edge.toolbox` puts it together."""
 
     stages: Mapping[str, StageSpec]
     evaluators: Evaluators
@@ -83,3 +84,4 @@ class Toolbox:
     source_revision: Callable[[Path], str | None]
     metric: TaskMetric | None = None
     preflight: Preflight | None = None
+    checks: Checks | None = None

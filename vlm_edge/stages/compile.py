@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import StageConfig, StageInputs, StageSpec, StageWork
 from vlm_edge.errors import VlmEdgeError
 
 if TYPE_CHECKING:
@@ -198,12 +198,13 @@ def _size_bytes(folder: Path, file: str) -> int:
 SPEC = StageSpec(
     name="compile",
     version=5,
-    level=Level.GRAPH,
     config=CompileConfig,
+    source=ArtifactKind.GRAPHS,
     output=ArtifactKind.ENGINE,
     run=run,
     packages=("onnx", "onnxruntime", "openvino", "tensorrt"),
     reads=frozenset({"target"}),
     host_bound=True,
-    summary="an engine for the target, each component checked against its graph",
+    implied={"optimize": "runtime"},
+    summary="Compile graphs into an engine for the target, each component checked against its graph.",
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, Named, StageConfig, StageInputs, StageSpec, StageWork, TrainingCost, fault_of
+from vlm_edge.core.stage import Named, StageConfig, StageInputs, StageSpec, StageWork, TrainingCost, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 from vlm_edge.stages.training_config import TrainingConfig
@@ -243,14 +243,14 @@ def faults(config: DistillConfig, named: Named) -> list[tuple[str, str]]:
 SPEC = StageSpec(
     name="distill",
     version=2,
-    level=Level.MODEL,
     config=DistillConfig,
     check=faults,
     splits=splits,
+    source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.CHECKPOINT,
     run=run,
     packages=("torch", "transformers"),
     reads=frozenset({"teacher", "task"}),
     untrained=write_untrained,
-    summary="replace the vision tower by a MobileViT student, trained on the teacher's features and answers",
+    summary="Replace a model's vision tower by a small MobileViT student, trained on its features and answers.",
 )

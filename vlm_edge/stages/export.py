@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, ValidationError
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, Progress, StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import Progress, StageConfig, StageInputs, StageSpec, StageWork
 from vlm_edge.errors import VlmEdgeError
 
 if TYPE_CHECKING:
@@ -171,11 +171,11 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
 SPEC = StageSpec(
     name="export",
     version=5,
-    level=Level.GRAPH,
     config=ExportConfig,
+    source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.GRAPHS,
     run=run,
     packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir"),
-    reads=frozenset(),
-    summary="One ONNX graph per component, checked against torch",
+    implied={},
+    summary="Export a model to one ONNX graph per component, each checked against torch.",
 )

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
+from vlm_edge.core.stage import Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.stages.training_config import TrainingConfig
 
@@ -129,13 +129,13 @@ def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
 SPEC = StageSpec(
     name="prune",
     version=2,
-    level=Level.MODEL,
     config=PruneConfig,
     check=faults,
     splits=splits,
+    source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.CHECKPOINT,
     run=run,
     packages=("torch", "transformers", "pillow"),
     reads=frozenset({"teacher", "task"}),
-    summary="remove cross-attention heads by importance, and recover against the dense teacher",
+    summary="Remove the least important cross-attention heads, then train to recover against the dense teacher.",
 )

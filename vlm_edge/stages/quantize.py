@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.stage import Level, Progress, StageInputs, StageSpec, StageWork
+from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import key_of
 from vlm_edge.stages.quantize_attempt import prepare, quantize_graph
 from vlm_edge.stages.quantize_component import ComponentQuantizer
@@ -162,14 +162,14 @@ class _Watched:
 SPEC = StageSpec(
     name="quantize",
     version=7,
-    level=Level.GRAPH,
     config=QuantizeConfig,
     check=faults,
     splits=splits,
+    source=ArtifactKind.GRAPHS,
     output=ArtifactKind.GRAPHS,
     run=run,
     packages=("nncf", "onnx", "onnxruntime", "numpy"),
     reads=frozenset({"task", "target", "metric"}),
     host_bound=True,
-    summary="INT8 weights and integer linear layers, calibrated on the task's own samples",
+    summary="Quantize exported graphs: INT8 weights and integer linear layers, calibrated on the task's own samples.",
 )
