@@ -10,8 +10,17 @@ from rich.console import Console
 
 from vlm_edge.core.difference import Difference
 from vlm_edge.core.record import RunRecord
-from vlm_edge.report.compare import Compared, compared, compared_json, difference_text, reasons, same_text
-from vlm_edge.report.compare_forms import compare_html, compare_markdown, compare_table
+from vlm_edge.report.compare import (
+    Compared,
+    compare_table,
+    compared,
+    compared_json,
+    difference_text,
+    reasons,
+    same_text,
+)
+from vlm_edge.report.html import compare_html
+from vlm_edge.report.markdown import compare_markdown
 
 
 def beside(record: RunRecord, other: RunRecord) -> Compared:

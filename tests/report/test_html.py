@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from page_text import FOLDER, page_lines, pages
 from report_records import HOSTILE, full_record, regressions_of
 
 from vlm_edge.core.budget import Verdict
@@ -154,6 +155,12 @@ def test_a_record_with_nothing_measured_says_so(record: RunRecord) -> None:
     assert "No A/A control was measured" in page.text
     assert "Pareto front" not in text
     assert "pass" not in page.text.split("The ladder")[0]
+
+
+@pytest.mark.parametrize("name", ["run.page.txt", "quickstart.page.txt"])
+def test_the_page_says_the_same_as_before(name: str) -> None:
+    """Every table, figure and tooltip; ``python tests/support/page_text.py`` writes a text that is meant to change."""
+    assert page_lines(pages()[name]) == (FOLDER / name).read_text(encoding="utf-8").splitlines()
 
 
 def test_the_same_record_gives_the_same_bytes(full: RunRecord) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vlm_edge.core.record import StageRun
-from vlm_edge.report.html_sensitivity import sensitivity_part
+from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.html import run_html
 
 
 def interval(value: float) -> dict[str, float]:
@@ -26,7 +26,8 @@ def ranked(count: int, *, by_task: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def run(*, by_task: bool, fallback: bool = True, count: int = 15) -> StageRun:
+def facts_of(*, by_task: bool, fallback: bool = True, count: int = 15) -> dict[str, Any]:
+    """Facts of a quantize run: a ranking, and the last layer left float."""
     last = f"layers.{count - 1}.fc1"
     component = {
         "scheme": "int8",
@@ -46,25 +47,26 @@ def run(*, by_task: bool, fallback: bool = True, count: int = 15) -> StageRun:
             "left_float": [left],
             "tried": [{"left_float": 0, **interval(62.5)}, {"left_float": 1, "low": -0.25, "value": 0.0, "high": 0.25}],
         }
-    return StageRun(
-        stage="quantize",
-        config={},
-        key="a" * 64,
-        digest="d" * 64,
-        kind="GRAPHS",
-        cached=False,
-        implied=False,
-        wall_s=1.0,
-        facts=facts,
-    )
+    return facts
+
+
+def section(record: RunRecord, facts: dict[str, Any]) -> str:
+    """The page's section of quantization error, for a run whose quantize stages found these facts."""
+
+    def changed(variant: VariantRecord) -> VariantRecord:
+        runs = [each.model_copy(update={"facts": facts}) if each.stage == "quantize" else each for each in variant.runs]
+        return variant.model_copy(update={"runs": runs})
+
+    page = run_html(record.model_copy(update={"variants": [changed(each) for each in record.variants]}))
+    return page.split('<section id="layers">')[1].split("</section>")[0]
 
 
 def text_of(markup: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", markup).split())
 
 
-def test_the_fallback_is_told_with_both_intervals_and_reasons() -> None:
-    text = text_of(sensitivity_part(run(by_task=False)))
+def test_the_fallback_is_told_with_both_intervals_and_reasons(record: RunRecord) -> None:
+    text = text_of(section(record, facts_of(by_task=False)))
     assert "62.50 [61.75, 63.25]" in text
     assert "0.00 [-0.25, 0.25]" in text
     assert "1,533 images of the train split" in text
@@ -73,8 +75,8 @@ def test_the_fallback_is_told_with_both_intervals_and_reasons() -> None:
 
 
 @pytest.mark.parametrize("by_task", [False, True])
-def test_the_most_sensitive_comes_first_and_all_are_there(by_task: bool) -> None:
-    markup = sensitivity_part(run(by_task=by_task, fallback=False))
+def test_the_most_sensitive_comes_first_and_all_are_there(record: RunRecord, by_task: bool) -> None:
+    markup = section(record, facts_of(by_task=by_task, fallback=False))
     text = text_of(markup.split("<details>")[0])
     places = [text.find(f"layers.{k}.fc1") for k in range(15)]
     first = 14 if by_task else 0
@@ -85,14 +87,14 @@ def test_the_most_sensitive_comes_first_and_all_are_there(by_task: bool) -> None
     assert markup.count("<svg") == 12 + 1 + 15 + 1
 
 
-def test_a_run_without_a_ranking_has_no_such_part() -> None:
-    bare = run(by_task=False, fallback=False, count=1)
-    facts = {"components": {"vision_encoder": {"scheme": "int8"}}}
-    assert sensitivity_part(bare.model_copy(update={"facts": facts})) == ""
+def test_a_run_without_a_ranking_has_no_such_part(record: RunRecord) -> None:
+    markup = section(record, {"components": {"vision_encoder": {"scheme": "int8"}}})
+    assert "vision_encoder" in markup
+    assert "most sensitive" not in markup
+    assert "left in float" not in markup
 
 
-def test_a_record_of_an_earlier_version_is_read() -> None:
+def test_a_record_of_an_earlier_version_is_read(record: RunRecord) -> None:
     """It has no reasons."""
-    old = run(by_task=False, fallback=False, count=3)
     rows = {"components": {"x": {"scheme": "int8", "sensitivity": ranked(3, by_task=False)}}}
-    assert "float" in text_of(sensitivity_part(old.model_copy(update={"facts": rows})))
+    assert "float" in text_of(section(record, rows))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import xml.etree.ElementTree as ElementTree
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +9,8 @@ from hypothesis import strategies as st
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
-from vlm_edge.report.pareto import Box, Point, beaten, front, pareto_points, pareto_svg
-from vlm_edge.report.svg import scale_over
+from vlm_edge.report.pareto import Box, Point, beaten, front, pareto_picture, pareto_points
+from vlm_edge.report.scale import scale_over
 from vlm_edge.report.views import metrics_of
 
 
@@ -49,21 +46,16 @@ def test_the_front_is_what_no_other_beats(values: list[tuple[float, float, float
     assert not all(beaten(each, points) for each in points)
 
 
-def label_boxes(svg: str, letter: float = 7.9) -> list[Box]:
-    root = ElementTree.fromstring(svg)
-    labels = [each for each in root.iter("text") if each.get("class") == "label"]
-    return [
-        Box(x, y - 11, x + letter * len(each.text or ""), y + 4)
-        for each in labels
-        for x, y in [(float(each.get("x", 0)), float(each.get("y", 0)))]
-    ]
+def label_boxes(points: list[Point], width: int, height: int, letter: float = 7.9) -> list[Box]:
+    labels = pareto_picture(points, width, height).labels
+    return [Box(each.x, each.y - 11, each.x + letter * len(each.text), each.y + 4) for each in labels]
 
 
 @given(POINTS, st.sampled_from([(1040, 440), (360, 400)]))
 @settings(max_examples=60)
 def test_no_label_touches_another(values: list[tuple[float, float, float | None]], shape: tuple[int, int]) -> None:
     names = ["quantize-with-smoothing-and-dynamic-ranges", "baseline", "prune", "distill-2", "x", "abc", "compile", "é"]
-    boxes = label_boxes(pareto_svg([point(name, *each) for name, each in zip(names, values, strict=False)], *shape))
+    boxes = label_boxes([point(name, *each) for name, each in zip(names, values, strict=False)], *shape)
     assert len(boxes) == len(values)
     assert not any(one.meets(other) for index, one in enumerate(boxes) for other in boxes[:index])
     assert all(box.left >= 0 and box.right <= shape[0] and box.top >= 0 and box.bottom <= shape[1] for box in boxes)
@@ -72,7 +64,7 @@ def test_no_label_touches_another(values: list[tuple[float, float, float | None]
 def test_eight_variants_in_one_place_all_have_a_label() -> None:
     points = [point(f"a-rather-long-name-of-variant-{index}", 10.0, 0.9) for index in range(8)]
     for shape in ((1040, 440), (360, 400)):
-        boxes = label_boxes(pareto_svg(points, *shape))
+        boxes = label_boxes(points, *shape)
         assert len(boxes) == 8
         assert not any(one.meets(other) for index, one in enumerate(boxes) for other in boxes[:index])
 
@@ -117,9 +109,9 @@ def test_ticks_of_known_scales(low: float, high: float, ticks: list[float]) -> N
 
 
 def test_numbers_of_the_axes_are_in_the_shown_unit(record: RunRecord) -> None:
-    svg = pareto_svg(pareto_points(record), 1040, 440)
-    assert "accuracy (%)" in svg
-    assert "latency p90 (ms, log)" in svg
-    shares = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', svg)]
+    picture = pareto_picture(pareto_points(record), 1040, 440)
+    assert picture.up_title == "accuracy (%)"
+    assert picture.across_title == "latency p90 (ms, log)"
+    shares = [float(text) for _, text in picture.up]
     assert shares
     assert all(90 < share <= 100 for share in shares)

@@ -45,8 +45,7 @@ def compare(
 
     from vlm_edge.evaluation.change import Side
     from vlm_edge.evaluation.side_by_side import differences
-    from vlm_edge.report import compare_forms
-    from vlm_edge.report.compare import compared, compared_json
+    from vlm_edge.report.compare import compare_table, compared, compared_json
 
     sides = []
     for run in runs:
@@ -59,8 +58,12 @@ def compare(
     if form == "json":
         write_text(json_text(compared_json(comparison)), output)
     elif form == "markdown":
-        write_text(compare_forms.compare_markdown(comparison), output)
+        from vlm_edge.report.markdown import compare_markdown
+
+        write_text(compare_markdown(comparison), output)
     elif form == "html":
-        write_text(compare_forms.compare_html(comparison), output)
+        from vlm_edge.report.html import compare_html
+
+        write_text(compare_html(comparison), output)
     else:
-        stdout_console().print(compare_forms.compare_table(comparison))
+        stdout_console().print(compare_table(comparison))

@@ -6,9 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from vlm_edge.core.difference import Difference
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.report.escape import on_terminal
 from vlm_edge.report.ladder import INCOMPLETE
 from vlm_edge.report.numbers import METRICS, VERDICT_WORDS, measured_text, measurement_text, split_metric
 from vlm_edge.report.views import Lines, flat, host_lines, plain, version_lines
@@ -145,6 +151,11 @@ def difference_text(difference: Difference | None) -> str:
     return f"{drop}{text} ({difference.how})"
 
 
+def change_text(change: Difference | None) -> str:
+    """The difference below a value: its reason, where there is none, is among :func:`reasons`."""
+    return difference_text(change) if change is None or change.measured is not None else "not compared"
+
+
 def _rounded(found: Measurement) -> dict[str, float]:
     return {end: float(f"{getattr(found, end):.4g}") for end in ("low", "value", "high")}
 
@@ -193,3 +204,33 @@ def same_text(comparison: Compared) -> str:
     """Which of recipe, versions and host are the same in all runs."""
     same = [what for what in ("recipe", "versions", "host") if not getattr(comparison, what)]
     return plain(same) + (" are" if len(same) > 1 else " is") + " the same" if same else ""
+
+
+def compare_table(comparison: Compared) -> RenderableType:
+    """A comparison for a terminal: metrics down, runs across, the change below each value."""
+    comparison = on_terminal(comparison)
+    parts: list[RenderableType] = [
+        _rich(["", *comparison.names], [[row.name, *row.values] for row in comparison.heads])
+    ]
+    rows = [
+        [row.metric, *(_rich_cell(found, change) for found, change in zip(row.found, row.changes, strict=True))]
+        for row in shown_metrics(comparison)
+    ]
+    parts += [Text(), _rich(["metric", *comparison.names], rows)]
+    for title, values in value_tables(comparison):
+        parts += [Text(), _rich([title.lower(), *comparison.names], [[row.name, *row.values] for row in values])]
+    lines = [*reasons(comparison), same_text(comparison)]
+    return Group(*parts, Text(), *(Text(line, style="dim") for line in lines if line))
+
+
+def _rich_cell(found: Measurement | None, change: Difference | None) -> str:
+    return "\n".join(line for line in (measurement_text(found) if found else "-", change_text(change)) if line)
+
+
+def _rich(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for title in header:
+        grid.add_column(Text(title), overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid

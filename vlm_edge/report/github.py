@@ -8,10 +8,10 @@ from __future__ import annotations
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord
+from vlm_edge.report import render
 from vlm_edge.report.escape import command_data, command_property, markdown
-from vlm_edge.report.gate import found_text, gate_headline
-from vlm_edge.report.markdown import markdown_table, run_markdown
-from vlm_edge.report.numbers import VERDICT_WORDS, bound_text, judgement_text, reason_text
+from vlm_edge.report.markdown import run_markdown
+from vlm_edge.report.numbers import VERDICT_WORDS, judgement_text
 
 SUMMARY_BYTES = 1_000_000
 """A step's summary over 1 MiB is not shown at all."""
@@ -40,16 +40,8 @@ def workflow_command(level: str, title: str, message: str) -> str:
 
 def job_summary(record: RunRecord, gate: Gate) -> str:
     """The verdict and every budget, and folded below it the whole run."""
-    rows = [
-        [VERDICT_WORDS[each.verdict], each.budget, found_text(each), bound_text(each), reason_text(each)]
-        for each in gate.judgements
-    ]
-    lines = [f"## {markdown(gate_headline(gate))}", ""]
-    if rows:
-        lines += markdown_table(["verdict", "budget", "value, 95% interval, n", "bound", "why"], rows)
-    lines += [f"\n> {markdown(note)}" for note in gate.notes]
+    head = render.markdown("summary.md", gate=gate)
     whole = f"\n<details><summary>The whole run</summary>\n\n{run_markdown(record)}\n</details>\n"
-    head = "\n".join(lines) + "\n"
     if len((head + whole).encode()) > SUMMARY_BYTES:
         whole = "\nThe whole run is too long for a job summary: see run.json among the job's artifacts.\n"
     return head + whole

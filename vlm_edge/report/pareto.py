@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord
-from vlm_edge.report.escape import markup
 from vlm_edge.report.numbers import format_of, measurement_text
-from vlm_edge.report.svg import Scale, scale_over, tag
+from vlm_edge.report.scale import Scale, scale_over
 from vlm_edge.report.views import at_one_load
 
 LATENCIES = ("latency_p90_ms", "latency_p50_ms")
@@ -52,6 +51,48 @@ class Box:
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point's dot and the ends of its two whiskers. ``kind``: the class of its colour; ``title``: its tooltip."""
+
+    name: str
+    title: str
+    place: Place
+    radius: float
+    whiskers: tuple[tuple[Place, Place], ...]
+    kind: str
+    role: str
+    beaten: bool
+
+
+@dataclass(frozen=True)
+class Label:
+    """A point's name; x and y are the left end of its base line. ``leader``: a line to it from a dot that is apart."""
+
+    text: str
+    x: float
+    y: float
+    leader: tuple[Place, Place] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Everything of the picture with its place. ``up`` and ``across``: places and numbers of the ticks; ``marks``: the
+    largest first, so that none is hidden; ``stairs``: the Pareto front; ``front``: its variants."""
+
+    width: int
+    height: int
+    frame: Box
+    front: Sequence[str]
+    up: Sequence[tuple[float, str]]
+    across: Sequence[tuple[float, str]]
+    up_title: str
+    across_title: str
+    stairs: Sequence[Place]
+    marks: Sequence[Mark]
+    labels: Sequence[Label]
 
 
 def pareto_points(record: RunRecord) -> list[Point]:
@@ -96,132 +137,95 @@ def _beats(one: Point, other: Point) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
-def pareto_svg(points: Sequence[Point], width: int, height: int) -> str:
-    """The picture, ``width`` x ``height`` pixels. A dot's area goes with the size on disk; whiskers are intervals."""
-    left, right, top, bottom = 58, width - 14, 22, height - 40
-    across = scale_over(
-        (end for point in points for end in (point.latency.low, point.latency.high)), left, right, log=True, margin=0.1
-    )
-    accuracies = [end for point in points for end in (point.accuracy.low, point.accuracy.high)]
-    up = scale_over(accuracies, bottom, top, margin=0.12)
-    largest = max((point.size or 0.0 for point in points), default=0.0)
-    radii = [_radius(point.size, largest) for point in points]
-    places = [(across.place(point.latency.value), up.place(point.accuracy.value)) for point in points]
-    stairs = _stairs(
-        [(across.place(each.latency.value), up.place(each.accuracy.value)) for each in front(points)], right
-    )
-    parts = [*_axes(points, across, up, (left, right, top, bottom)), _path(stairs)]
-    order = sorted(range(len(points)), key=lambda index: -radii[index])
-    parts += [_whiskers(points[index], across, up) for index in order]
-    parts += [_dot(points[index], places[index], radii[index], points) for index in order]
-    frame = Box(left + 2, top, right, bottom)
-    lines = [_strip(one, other) for one, other in pairwise(stairs)]
-    lines += [_strip(*ends) for point in points for ends in _whisker_ends(point, across, up)]
-    parts += _labels(points, places, radii, lines, frame)
-    best = ", ".join(point.name for point in front(points))
-    return tag(
-        "svg",
-        tag("title", markup(f"Accuracy against latency. On the Pareto front: {best}")),
-        *parts,
-        class_="picture",
-        viewBox=f"0 0 {width} {height}",
-        role="img",
-    )
-
-
-def _radius(size: float | None, largest: float) -> float:
-    share = size / largest if size and largest else 0.0
-    return max(SMALLEST_RADIUS, LARGEST_RADIUS * math.sqrt(share))
-
-
-def _axes(points: Sequence[Point], across: Scale, up: Scale, frame: tuple[int, int, int, int]) -> Iterator[str]:
-    left, right, top, bottom = frame
+def pareto_picture(points: Sequence[Point], width: int, height: int) -> Picture:
+    """Lay out the picture, ``width`` x ``height`` pixels."""
+    frame = Box(58, 22, width - 14, height - 40)
     accuracy, latency = format_of(points[0].accuracy), format_of(points[0].latency)
+    times = (end for point in points for end in (point.latency.low, point.latency.high))
+    across = scale_over(times, frame.left, frame.right, log=True, margin=0.1)
+    shares = (end for point in points for end in (point.accuracy.low, point.accuracy.high))
+    up = scale_over(shares, frame.bottom, frame.top, margin=0.12)
+    fastest = front(points)
+    stairs = _stairs([_place(point, across, up) for point in fastest], frame.right)
+    marks = _marks(points, across, up)
+    lines = [_strip(*ends) for ends in (*pairwise(stairs), *(ends for mark in marks for ends in mark.whiskers))]
     most = 1.0 if accuracy.unit == "%" else math.inf
-    yield tag("rect", x=left, y=top, width=right - left, height=bottom - top, class_="frame")
-    for tick in up.ticks(6):
-        if tick <= most:
-            y = up.place(tick)
-            yield tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid")
-            yield tag("text", markup(f"{tick * accuracy.scale:g}"), x=left - 6, y=y + 4, text_anchor="end")
-    for tick in across.ticks(max(3, (right - left) // 70)):
-        x = across.place(tick)
-        yield tag("line", x1=x, x2=x, y1=top, y2=bottom, class_="grid")
-        yield tag("text", markup(f"{tick:g}"), x=x, y=bottom + 16, text_anchor="middle")
-    unit = f" ({accuracy.unit})" if accuracy.unit else ""
-    yield tag("text", markup(f"{accuracy.title}{unit}"), x=4, y=13, class_="axis-title")
-    title = f"latency {latency.title} ({latency.unit}, log)"
-    yield tag("text", markup(title), x=right, y=bottom + 33, text_anchor="end", class_="axis-title")
+    return Picture(
+        width=width,
+        height=height,
+        frame=frame,
+        front=[point.name for point in fastest],
+        up=[(up.place(tick), f"{tick * accuracy.scale:g}") for tick in up.ticks(6) if tick <= most],
+        across=[(across.place(tick), f"{tick:g}") for tick in across.ticks(max(3, (width - 72) // 70))],
+        up_title=accuracy.title + (f" ({accuracy.unit})" if accuracy.unit else ""),
+        across_title=f"latency {latency.title} ({latency.unit}, log)",
+        stairs=stairs,
+        marks=sorted(marks, key=lambda mark: -mark.radius),
+        labels=list(_labels(marks, lines, replace(frame, left=frame.left + 2))),
+    )
+
+
+def _place(point: Point, across: Scale, up: Scale) -> Place:
+    return across.place(point.latency.value), up.place(point.accuracy.value)
 
 
 def _stairs(places: Sequence[Place], right: float) -> list[Place]:
-    """The edge of what is reached: from each point of the front to the next one, and on to the right."""
+    """The Pareto front as a line: from each of its points across to the next one's latency, and on to the right."""
     corners = [places[0]]
     for x, y in places[1:]:
         corners += [(x, corners[-1][1]), (x, y)]
     return [*corners, (right, corners[-1][1])]
 
 
-def _path(corners: Sequence[Place]) -> str:
-    return tag("path", d="M " + " L ".join(f"{x:.1f} {y:.1f}" for x, y in corners), class_="front")
-
-
 def _strip(one: Place, other: Place) -> Box:
-    """What a line from one place to another takes."""
+    """The box around a line, with a pixel on each side."""
     (x1, y1), (x2, y2) = one, other
     return Box(min(x1, x2) - 1, min(y1, y2) - 1, max(x1, x2) + 1, max(y1, y2) + 1)
 
 
-def _whisker_ends(point: Point, across: Scale, up: Scale) -> list[tuple[Place, Place]]:
-    """Both ends of the interval of the latency, and of the accuracy."""
-    x, y = across.place(point.latency.value), up.place(point.accuracy.value)
-    return [
-        ((across.place(point.latency.low), y), (across.place(point.latency.high), y)),
-        ((x, up.place(point.accuracy.low)), (x, up.place(point.accuracy.high))),
+def _marks(points: Sequence[Point], across: Scale, up: Scale) -> list[Mark]:
+    """Dots with whiskers; a dot's area goes with the size on disk."""
+    largest = max((point.size or 0.0 for point in points), default=0.0)
+    marks = []
+    for point in points:
+        x, y = _place(point, across, up)
+        share = point.size / largest if point.size and largest else 0.0
+        size = f", {point.size / 1e6:,.2f} MB" if point.size else ""
+        mark = Mark(
+            name=point.name,
+            title=f"{point.name}: {measurement_text(point.accuracy)}; {measurement_text(point.latency)}{size}",
+            place=(x, y),
+            radius=max(SMALLEST_RADIUS, LARGEST_RADIUS * math.sqrt(share)),
+            whiskers=(
+                ((across.place(point.latency.low), y), (across.place(point.latency.high), y)),
+                ((x, up.place(point.accuracy.low)), (x, up.place(point.accuracy.high))),
+            ),
+            kind="base" if point.role == "baseline" else point.verdict.value,
+            role=point.role,
+            beaten=beaten(point, points),
+        )
+        marks.append(mark)
+    return marks
+
+
+def _labels(marks: Sequence[Mark], lines: Sequence[Box], frame: Box) -> Iterator[Label]:
+    """A label for each dot, none touching another nor a dot, nor a line where there is room."""
+    taken = [
+        Box(mark.place[0] - r, mark.place[1] - r, mark.place[0] + r, mark.place[1] + r)
+        for mark in marks
+        for r in [mark.radius]
     ]
-
-
-def _whiskers(point: Point, across: Scale, up: Scale) -> str:
-    kind = "base" if point.role == "baseline" else point.verdict.value
-    return "".join(
-        tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=f"whisker thin {kind}")
-        for (x1, y1), (x2, y2) in _whisker_ends(point, across, up)
-    )
-
-
-def _dot(point: Point, place: Place, radius: float, points: Sequence[Point]) -> str:
-    x, y = place
-    hollow = " beaten" if beaten(point, points) else ""
-    kind = f"dot {point.verdict.value}{hollow}" if point.role != "baseline" else "dot base"
-    size = f", {point.size / 1e6:,.2f} MB" if point.size else ""
-    text = f"{point.name}: {measurement_text(point.accuracy)}; {measurement_text(point.latency)}{size}"
-    title = tag("title", markup(text))
-    if point.role == "baseline":
-        corners = f"{x:.1f},{y - radius:.1f} {x + radius:.1f},{y:.1f} {x:.1f},{y + radius:.1f} {x - radius:.1f},{y:.1f}"
-        return tag("polygon", title, points=corners, class_=kind)
-    ring = tag("circle", cx=x, cy=y, r=radius + 4, class_="ring") if point.role == "best" else ""
-    return ring + tag("circle", title, cx=x, cy=y, r=radius, class_=kind)
-
-
-def _labels(
-    points: Sequence[Point], places: Sequence[Place], radii: Sequence[float], lines: Sequence[Box], frame: Box
-) -> Iterator[str]:
-    """A label for each point, none touching another nor a dot, nor a line where there is room.
-
-    A thin line leads to one that lies apart.
-    """
-    taken = [Box(x - r, y - r, x + r, y + r) for (x, y), r in zip(places, radii, strict=True)]
-    for point, (x, y), radius in zip(points, places, radii, strict=True):
-        text = shortened(point.name, frame)
+    for mark in marks:
+        (x, y), radius = mark.place, mark.radius
+        text = shortened(mark.name, frame)
         width = _LETTER * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
         box = free_place(x, y, radius, width, [*taken, *lines], frame) or free_place(x, y, radius, width, taken, frame)
         if box is None:
             continue
         taken.append(box)
-        near_x, near_y = min(max(x, box.left), box.right), (box.top + box.bottom) / 2
-        if math.hypot(near_x - x, near_y - y) > radius + 14:
-            yield tag("line", x1=x, y1=y, x2=near_x, y2=near_y, class_="leader")
-        yield tag("text", markup(text), x=box.left, y=box.bottom - 4, class_="label")
+        near = min(max(x, box.left), box.right), (box.top + box.bottom) / 2
+        apart = math.hypot(near[0] - x, near[1] - y) > radius + 14
+        yield Label(text, box.left, box.bottom - 4, leader=((x, y), near) if apart else None)
 
 
 def shortened(name: str, frame: Box) -> str:

@@ -32,6 +32,22 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class ComponentRow:
+    """One output of a quantized component, as text; ``asked`` is empty where the recipe asked for this scheme.
+
+    ``size`` is in MB, before and after: ``4.00 → 1.10``.
+    """
+
+    component: str
+    scheme: str
+    asked: str
+    output: str
+    cosine: str
+    sqnr: str
+    size: str
+
+
+@dataclass(frozen=True)
 class LayerRow:
     """One quantized layer. In dB; None where it was not measured, or where there is no quantizer."""
 
@@ -149,8 +165,31 @@ def quantize_run(variant: VariantRecord) -> StageRun | None:
     return next((run for run in reversed(quantized) if any("scheme" in fact for fact in _components(run))), None)
 
 
+def last_quantized(record: RunRecord) -> tuple[VariantRecord, StageRun] | None:
+    """The deciding variant and its quantize run, or those of the last variant that was quantized."""
+    decides = [variant for variant in record.variants if variant.name == record.decided_by]
+    for variant in (*decides, *reversed(record.variants)):
+        if (run := quantize_run(variant)) is not None:
+            return variant, run
+    return None
+
+
 def _components(run: StageRun) -> list[dict[str, Any]]:
     return [fact for fact in run.facts["components"].values() if isinstance(fact, dict)]
+
+
+def component_rows(run: StageRun) -> list[ComponentRow]:
+    """Every output of every component, in the record's order."""
+    rows = []
+    for component, fact in run.facts["components"].items():
+        scheme = fact.get("scheme", "")
+        asked = "" if fact.get("asked", scheme) == scheme else fact["asked"]
+        sizes = [fact[key] for key in ("float_size_bytes", "size_bytes") if fact.get(key) is not None]
+        size = " → ".join(f"{each / 1e6:,.2f}" for each in sizes)
+        for output, value in (fact.get("outputs") or {"": {}}).items():
+            cosine, sqnr = (plain(value[key]) if key in value else "" for key in ("cosine", "sqnr_db"))
+            rows.append(ComponentRow(component, scheme, asked, output, cosine, sqnr, size))
+    return rows
 
 
 def layer_rows(run: StageRun) -> list[LayerRow]:
