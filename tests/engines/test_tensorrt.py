@@ -78,12 +78,18 @@ class FakeTrt:
         def __init__(self, severity: int) -> None:
             assert severity == self.ERROR
 
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = range(3)
+
     def __init__(self) -> None:
         self.profiles: list[dict[str, Any]] = []
         self.buildable = True
 
-    def Builder(self, logger: object) -> Any:  # noqa: N802
+    def Builder(self, logger: Any) -> Any:  # noqa: N802
         def build(network: Any, _config: Any) -> bytes | None:
+            logger.log(self.ILogger.WARNING, "a slow layer")
+            if not self.buildable:
+                logger.log(self.ILogger.ERROR, "layer 7: no tactic")
             return network.content if self.buildable else None
 
         def create_network(flags: int) -> Any:
@@ -220,7 +226,7 @@ def test_what_can_not_be_parsed_built_or_loaded_is_named(
     with pytest.raises(VlmEdgeError, match=r"broken\.onnx: TensorRT 11\.1\.0 can't parse it: node 3"):
         tensorrt.build_plan(broken, decoder[1], RANGES, plan)
     device.buildable = False
-    with pytest.raises(VlmEdgeError, match="can't build it"):
+    with pytest.raises(VlmEdgeError, match=r"TensorRT 11\.1\.0 can't build it: layer 7: no tactic\n"):
         tensorrt.build_plan(*decoder, RANGES, plan)
     with pytest.raises(VlmEdgeError, match="no range for its dimension 'past'"):
         tensorrt.build_plan(*decoder, {name: RANGES[name] for name in ("batch", "new", "question_tokens")}, plan)

@@ -123,21 +123,36 @@ def profile_shapes(component: Component, ranges: Mapping[str, Range]) -> dict[st
 
 
 def build_plan(onnx_path: Path, component: Component, ranges: Mapping[str, Range], plan_path: Path) -> None:
-    """Build one component's plan for this machine's GPU and write it to ``plan_path``.
-
-    Precision is the graph's own: float32 or float16 tensors, and INT8 where Q/DQ pairs say so (symmetric, signed).
+    """Build one component's plan for this machine's GPU and write it to ``plan_path``; see :func:`plan_of`.
 
     Raises:
         VlmEdgeError: TensorRT can't run here, can't parse the graph, or can't build it.
     """
-    trt = _require()
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
+    plan_path.write_bytes(plan_of(_require(), onnx_path, component, ranges))
+
+
+def plan_of(
+    trt: Any, onnx_path: Path, component: Component, ranges: Mapping[str, Range], product: str = "TensorRT"
+) -> memoryview:
+    """The serialized plan of one component.
+
+    Precision is the graph's own: float32 or float16 tensors, and INT8 where Q/DQ pairs say so (symmetric, signed).
+
+    Args:
+        trt: the Python bindings of TensorRT or TensorRT-RTX, whose builders have one API.
+        product: its name, for messages.
+
+    Raises:
+        VlmEdgeError: it can't parse the graph or can't build it. The message holds NVIDIA's own words.
+    """
+    log = _error_log(trt)
+    builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log)
+    compiler = f"{product} {trt.__version__}"
     if not parser.parse_from_file(str(onnx_path)):
         faults = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise VlmEdgeError(f"{onnx_path}: TensorRT {trt.__version__} can't parse it: {faults}", "export it again")
+        raise VlmEdgeError(f"{onnx_path}: {compiler} can't parse it: {faults}", "export it again")
     config = builder.create_builder_config()
     if shapes := profile_shapes(component, ranges):
         profile = builder.create_optimization_profile()
@@ -146,10 +161,24 @@ def build_plan(onnx_path: Path, component: Component, ranges: Mapping[str, Range
         config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise VlmEdgeError(
-            f"{onnx_path}: TensorRT {trt.__version__} can't build it", "read its log above for the layer that failed"
-        )
-    plan_path.write_bytes(bytes(plan))
+        faults = "; ".join(log.errors)
+        raise VlmEdgeError(f"{onnx_path}: {compiler} can't build it: {faults}", "leave the layer it names in float")
+    return memoryview(plan)
+
+
+def _error_log(trt: Any) -> Any:
+    """A logger whose ``errors`` are the messages of errors."""
+
+    class ErrorLog(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(msg)
+
+    return ErrorLog()
 
 
 class TensorRtEngine:
