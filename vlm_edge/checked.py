@@ -35,14 +35,21 @@ class CheckedModel(BaseModel):
         return value
 
 
-def faults_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+def faults_of(error: ValidationError, model: type[BaseModel] | None = None) -> list[tuple[str, str]]:
     """(place, message) of every fault that ``model`` found in its input, the first :data:`MAX_FAULTS` of them.
 
-    A place is what a reader would write: ``cross_attention.heads``, ``keep_float[2]``, or empty for the whole.
+    A place is what a reader would write: ``cross_attention.heads``, ``keep_float[2]``, or empty for the whole. Without
+    ``model`` an unknown key's message lists no keys that are near.
     """
     found = error.errors(include_url=False, include_context=False)
     faults = [(place_of(fault["loc"]), _message(fault, model)) for fault in found[:MAX_FAULTS]]
     return [*faults, *([("", f"and {len(found) - MAX_FAULTS:,} more")] if len(found) > MAX_FAULTS else [])]
+
+
+def first_fault(error: ValidationError, model: type[BaseModel] | None = None, *, within: str = "") -> str:
+    """The first fault behind its place, which lies in ``within``: ``components.decoder.file: missing``."""
+    place, message = faults_of(error, model)[0]
+    return ": ".join(part for part in (place_in(within, place), message) if part)
 
 
 def place_of(location: Sequence[str | int]) -> str:
@@ -61,10 +68,11 @@ def place_in(*places: str) -> str:
     return ".".join(place for place in places if place)
 
 
-def _message(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _message(fault: Mapping[str, Any], model: type[BaseModel] | None) -> str:
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
-        return f"unknown key; {near(str(fault['loc'][-1]), _keys(model, fault['loc'][:-1]))}"
+        keys = _keys(model, fault["loc"][:-1]) if model is not None else []
+        return f"unknown key; {near(str(fault['loc'][-1]), keys)}" if keys else "unknown key"
     if kind == "missing":
         return "missing"
     if kind in ("model_type", "dict_type"):
@@ -72,7 +80,8 @@ def _message(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
     if kind in ("tuple_type", "list_type"):
         return f"give a list (got {shown(value)})"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    quoted = "" if kind == "value_error" and isinstance(value, Mapping) else f" (got {shown(value)})"
+    whole = kind == "json_invalid" or (kind == "value_error" and isinstance(value, Mapping))
+    quoted = "" if whole else f" (got {shown(value)})"
     return f"{message[0].lower()}{message[1:]}{quoted}"
 
 

@@ -45,7 +45,7 @@ COMPILE, FIRST = ("variants", 1), ("variants", 1, "measurements", 0)
 )
 def test_a_measurement_that_is_none_is_refused(tmp_path: Path, judged: Any, field: str, value: str) -> None:
     folder = edited(write_run(tmp_path / "run"), *judged, field, value=value)
-    with pytest.raises(VlmEdgeError, match=r"run.json: (variants.1.|Invalid JSON: number out of range)"):
+    with pytest.raises(VlmEdgeError, match=r"run.json: (variants.1.|invalid JSON: number out of range)"):
         read_record(folder)
     result = CliRunner().invoke(main, ["gate", str(folder)])
     assert result.exit_code == 1

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
 
+from vlm_edge.checked import first_fault
 from vlm_edge.checkpoints.config import read_json_object
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Generation
@@ -174,10 +175,8 @@ def _others(values: Mapping[str, Any], taken: set[str]) -> dict[str, str]:
 
 
 def _refusal(place: Path, error: ValidationError) -> VlmEdgeError:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if isinstance(part, (str, int)))
     return VlmEdgeError(
-        f"{place}: {key}: {first['msg']}, got {str(first['input'])[:100]!r}",
+        f"{place}: {first_fault(error)}",
         "write the value that transformers' GenerationConfig documents, or leave the setting out",
     )
 

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vlm_edge.checked import first_fault
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.checked import Digest, JsonObject, Timestamp
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.plan import BASELINE
-from vlm_edge.errors import VlmEdgeError
+from vlm_edge.errors import VlmEdgeError, shown
 
 FORMAT: Literal[2] = 2
 RECORD_NAME = "run.json"
@@ -132,9 +133,8 @@ def read_record(path: Path) -> RunRecord:
     except FileNotFoundError as error:
         raise VlmEdgeError(f"{file}: no run record", "give a run's folder, such as runs/quickstart") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ": ".join([str(file), *filter(None, [".".join(str(part) for part in first["loc"])])])
-        problem = first["msg"]
-        if first["loc"] == ("format",):
-            problem = f"the record is of format {str(first['input'])[:20]}, this version reads {FORMAT}"
-        raise VlmEdgeError(f"{place}: {problem}", "run the recipe again with this version") from error
+        problem = first_fault(error, RunRecord)
+        if error.errors()[0]["loc"] == ("format",):
+            given = shown(error.errors()[0]["input"])
+            problem = f"format: the record is of format {given}, this version reads {FORMAT}"
+        raise VlmEdgeError(f"{file}: {problem}", "run the recipe again with this version") from error

@@ -100,8 +100,7 @@ def read_dataset_manifest(path: Path) -> DatasetManifest:
     try:
         return DatasetManifest.model_validate(content)
     except ValidationError as error:
-        faults = faults_of(error, DatasetManifest)
-        raise RecipeError(
-            [f"{path.name}: {place}: {problem}" if place else f"{path.name}: {problem}" for place, problem in faults],
-            f"{example}, docs/measuring.md says what each key is for",
-        ) from error
+        faults = [
+            ": ".join(part for part in (path.name, *fault) if part) for fault in faults_of(error, DatasetManifest)
+        ]
+        raise RecipeError(faults, f"{example}, docs/measuring.md says what each key is for") from error

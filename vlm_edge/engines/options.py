@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vlm_edge.checked import first_fault
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.bounds import first_fault
 
 Option = str | int | float | bool
 
@@ -32,6 +32,6 @@ def read_options(engine: str, kind: type[Options], given: Mapping[str, Option]) 
         return kind.model_validate(dict(given))
     except ValidationError as error:
         raise VlmEdgeError(
-            f"{engine} option {first_fault(error)}",
+            f"{engine} option {first_fault(error, kind)}",
             f"options: {', '.join(kind.model_fields)}" if kind.model_fields else f"{engine} takes none",
         ) from error

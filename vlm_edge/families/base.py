@@ -15,10 +15,10 @@ from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from vlm_edge.checked import place_of
+from vlm_edge.checked import first_fault
 from vlm_edge.checkpoints.processors import processed_pixels
 from vlm_edge.data.dataset import Sample
-from vlm_edge.errors import VlmEdgeError, short, shown
+from vlm_edge.errors import VlmEdgeError, short
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 
 
@@ -115,8 +115,7 @@ def _naming_the_checkpoint(read: Callable[[Any, Path], Any]) -> Callable[[Any, P
         try:
             return read(self, checkpoint)
         except ValidationError as error:
-            fault = error.errors(include_url=False)[0]
-            reason = f"{place_of(fault['loc'])}: {fault['msg']} (got {shown(fault['input'])})"
+            reason = first_fault(error)
         except (StrictDataclassError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             reason = f"{type(error).__name__}: {short(str(error))}"
         raise VlmEdgeError(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
-from vlm_edge.checked import place_of
-from vlm_edge.errors import shown
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST_NEW_TOKENS = 32768
 """The longest answer: minutes on a device."""
@@ -70,9 +67,3 @@ Options = Annotated[
     Field(max_length=16),
 ]
 """An engine's own; each engine has the closed list of them."""
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first fault, with its place and the value that was given, shortened."""
-    fault = error.errors(include_url=False)[0]
-    return f"{place_of(fault['loc'])}: {fault['msg']}; given {shown(fault['input'])}"

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from vlm_edge.checked import first_fault
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.bounds import (
     MOST_ELEMENTS,
@@ -38,7 +39,6 @@ from vlm_edge.processing.bounds import (
     Threads,
     Token,
     Tokens,
-    first_fault,
 )
 from vlm_edge.processing.sealing import (
     AGAIN,
@@ -360,7 +360,7 @@ def read_manifest(folder: Path, *, verify: bool = True) -> PipelineManifest:
     try:
         manifest = PipelineManifest.model_validate(content)
     except ValidationError as error:
-        raise VlmEdgeError(f"{path}: {first_fault(error)}", AGAIN) from error
+        raise VlmEdgeError(f"{path}: {first_fault(error, PipelineManifest)}", AGAIN) from error
     require_plain_files(folder, {*used_files(manifest), *manifest.files})
     if verify:
         if unlisted := [name for name in used_files(manifest) if name not in manifest.files]:

@@ -45,7 +45,7 @@ def run(config: ExportConfig, inputs: StageInputs, work: StageWork) -> None:
         VlmEdgeError: the checkpoint can't be loaded or exported, or a graph differs from the model by more than
             ``tolerance``.
     """
-    from vlm_edge.processing.bounds import first_fault
+    from vlm_edge.checked import first_fault
     from vlm_edge.processing.manifest import write_manifest
     from vlm_edge.stages.export_check import new_objects_only
 

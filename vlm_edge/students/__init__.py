@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlm_edge.checked import first_fault
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
 
@@ -82,9 +83,7 @@ def build_vision_student(name: str, config: Mapping[str, Any], teacher_hidden: i
     try:
         checked = StudentConfig.model_validate(dict(config))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise VlmEdgeError(f"student {name}: config.{place}: {first['msg']}") from error
+        raise VlmEdgeError(f"student {name}: {first_fault(error, StudentConfig, within='config')}") from error
     from vlm_edge.students.mobilevit import MobileViTStudent
 
     return MobileViTStudent(spec, checked, teacher_hidden)
