@@ -27,6 +27,7 @@ from vlm_edge.core.gate import (
     judge_change,
     judged_percentiles,
     recorded_budgets,
+    recorded_target,
 )
 from vlm_edge.core.measurement import PATIENCE_S
 from vlm_edge.core.plan import PlannedRun
@@ -255,7 +256,7 @@ def gate_run(
         percentiles = judged_percentiles(budgets)
         change = change_between(before, after, percentiles)
         if measure is not None:
-            target = Target.model_validate(after.record.recipe["target"])
+            target = recorded_target(after.record)
             pair = [engine_of(side, store) for side in (before, after)]
             bars = progress or SilentProgress()
             again = measured_again(pair[0], pair[1], find_task(measure), target, tools.evaluators, percentiles, bars)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.power import normal_power
 
-from vlm_edge.core.budget import Bound, Budgets, Verdict, bounds_of, judge, overall, samples_to_decide
+from vlm_edge.core.budget import Bound, Budgets, Verdict, bounds_of, judge, memory_bound, overall, samples_to_decide
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.target import Target
 
 
 def measured(low: float, high: float, metric: str = "m") -> Measurement:
@@ -51,6 +52,16 @@ def test_bounds_of_lists_what_is_set_in_the_metrics_unit() -> None:
         ("accuracy_drop_pt", 1.0, "<= 1"),
         ("size_bytes", 2.5e6, "<= 2.5e+06"),
     ]
+
+
+def test_the_bounds_of_a_target_without_memory_are_none() -> None:
+    target = Target.model_validate({"name": "box", "engine": "openvino"})
+    assert memory_bound(target) == []
+    (bound,) = memory_bound(target.model_copy(update={"memory_mb": 512}))
+    assert judge(bound, [measured(500, 512, "peak_rss_mb")]).verdict is Verdict.PASS
+    assert judge(bound, [measured(500, 513, "peak_rss_mb")]).verdict is Verdict.UNDECIDED
+    (bound,) = memory_bound(target.model_copy(update={"memory_mb": 512, "isa": "cuda"}))
+    assert judge(bound, [measured(1, 1, "peak_rss_mb")]).verdict is Verdict.NOT_MEASURED
 
 
 def test_the_worst_verdict_is_the_overall_one() -> None:

@@ -37,6 +37,7 @@ class Bench:
         self.evaluators_missing: str | None = None
         self.drop: set[str] = set()
         self.seconds: float | None = None
+        self.peak_mb: float | None = None
         self.stages: dict[str, StageSpec] = {}
         self.log: list[str] = []
 
@@ -45,7 +46,7 @@ class Bench:
         toolbox = replace(toolbox, stages={**toolbox.stages, **self.stages})
         assert isinstance(toolbox.evaluators, Evaluators)
         toolbox.evaluators.missing, toolbox.evaluators.drop = self.evaluators_missing, self.drop
-        toolbox.evaluators.seconds = self.seconds
+        toolbox.evaluators.seconds, toolbox.evaluators.peak_mb = self.seconds, self.peak_mb
         recipe = read_recipe(write_recipe(self.folder, **changes), toolbox.stages)
         store = Store(self.folder / "store")
         return Runner(recipe, toolbox, store, SilentProgress(), remeasure=remeasure, patience_s=patience_s)
@@ -96,6 +97,41 @@ def test_a_changed_budget_recomputes_nothing(bench: Bench) -> None:
         ">= 100000",
     )
     assert verdict.measured is not None
+
+
+def test_the_target_s_memory_bounds_what_an_engine_takes_and_measures_nothing_again(bench: Bench) -> None:
+    bench.peak_mb = 100.0
+    target, stages = {"name": "toy", "engine": "onnxruntime"}, [{"export": {}}, {"compile": {"waive": ["memory"]}}]
+    record = bench.run(target=target, stages=stages)
+    assert "target.memory_mb" not in {each.budget for each in record.variants[-1].verdicts}
+    for memory_mb, verdict in ((128, Verdict.PASS), (101, Verdict.UNDECIDED), (64, Verdict.FAIL)):
+        record = bench.run(target={**target, "memory_mb": memory_mb}, stages=stages, budgets={})
+        assert (bench.log, record.verdict) == ([], verdict)
+        judged = record.variants[-1].verdicts[-1]
+        assert (judged.budget, judged.metric, judged.bound) == ("target.memory_mb", "peak_rss_mb", f"<= {memory_mb}")
+        assert judge_again(record, record.variants[-1], Budgets())[0] == judged
+    bench.peak_mb = None
+    record = bench.run(target={**target, "memory_mb": 128, "threads": 1}, stages=stages)
+    assert record.variants[-1].verdicts[-1].verdict is Verdict.NOT_MEASURED
+
+
+def test_a_gpu_s_memory_is_not_taken_for_measured(bench: Bench) -> None:
+    bench.peak_mb = 100.0
+    record = bench.run(target={"name": "toy", "engine": "tensorrt", "memory_mb": 8192})
+    (judged,) = (each for each in record.variants[-1].verdicts if each.budget == "target.memory_mb")
+    assert judged.verdict is Verdict.NOT_MEASURED
+    assert judged.reason is not None
+    assert "GPU" in judged.reason
+
+
+def test_a_changed_price_prices_the_throughput_that_was_measured(bench: Bench) -> None:
+    target, budgets = {"name": "toy", "engine": "onnxruntime"}, {"cost": {"max_per_1000": 0.02}}
+    for price, verdict in ((None, Verdict.NOT_MEASURED), (0.72, Verdict.PASS), (7.2, Verdict.FAIL)):
+        record = bench.run(target={**target, "price_per_hour": price}, budgets=budgets)
+        assert record.variants[-1].verdict is verdict
+        found = {each.metric: each.value for each in record.variants[-1].measurements}
+        assert found.get("cost_per_1000") == (None if price is None else pytest.approx(1000 / 20 * price / 3600))
+        assert price is None or bench.log == []
 
 
 def test_a_budget_on_the_tail_alone_measures_latency_again(bench: Bench) -> None:
@@ -355,7 +391,7 @@ def test_a_record_that_can_not_be_read_says_what_is_wrong(tmp_path: Path) -> Non
     with pytest.raises(VlmEdgeError, match=r"run.json: format: the record is of format 1, this version reads 2"):
         read_record(tmp_path)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(VlmEdgeError, match=r"run.json: Invalid JSON"):
+    with pytest.raises(VlmEdgeError, match=r"run.json: invalid JSON"):
         read_record(tmp_path)
 
 

@@ -93,6 +93,7 @@ def test_size_and_memory_are_ratios(tmp_path: Path) -> None:
 
 OTHER_CPU = {**HOST, "cpu": "Another CPU"}
 OTHER_ENGINE = {**HOST, "packages": {"onnxruntime": "1.30.0", "numpy": "2.4.6"}}
+FOUR_THREADS = {"name": "toy", "engine": "onnxruntime", "threads": 4}
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,11 @@ OTHER_ENGINE = {**HOST, "packages": {"onnxruntime": "1.30.0", "numpy": "2.4.6"}}
         ({"scores": (1.0,) * 399}, {"accuracy_drop_pt"}, "399 samples"),
         ({"host": OTHER_CPU}, {"latency_p90_slowdown", "peak_rss_growth"}, "cpu: Another CPU / Toy CPU"),
         ({"host": OTHER_ENGINE}, {"latency_p90_slowdown", "peak_rss_growth"}, "onnxruntime: 1.30.0 / 1.31.1"),
-        ({"target": {"engine": "onnxruntime", "threads": 4}}, {"latency_p90_slowdown", "peak_rss_growth"}, "threads"),
+        (
+            {"target": {"name": "toy", "engine": "onnxruntime", "threads": 4}},
+            {"latency_p90_slowdown", "peak_rss_growth"},
+            "threads",
+        ),
         ({"baseline_engine": "a" * 64}, {"latency_p90_slowdown"}, "another baseline engine"),
         (
             {"unmeasured": "the GPU is elsewhere"},
@@ -121,7 +126,9 @@ def test_what_can_not_be_compared_has_a_reason_and_no_number(
 
 
 def test_a_target_of_another_name_is_the_same_target(tmp_path: Path) -> None:
+    """Neither the memory nor the price of a device changes how fast an engine is on it."""
     target = {"name": "other", "description": "as the toy", "engine": "onnxruntime", "threads": 2}
+    target |= {"memory_mb": 512, "price_per_hour": 2.0}
     assert change(tmp_path, {"target": target}, {}).reasons == {}
 
 

@@ -291,13 +291,12 @@ def test_warming_up_goes_on_while_it_gets_faster(fake, bench):
     assert conditions["engines"]["candidate"]["stationary_rounds"] == 0
 
 
-def test_components_throughput_cost_and_memory(fake, bench):
-    found, _ = measure(fake, bench, asked=LatencyAsked(batch=4), price_per_hour=0.9)
+def test_components_throughput_and_memory(fake, bench):
+    found, _ = measure(fake, bench, asked=LatencyAsked(batch=4))
     parts = {name: found[f"latency_p50_ms[{name}]"].value for name in ("vision_encoder", "preprocessing", "other")}
     assert parts == {"vision_encoder": 3.0, "preprocessing": 1.0, "other": 0.5}
     assert found["throughput_per_s"].value == pytest.approx(100)
     assert found["throughput_per_s"].n == 2 * QUICK.look_rounds
-    assert found["cost_per_1000"].value == pytest.approx(0.9 / 3600 * 10)
     assert (found["peak_rss_mb"].low, found["peak_rss_mb"].high) == (102, 112)  # the candidate's, of 12 processes
     assert "throughput_per_s" not in measure(fake, bench)[0]
 
@@ -333,7 +332,6 @@ def test_real_processes_measure_real_engines(bench):
         threads=1,
         asked=LatencyAsked(batch=4, cold_start=True),
         settings=settings,
-        price_per_hour=1.0,
     )
     assert timed.conditions["meanwhile"]["seconds"] <= time.monotonic() - began
     found = {each.metric: each for each in timed.measurements}
@@ -349,7 +347,6 @@ def test_real_processes_measure_real_engines(bench):
         "latency_p50_ms[other]",
         "cold_start_ms",
         "throughput_per_s",
-        "cost_per_1000",
         "peak_rss_mb",
     }
     assert all(0 < m.low <= m.value <= m.high for m in found.values())

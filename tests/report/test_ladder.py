@@ -44,6 +44,22 @@ def test_a_column_shows_the_n_and_the_bound_that_all_rows_share(record: RunRecor
     assert columns["latency_p90_ms"].bound is None
 
 
+def test_a_cell_shows_the_worse_of_two_bounds_on_its_metric(record: RunRecord) -> None:
+    """A recipe's ``memory.max_rss_mb`` and the target's ``memory_mb`` bound the same number."""
+    for verdicts in (("pass", "fail"), ("fail", "pass")):
+        rows = zip(("memory.max_rss_mb", "target.memory_mb"), verdicts, ("<= 200", "<= 20"), strict=True)
+        judged = [
+            Judgement(budget=budget, metric="peak_rss_mb", bound=bound, verdict=Verdict(verdict))
+            for budget, verdict, bound in rows
+        ]
+        last = record.variants[-1].model_copy(update={"verdicts": judged})
+        ladder = ladder_of(record.model_copy(update={"variants": [*record.variants[:-1], last]}))
+        index = next(i for i, column in enumerate(ladder.columns) if column.metric == "peak_rss_mb")
+        cell = ladder.rows[-1].cells[index]
+        failed = judged[verdicts.index("fail")]
+        assert cell.judged == f"MISSED ({failed.bound} MiB)"
+
+
 def test_a_cell_shows_its_own_n_and_bound_where_rows_differ(record: RunRecord) -> None:
     last = record.variants[-1]
     measurements = [found.model_copy(update={"n": 7}) for found in last.measurements]

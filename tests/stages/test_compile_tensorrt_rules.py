@@ -33,7 +33,7 @@ def compiled(folder: Path, zero_point: int) -> Any:
     values = {"scale": np.array(0.02, np.float32), "zero": np.array(zero_point, np.int8)}
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
     onnx.save(model, folder / "net.onnx")
-    target = Target.model_validate({"name": "orin", "engine": "tensorrt", "device": "cuda", "isa": "cuda"})
+    target = Target.model_validate({"name": "orin", "engine": "tensorrt", "isa": "cuda"})
     work = StageWork(out=folder / "out", scratch=folder / "scratch")
     row = component(model, "net.onnx")
     return _compile_component(CompileConfig(), folder, row, None, target, read_manifest(folder), work)  # type: ignore[arg-type]

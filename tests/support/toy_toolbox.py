@@ -48,6 +48,7 @@ class Evaluators:
         self.drop: set[str] = set()
         self.noises = [0.01]
         self.seconds: float | None = None
+        self.peak_mb: float | None = None
 
     def unmeasurable(self, target: Target) -> str | None:
         return self.missing
@@ -78,6 +79,10 @@ class Evaluators:
         self.log.append("latency")
         extra = len((candidate / "model.txt").read_text().splitlines()) - 3
         times = [_measurement("latency_p90_ms", 10 / 2**extra, 0), _measurement("latency_p90_speedup", 2**extra, 0.1)]
+        if self.peak_mb is not None:
+            times.append(_measurement("peak_rss_mb", self.peak_mb, 2))
+        if asked.batch is not None:
+            times.append(_measurement("throughput_per_s", 20, 0))
         if 0.99 in asked.percentiles:
             times.append(_measurement("latency_p99_ms", 20, 1))
         if baseline == candidate:

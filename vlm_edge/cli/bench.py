@@ -60,7 +60,7 @@ def bench(
     `compile` wrote, a bundle, or a run's folder.
     """
     from vlm_edge.api import find_task
-    from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked
+    from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, with_cost
     from vlm_edge.evaluation.latency import LatencySettings, measure_latency
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.report.table import measurements_table
@@ -80,9 +80,9 @@ def bench(
                 percentiles=tuple(percent / 100 for percent in percentiles), batch=batch, cold_start=cold_start
             ),
             settings=LatencySettings(seconds=seconds, patience=max(seconds, PATIENCE_S)),
-            price_per_hour=price_per_hour,
             progress=progress,
         )
+    timed = timed.model_copy(update={"measurements": with_cost(timed.measurements, price_per_hour)})
     if as_json:
         print_json(timed.model_dump(mode="json"))
     else:

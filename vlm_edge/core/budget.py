@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlm_edge.checked import CheckedModel
 from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.target import Target
 
 
 class Verdict(StrEnum):
@@ -127,7 +128,7 @@ def _merged(own: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 class Bound(BaseModel):
-    """One bound on one metric."""
+    """One bound on one metric; ``unmeasurable`` says why nothing that is measured can show that it is kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,6 +136,7 @@ class Bound(BaseModel):
     metric: str
     at_most: float | None = None
     at_least: float | None = None
+    unmeasurable: str | None = None
 
     def __str__(self) -> str:
         return f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
@@ -202,6 +204,21 @@ def bounds_of(budgets: Budgets) -> list[Bound]:
     return bounds
 
 
+def memory_bound(target: Target) -> list[Bound]:
+    """The bound that the target's RAM is on the peak resident memory of the process that answers; none if not given."""
+    if target.memory_mb is None:
+        return []
+    unseen = "what its engine holds in the GPU's memory is no part of the process's resident memory"
+    return [
+        Bound(
+            budget="target.memory_mb",
+            metric="peak_rss_mb",
+            at_most=target.memory_mb,
+            unmeasurable=unseen if target.on_gpu else None,
+        )
+    ]
+
+
 def _accuracy_bounds(budget: str, bounds: AccuracyBounds, metric: str, part: str) -> list[Bound]:
     return [
         Bound.model_validate({"budget": f"{budget}.{key}", "metric": f"{metric}{suffix}{part}", side: limit})
@@ -230,8 +247,8 @@ def judge(
     """
     taken = list(measurements)
     measured = next((found for found in taken if found.metric == bound.metric), None)
-    if measured is None:
-        reason = unmeasurable or f"the evaluation gave no {bound.metric}"
+    if measured is None or bound.unmeasurable:
+        reason = unmeasurable or bound.unmeasurable or f"the evaluation gave no {bound.metric}"
         return _judgement(bound, Verdict.NOT_MEASURED, None, reason)
     limit, above = (bound.at_most, False) if bound.at_most is not None else (bound.at_least, True)
     assert limit is not None

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vlm_edge.core.budget import Bound, Budgets, Judgement, Verdict, bounds_of, judge, overall
+from vlm_edge.checked import first_fault
+from vlm_edge.core.budget import Bound, Budgets, Judgement, Verdict, bounds_of, judge, memory_bound, overall
 from vlm_edge.core.decided import judge_all
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.core.target import Target
 from vlm_edge.errors import UsageError, VlmEdgeError
 from vlm_edge.names import near
 
@@ -89,15 +91,29 @@ def recorded_budgets(record: RunRecord, variant: str) -> Budgets:
         stages = {stage["name"]: stage["budgets"] for stage in record.recipe.get("stages", [])}
         return Budgets.model_validate(stages.get(variant, record.recipe.get("budgets", {})))
     except (KeyError, TypeError, ValidationError) as error:
+        problem = first_fault(error, Budgets) if isinstance(error, ValidationError) else f"no {error} in a stage"
         raise VlmEdgeError(
-            f"{record.name}: the budgets in the record can't be read: {error}", "run the recipe again"
+            f"{record.name}: the budgets in the record can't be read: {problem}", "run the recipe again"
         ) from error
 
 
+def recorded_target(record: RunRecord) -> Target:
+    """The target that the run was made for.
+
+    Raises:
+        VlmEdgeError: the record's target is not what a target can be.
+    """
+    try:
+        return Target.model_validate(record.recipe.get("target"))
+    except ValidationError as error:
+        problem = first_fault(error, Target, within="recipe.target")
+        raise VlmEdgeError(f"{record.name}: the record's {problem}", "run the recipe again") from error
+
+
 def judge_again(record: RunRecord, variant: VariantRecord, budgets: Budgets) -> list[Judgement]:
-    """Hold budgets against what the record says was measured, as the run itself does."""
+    """Hold budgets, and the target's memory, against what the record says was measured, as the run itself does."""
     return judge_all(
-        bounds_of(budgets),
+        [*bounds_of(budgets), *memory_bound(recorded_target(record))],
         variant.measurements,
         control=record.variants[0].measurements,
         conditions=variant.conditions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -48,6 +49,19 @@ class Timed(BaseModel):
 
     measurements: list[Measurement]
     conditions: JsonObject = {}
+
+
+def with_cost(measurements: Sequence[Measurement], price_per_hour: float | None) -> list[Measurement]:
+    """The measurements with the ``cost_per_1000`` that their throughput has at a price, and no other."""
+    found = []
+    for each in measurements:
+        if each.metric == "cost_per_1000":
+            continue
+        found.append(each)
+        if each.metric == "throughput_per_s" and price_per_hour is not None:
+            low, value, high = (1e3 * price_per_hour / 3600 / rate for rate in (each.high, each.value, each.low))
+            found.append(Measurement(metric="cost_per_1000", low=low, value=value, high=high, n=each.n, unit=""))
+    return found
 
 
 class LatencyAsked(BaseModel):

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact
-from vlm_edge.core.budget import Bound, Verdict, bounds_of, overall
+from vlm_edge.core.budget import Bound, Verdict, bounds_of, memory_bound, overall
 from vlm_edge.core.decided import IsOpen, judge_all, measure_until_decided, worth_more
 from vlm_edge.core.forecast import forecast
-from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed, is_kept_form
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed, is_kept_form, with_cost
 from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import OUTCOMES_FOLDER, RunRecord, StageRun, VariantRecord, best_of
@@ -84,9 +84,7 @@ class Runner:
             "seed": self.recipe.seed,
         }
         if "target" in spec.reads:
-            identity["target"] = self.recipe.target.model_dump(
-                mode="json", exclude={"name", "description", "price_per_hour"}
-            )
+            identity["target"] = self.recipe.target.decides
         if "metric" in spec.reads and self.toolbox.metric is not None:
             identity["metric"] = self.toolbox.metric.version
         if spec.host_bound:
@@ -189,29 +187,39 @@ class Runner:
     ) -> Timed:
         """One variant's latency: kept, or measured now. The baseline's own is judged by nobody."""
         evaluators, recipe, asked = self.toolbox.evaluators, self.recipe, self._asked()
-        judged = bounds if engine != baseline else ()
+        judged, price = bounds if engine != baseline else (), recipe.target.price_per_hour
+
+        def priced(kept: Any) -> Timed:
+            found = Timed.model_validate(kept)
+            return found.model_copy(update={"measurements": with_cost(found.measurements, price)})
 
         def take(candidate: Path, is_open: IsOpen) -> Timed:
-            task, target, bars, patience_s = recipe.task, recipe.target, self.progress, self.patience_s
-            return evaluators.latency(
-                baseline.path, candidate, task, target, asked, bars, is_open=is_open, patience_s=patience_s
+            found = evaluators.latency(
+                baseline.path,
+                candidate,
+                recipe.task,
+                recipe.target,
+                asked,
+                self.progress,
+                is_open=lambda so_far: is_open(with_cost(so_far, price)),
+                patience_s=self.patience_s,
             )
+            return priced(found)
 
         def measure() -> dict[str, Any]:
             return measure_until_decided(take, baseline.path, engine.path, judged, control).model_dump(mode="json")
 
         def stale(kept: Any) -> bool:
-            found = Timed.model_validate(kept)
-            return self.remeasure or worth_more(found, judged, control, self.patience_s)
+            return self.remeasure or worth_more(priced(kept), judged, control, self.patience_s)
 
         identity = {
             "measure": "latency",
             "task": f"{recipe.task.kind}:{self.data}",
-            "target": recipe.target.model_dump(mode="json", exclude={"name", "description"}),
+            "target": recipe.target.decides,
             "host": self.host,
             "asked": asked.model_dump(mode="json"),
         }
-        return Timed.model_validate(self._cached(identity, measure, [baseline, engine], stale))
+        return priced(self._cached(identity, measure, [baseline, engine], stale))
 
     def measure(
         self, baseline: Artifact, engine: Artifact, bounds: Sequence[Bound], control: Sequence[Measurement]
@@ -277,8 +285,9 @@ class Runner:
         return self._record(plan, runs, measured, control, unmeasured), measured
 
     def bounds(self, plan: VariantPlan) -> list[Bound]:
-        """Every bound that the variant is judged by."""
-        return bounds_of(plan.entry.budgets if plan.entry is not None else self.recipe.budgets)
+        """Every bound that the variant is judged by: its budgets' and the target's memory."""
+        budgets = plan.entry.budgets if plan.entry is not None else self.recipe.budgets
+        return [*bounds_of(budgets), *memory_bound(self.recipe.target)]
 
     def _record(
         self,

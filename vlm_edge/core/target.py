@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,8 +22,17 @@ class Target(CheckedModel):
     name: str = Field(min_length=1, max_length=200)
     description: str = ""
     engine: EngineName
-    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(default=2, ge=1, le=1024, description="intra-op threads of each component's engine")
     isa: Literal["auto", "x86-vnni", "x86", "arm", "cuda"] = "auto"
-    memory_mb: int | None = Field(default=None, ge=1, le=2**30, description="RAM of the device, in MiB")
+    memory_mb: int | None = Field(default=None, ge=1, le=2**30, description="RAM of the device, in MiB: a bound")
     price_per_hour: float | None = Field(default=None, gt=0, le=1e9, description="of the machine, in any currency")
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """The settings that decide an engine and its times, as JSON: all of the target that is part of any key."""
+        return self.model_dump(mode="json", include={"engine", "threads", "isa"})
+
+    @property
+    def on_gpu(self) -> bool:
+        """True where engines keep weights and activations in a GPU's memory, which no resident memory counts."""
+        return self.isa == "cuda" or self.engine == "tensorrt"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_edge.core.artifact import digest_folder
-from vlm_edge.core.gate import Change
+from vlm_edge.core.gate import Change, recorded_target
 from vlm_edge.core.measurement import LatencyAsked, Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.core.stage import Progress, TaskSpec
@@ -242,8 +242,7 @@ def _short(value: Any) -> str:
 
 
 def _target(record: RunRecord) -> dict[str, Any]:
-    target = record.recipe.get("target")
-    return {key: value for key, value in (target or {}).items() if key not in ("name", "description")}
+    return recorded_target(record).decides
 
 
 def _baseline_engine(side: Side) -> str | None:

@@ -68,7 +68,6 @@ class EngineEvaluators:
             asked=asked,
             settings=self._latency.model_copy(update={"patience": patience_s}),
             is_open=is_open,
-            price_per_hour=target.price_per_hour,
             progress=progress,
         )
 

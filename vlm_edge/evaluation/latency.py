@@ -38,7 +38,6 @@ def measure_latency(
     threads: int,
     asked: LatencyAsked | None = None,
     settings: LatencySettings | None = None,
-    price_per_hour: float | None = None,
     progress: Progress | None = None,
     worker: Callable[..., WorkerProcess] = WorkerProcess,
     is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
@@ -51,7 +50,6 @@ def measure_latency(
 
     Args:
         threads: most intra-op threads of a component; no more count than this process has usable CPUs.
-        price_per_hour: of the machine, for ``cost_per_1000`` at the throughput of the batch that is asked.
         worker: what starts a process.
         is_open: whether what was measured so far leaves a verdict undecided: then measuring goes on, at most for
             ``settings.patience`` seconds.
@@ -68,11 +66,11 @@ def measure_latency(
         engines.insert(0, Engine("control" if control else "baseline", baseline))
     before = snapshot()
     with (progress or SilentProgress()).bar("latency", settings.seconds) as bar:
-        rounds = take_rounds(engines, bench, bar, lambda taken: is_open(_timed(taken, asked, control, price_per_hour)))
+        rounds = take_rounds(engines, bench, bar, lambda taken: is_open(_timed(taken, asked, control)))
         colds = cold_starts(engines[-1], bench) if asked.cold_start else []
     after = snapshot()
     measurements = [
-        *_timed(rounds, asked, control, price_per_hour),
+        *_timed(rounds, asked, control),
         *_components(engines[-1]),
         *_cold(colds),
         _memory(engines[-1]),
@@ -80,12 +78,12 @@ def measure_latency(
     return Timed(measurements=measurements, conditions=_conditions(rounds, bench, passed(before, after)))
 
 
-def _timed(rounds: Rounds, asked: LatencyAsked, control: bool, price_per_hour: float | None) -> list[Measurement]:
+def _timed(rounds: Rounds, asked: LatencyAsked, control: bool) -> list[Measurement]:
     """Every measurement that more rounds make more certain."""
     return [
         *_latencies(rounds, asked),
         *_ratios(rounds, asked, control),
-        *_throughput(rounds, asked, price_per_hour),
+        *_throughput(rounds, asked),
     ]
 
 
@@ -133,20 +131,14 @@ def _cold(times: list[float]) -> list[Measurement]:
     return [_measurement("cold_start_ms", middle, len(times), "ms")]
 
 
-def _throughput(rounds: Rounds, asked: LatencyAsked, price_per_hour: float | None) -> list[Measurement]:
-    """Images a second at the asked batch, over rounds, and what 1,000 of them cost."""
+def _throughput(rounds: Rounds, asked: LatencyAsked) -> list[Measurement]:
+    """Images a second at the asked batch, over rounds."""
     if asked.batch is None:
         return []
     engine = rounds.engines[-1]
     rates = [1e3 * asked.batch * len(times) / sum(times) for times in engine.batches]
     rate, n = geometric_mean(rates, rounds.confidence(CONFIDENCE)), _count(engine.batches)
-    if rate is None:
-        return []
-    found = [_measurement("throughput_per_s", rate, n, "/s")]
-    if price_per_hour is not None:
-        cost = Estimate(*(1e3 * price_per_hour / 3600 / per_s for per_s in (rate.high, rate.value, rate.low)))
-        found.append(_measurement("cost_per_1000", cost, n, ""))
-    return found
+    return [] if rate is None else [_measurement("throughput_per_s", rate, n, "/s")]
 
 
 def _memory(engine: Engine) -> Measurement:

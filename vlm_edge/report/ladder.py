@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_edge.core.budget import Judgement, Verdict
+from vlm_edge.core.gate import gate_of
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.report.escape import on_terminal
+from vlm_edge.report.gate import gate_headline
 from vlm_edge.report.numbers import (
     METRICS,
     VERDICT_WORDS,
@@ -27,6 +29,10 @@ INCOMPLETE = "INCOMPLETE"
 
 _WANTED = ("accuracy", "latency_p90_ms", "size_bytes", "latency_p50_ms", "parameters", "peak_rss_mb")
 """Metrics that are shown first, after those that a budget bounds."""
+
+
+_WORST_LAST = (Verdict.PASS, Verdict.UNDECIDED, Verdict.NOT_MEASURED, Verdict.FAIL)
+"""Of two bounds on one metric a cell shows the one that is further from being met."""
 
 
 @dataclass(frozen=True)
@@ -102,21 +108,7 @@ def headline(record: RunRecord) -> str:
     """The verdict in one sentence."""
     if record.incomplete is not None:
         return f"{record.name}: {INCOMPLETE}: it ended after {record.variants[-1].name}: {record.incomplete}"
-    variant = deciding_variant(record)
-    bounds = len(variant.verdicts) if variant else 0
-    if not bounds:
-        return f"{record.name}: no budget was set, so nothing was judged"
-    verdicts = [judgement.verdict for judgement in variant.verdicts] if variant else []
-    if record.verdict is Verdict.PASS:
-        return f"{record.name}: MET: {record.decided_by} is within {_all(bounds)}"
-    counts = [
-        f"{verdicts.count(verdict)} {VERDICT_WORDS[verdict].lower()}"
-        for verdict in (Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED)
-        if verdict in verdicts
-    ]
-    return (
-        f"{record.name}: {VERDICT_WORDS[record.verdict]}: {record.decided_by}: {', '.join(counts)} of {bounds} budgets"
-    )
+    return gate_headline(gate_of(record))
 
 
 def row_text(record: RunRecord) -> str:
@@ -152,10 +144,6 @@ def remarks(record: RunRecord) -> list[str]:
     return lines
 
 
-def _all(count: int) -> str:
-    return "its one budget" if count == 1 else f"all {count} budgets"
-
-
 def _metrics(record: RunRecord, most: int | None) -> list[str]:
     judged = {judgement.metric for variant in record.variants for judgement in variant.verdicts}
     measured = {found.metric for variant in record.variants for found in variant.measurements}
@@ -185,7 +173,7 @@ def _column(metric: str, record: RunRecord, shown: Mapping[str, Mapping[str, Mea
 def _row(
     variant: VariantRecord, columns: tuple[Column, ...], record: RunRecord, measured: Mapping[str, Measurement]
 ) -> Row:
-    judged = {judgement.metric: judgement for judgement in variant.verdicts}
+    judged = {each.metric: each for verdict in _WORST_LAST for each in variant.verdicts if each.verdict is verdict}
     if variant is record.variants[0] and (record.incomplete is not None or variant.name != record.decided_by):
         judged = {}  # nobody expects the baseline to be faster than itself
     cells = tuple(_cell(measured.get(column.metric), judged.get(column.metric), column) for column in columns)
