@@ -127,23 +127,18 @@ def exported(model: str, folder: Path) -> Path:
 
 def recorded_query(graphs: Path, components: tuple[str, ...], file: Path) -> Path:
     """Every run of the components while the FP32 pipeline answers one query: ``number/component/tensor`` -> array."""
+    from vlm_edge.backends.base import Recorder
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.runtime.pipeline import build_pipeline, load_engines
-    from vlm_edge.stages.compile_check import random_image
+    from vlm_edge.stages.compile_references import random_image
 
     manifest = read_manifest(graphs)
     runs: list[tuple[str, dict[str, Any]]] = []
 
-    class Recorder:
-        def __init__(self, component: str, engine: Any) -> None:
-            self.component, self.engine = component, engine
-            self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
+    def recorder(component: str, engine: Any) -> Recorder:
+        return Recorder(engine, lambda feed, _: runs.append((component, dict(feed))))
 
-        def infer(self, feed: Any) -> Any:
-            runs.append((self.component, dict(feed)))
-            return self.engine.infer(feed)
-
-    engines = {name: Recorder(name, engine) for name, engine in load_engines(graphs, manifest).items()}
+    engines = {name: recorder(name, engine) for name, engine in load_engines(graphs, manifest).items()}
     image = random_image(np.random.default_rng(0), manifest.image.height, manifest.image.width)
     pipeline = build_pipeline(manifest, engines, graphs)
     pipeline.rehearse([image], [QUESTION], max_new_tokens=ANSWER_TOKENS)
@@ -323,7 +318,7 @@ def size_bytes(file: Path) -> int:
 
 def load(engine: dict[str, Any]) -> dict[str, Any]:
     """The components' engines by name."""
-    from vlm_edge.engines import load_engine
+    from vlm_edge.backends import load_engine
     from vlm_edge.processing.manifest import Component
 
     rows = {name: Component.model_validate(row) for name, row in engine["rows"].items()}

@@ -18,7 +18,7 @@ SCRIPT = """
 import sys, time, logging
 logging.disable()
 from vlm_edge.runtime import load_pipeline
-import vlm_edge.engines.onnxruntime
+import vlm_edge.backends.onnxruntime.engine
 began = time.process_time()
 load_pipeline(sys.argv[1], verify=sys.argv[2] == "True")
 print(time.process_time() - began)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_edge.engines.base import Array, Engine, Feed
+from vlm_edge.backends.base import Array, Engine, Feed
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import TensorSpec, read_manifest
 from vlm_edge.processing.text import TextEncoder

@@ -21,10 +21,10 @@ import numpy as np
 from _language_models import smolvlm_256m
 
 from vlm_edge import api
+from vlm_edge.backends import load_engine
+from vlm_edge.backends.base import Engine, Feed
 from vlm_edge.backends.lowering import lowering_of
-from vlm_edge.engines import load_engine
-from vlm_edge.engines.base import Engine, Feed
-from vlm_edge.engines.openvino import write_ir
+from vlm_edge.backends.openvino.compile import write_ir
 from vlm_edge.graphs.files import load_graph, save_graph
 from vlm_edge.graphs.passes.integer_forms import InFloat
 from vlm_edge.processing.manifest import Component, read_manifest

@@ -30,27 +30,30 @@ ALLOWED: dict[str, set[str]] = {
     "quantizers": set(),
     "graphs": {"quantizers"},
     "quantization": {"graphs", "quantizers"},
-    "backends": {"graphs", "quantization", "quantizers"},
+    "backends": {"processing"},
+    "backends (compress)": {"backends", "explain", "graphs", "quantization", "quantizers", "processing"},
     "explain": {"graphs"},
     "processing": set(),
     "data": {"core", "processing"},
-    "engines": {"processing"},
-    "runtime": {"engines", "processing"},
+    "runtime": {"backends", "processing"},
     "zoo": {"families", "surgery", "checkpoints", "processing"},
     "students": set(),
     "checkpoints": {"processing"},
     "families": {"checkpoints", "surgery", "students", "data", "processing"},
-    "stages": {"core", "graphs", "quantization", "quantizers", "backends", "surgery", "training", "statistics",
-               "families", "checkpoints", "students", "data", "processing", "engines", "runtime", "zoo"},
-    "evaluation": {"core", "data", "runtime", "engines", "processing", "statistics", "explain", "graphs", "quantizers"},
+    "stages": {"core", "graphs", "quantization", "quantizers", "backends", "backends (compress)", "surgery", "training",
+               "statistics", "families", "checkpoints", "students", "data", "processing", "runtime", "zoo"},
+    "evaluation": {"core", "data", "runtime", "backends", "backends (compress)", "processing", "statistics", "explain",
+                   "graphs", "quantizers"},
     "report": {"core"},
-    "toolbox": {"core", "stages", "evaluation", "families", "checkpoints", "data", "processing"},
+    "toolbox": {"core", "stages", "evaluation", "backends", "families", "checkpoints", "data", "processing"},
     "api": {"core", "evaluation", "data", "processing", "toolbox"},
     "pytest_plugin": {"api", "core", "report"},
-    "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "engines", "families", "checkpoints",
+    "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "backends", "families", "checkpoints",
             "processing", "zoo", "data"},
 }  # fmt: skip
-ANYONE = {"checked", "digests", "documents", "errors", "files", "machine", "names", "__version__"}
+ANYONE = {"checked", "digests", "documents", "errors", "files", "machine", "names", "__init__"}
+ON_DEVICE = {"__init__", "base", "feed", "options", "signature", "engine", "fixed_shapes", "cuda_memory"}
+"""Modules of backends that a device needs; the others are the layer ``backends (compress)``."""
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 
 
@@ -63,12 +66,20 @@ def imported_layers(file: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("vlm_edge.") and name.count(".")}
+        found |= {layer_of(module_file(name)) for name in names if name.startswith("vlm_edge.")}
     return found
 
 
+def module_file(name: str) -> Path:
+    """The file of a module of this package, or of the module that an imported name is in."""
+    path = PACKAGE.parent.joinpath(*name.split("."))
+    places = (place for each in (path, *path.parents) for place in (each.with_suffix(".py"), each / "__init__.py"))
+    return next(place for place in places if place.is_file())
+
+
 def layer_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    layer = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "backends (compress)" if layer == "backends" and file.stem not in ON_DEVICE else layer
 
 
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
@@ -113,3 +124,12 @@ def test_every_name_of_the_python_api_is_there_and_what_runs_on_a_device_loads_n
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'load_pipelines'"):
         vlm_edge.load_pipelines  # noqa: B018  (reading it is the test)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if layer_of(file) == "backends"], ids=lambda file: file.parent.name
+)
+def test_what_a_device_needs_of_a_backend_imports_no_compressor(file: Path) -> None:
+    module = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    own = {file.parent.name}
+    assert loaded_by(f"import {module}").isdisjoint({*HEAVY, "onnx_ir"} - own)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vlm_edge import machine
-from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
+from vlm_edge.backends.onnxruntime.engine import OnnxRuntimeOptions, session_options
 
 EPYC = "processor : 0\nmodel name : AMD EPYC\nflags : fpu avx2 avx512f avx512_vnni avx512_bf16\n\nflags :\n"
 XEON = "model name : Intel(R) Xeon(R)\nflags : avx2 avx512f avx512_vnni avx512_bf16 amx_tile amx_int8 amx_bf16\n"
@@ -126,8 +126,8 @@ def test_without_control_groups_the_affinity_mask_counts() -> None:
 def test_the_affinity_mask_bounds_every_engine_and_torch() -> None:
     script = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options\n"
-        "from vlm_edge.engines.openvino import compile_properties\n"
+        "from vlm_edge.backends.onnxruntime.engine import OnnxRuntimeOptions, session_options\n"
+        "from vlm_edge.backends.openvino.engine import compile_properties\n"
         "from vlm_edge.evaluation.host import host_record\n"
         "from vlm_edge.machine import usable_cpus\n"
         "print(usable_cpus(), session_options(32, OnnxRuntimeOptions()).intra_op_num_threads,\n"

@@ -12,9 +12,9 @@ import pytest
 from proto_passes import violations
 
 from vlm_edge.api import run_stage
+from vlm_edge.backends import load_engine
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Sample
-from vlm_edge.engines import load_engine
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.quantizers.affine import Agreement

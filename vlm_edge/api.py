@@ -204,7 +204,7 @@ def _stage_inputs(spec: StageSpec, source: str | Path, reads: StageReads, tools:
 
 def find_target(name: str) -> Target:
     """A target by name or file, looked up in the working folder and among those that come with the package."""
-    return read_target(name, [Path.cwd(), Path.cwd() / "recipes", shipped_folder()])
+    return read_target(name, [Path.cwd(), Path.cwd() / "recipes", shipped_folder()], default_toolbox().checks)
 
 
 def find_task(data: Path) -> TaskSpec:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from vlm_edge.backends import backend
 from vlm_edge.checked import place_in
 from vlm_edge.checkpoints.sources import resolve_model
 from vlm_edge.core.budget import Budgets
 from vlm_edge.core.recipe import Recipe
 from vlm_edge.core.stage import Named, Progress, TaskMetric, TaskSpec
+from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.data import dataset_digest, load_dataset
 from vlm_edge.data.dataset import Split
@@ -21,6 +23,7 @@ from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.evaluation.resolution import budget_faults
 from vlm_edge.evaluation.stage_metric import DrawnMetric
+from vlm_edge.names import near
 from vlm_edge.processing.manifest import Transparency
 from vlm_edge.stages import STAGES
 from vlm_edge.stages.preflight import Preflight, check_images
@@ -77,6 +80,17 @@ class RecipeChecks:
         if "test" not in manifest.splits:
             raise VlmEdgeError(f"{task.data.name} has no test split, so no variant could be judged")
         load_dataset(task.data, "test")
+
+    def target(self, target: Target) -> tuple[Target, list[tuple[str, str]]]:
+        try:
+            isas = backend(target.engine).isas
+        except VlmEdgeError as error:
+            return target, [("engine", f"{error.message}; {error.hint}")]
+        if target.isa not in ("auto", *isas):
+            known = near(target.isa, ("auto", *isas))
+            return target, [("isa", f"{target.engine} has no instruction set {target.isa!r}; {known}")]
+        only = target.isa == "auto" and len(isas) == 1
+        return target.model_copy(update={"isa": isas[0]}) if only else target, []
 
     def budgets(self, task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
         return budget_faults(load_dataset(task.data, "test"), budgets)

@@ -13,8 +13,8 @@ from tiny_graphs import write_vqa
 
 from vlm_edge.cli.explain import finding_title, headline, host_lines, state_lines
 from vlm_edge.cli.main import main
-from vlm_edge.evaluation.explain_facts import NAMES_SHOWN
 from vlm_edge.explain.causes import CAUSES
+from vlm_edge.explain.facts import NAMES_SHOWN
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 

@@ -73,7 +73,7 @@ def test_five_faults_are_five_with_places_and_near_matches(tmp_path: Path) -> No
         ({"seed": -1}, "seed: "),
         ({"budgets": {"latency": {"p90_ms": -1}}}, "budgets.latency.p90_ms: "),
         ({"budgets": {"latency": {"p90_ms": float("nan")}}}, "budgets.latency.p90_ms: "),
-        ({"target": {"name": "x", "engine": "ort"}}, "target.engine: "),
+        ({"target": {"name": "x", "engine": ""}}, "target.engine: "),
         ({"modle": "zoo:x"}, "modle: unknown key; did you mean 'model'"),
         ({"stages": [{"prune": {"waive": [["speed"]]}}]}, "stages[0].prune.waive: a list of accuracy, fidelity"),
         ({"stages": [{"prune": {"on_miss": ["stop"]}}]}, "stages[0].prune.on_miss: unknown ['stop']"),
@@ -106,7 +106,9 @@ def test_each_fault_has_its_place(tmp_path: Path, change: dict[str, Any], place:
 
 def test_checks_from_above_are_reported_with_the_other_faults(tmp_path: Path) -> None:
     refuse = Mock(side_effect=VlmEdgeError("no such thing", "look elsewhere"))
-    checks = Mock(spec=Checks, model=refuse, task=refuse)
+    checks = Mock(
+        spec=Checks, model=refuse, task=refuse, target=lambda target: (target, [("engine", "no such engine")])
+    )
 
     path = write_recipe(tmp_path, run="once")
     with pytest.raises(RecipeError) as error:
@@ -114,6 +116,7 @@ def test_checks_from_above_are_reported_with_the_other_faults(tmp_path: Path) ->
     assert error.value.faults == [
         "toy.yaml: model: no such thing (look elsewhere)",
         "toy.yaml: task.data: no such thing (look elsewhere)",
+        "toy.yaml: target.engine: no such engine",
         "toy.yaml: run: 'once' is neither 'all' nor 'until-met'",
     ]
 

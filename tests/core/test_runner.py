@@ -117,7 +117,7 @@ def test_the_target_s_memory_bounds_what_an_engine_takes_and_measures_nothing_ag
 
 def test_a_gpu_s_memory_is_not_taken_for_measured(bench: Bench) -> None:
     bench.peak_mb = 100.0
-    record = bench.run(target={"name": "toy", "engine": "tensorrt", "memory_mb": 8192})
+    record = bench.run(target={"name": "toy", "engine": "tensorrt", "isa": "cuda", "memory_mb": 8192})
     (judged,) = (each for each in record.variants[-1].verdicts if each.budget == "target.memory_mb")
     assert judged.verdict is Verdict.NOT_MEASURED
     assert judged.reason is not None
@@ -404,11 +404,12 @@ def test_budgets_are_held_against_the_data_once_and_again_where_a_stage_sets_its
         asked.append(budgets.accuracy.max_drop_pt)
         return [("accuracy.max_drop_pt", "too fine")] if budgets.accuracy.max_drop_pt == 0.5 else []
 
-    read_recipe(write_recipe(bench.folder), toolbox.stages, checks=Mock(spec=Checks, budgets=check))
+    checks = Mock(spec=Checks, budgets=check, target=lambda target: (target, []))
+    read_recipe(write_recipe(bench.folder), toolbox.stages, checks=checks)
     assert asked == [1.0]
     stages = [{"export": {}}, {"quantize": {"budgets": {"accuracy": {"max_drop_pt": 0.5}}}}]
     with pytest.raises(RecipeError) as error:
-        read_recipe(write_recipe(bench.folder, stages=stages), toolbox.stages, checks=Mock(spec=Checks, budgets=check))
+        read_recipe(write_recipe(bench.folder, stages=stages), toolbox.stages, checks=checks)
     assert error.value.faults == ["toy.yaml: stages[1].quantize.budgets.accuracy.max_drop_pt: too fine"]
 
 

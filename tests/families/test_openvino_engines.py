@@ -9,9 +9,9 @@ from family_checkpoints import Exported
 from tiny_families import TINY
 
 from vlm_edge.api import run_stage
-from vlm_edge.engines import engine_available
+from vlm_edge.backends import engine_available
+from vlm_edge.backends.reference import MAX_RELATIVE_ERROR
 from vlm_edge.runtime import load_pipeline
-from vlm_edge.stages.compile_check import MAX_RELATIVE_ERROR
 
 SUBJECTS = list(TINY)
 pytestmark = pytest.mark.skipif(engine_available("openvino") is not None, reason="OpenVINO is not installed")

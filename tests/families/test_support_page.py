@@ -14,8 +14,8 @@ from support_page import WRITE, hold, read_table
 from tiny_families import TINY
 
 from vlm_edge.api import run_stage
+from vlm_edge.backends import engine_available
 from vlm_edge.backends.tensorrt.rules import require_tensorrt_rules
-from vlm_edge.engines import engine_available
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import read_manifest
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from family_checkpoints import Exported
 from tiny_families import TINY
 
-from vlm_edge.engines.tensorrt import dimension_ranges, profile_shapes
-from vlm_edge.stages.compile_check import BATCHES, reference_runs
+from vlm_edge.backends.tensorrt.profiles import dimension_ranges, profile_shapes
+from vlm_edge.stages.compile_references import BATCHES, reference_runs
 
 SUBJECTS = list(TINY)
 
@@ -22,7 +22,7 @@ def test_every_shape_that_is_fed_is_inside(subject: Exported, tmp_path: Path) ->
     runs = reference_runs(subject.folder, manifest, 1, 0, tmp_path)
     for name, component in manifest.components.items():
         shapes = profile_shapes(component, ranges)
-        for feed, _ in runs[name].runs:
+        for feed, _ in runs[name]:
             for key, (least, usual, most) in shapes.items():
                 given = feed[key].shape
                 assert all(low <= size <= high for low, size, high in zip(least, given, most, strict=True)), (

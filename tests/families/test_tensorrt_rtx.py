@@ -15,7 +15,7 @@ from tiny_families import TINY
 
 from vlm_edge.backends.lowering import lowering_of
 from vlm_edge.graphs.files import load_graph, save_graph
-from vlm_edge.stages.compile_check import reference_runs
+from vlm_edge.stages.compile_references import reference_runs
 from vlm_edge.stages.quantize_attempt import quantize_graph
 
 SUBJECTS = list(TINY)
@@ -28,7 +28,7 @@ def test_every_component_is_parsed_and_built(subject: Exported, tmp_path: Path) 
     for name, component in subject.manifest.components.items():
         floating, quantized = subject.folder / component.file, tmp_path / f"{name}-int8.onnx"
         plan(floating, name, subject.manifest)
-        feeds = [feed for feed, _ in runs[name].runs]
+        feeds = [feed for feed, _ in runs[name]]
         save_graph(quantize_graph(load_graph(floating), "int8", feeds, lowering), quantized)
         plan(quantized, name, subject.manifest)
     hold(subject.name, {f"built by TensorRT-RTX {version}": "FP32, INT8"})

@@ -12,10 +12,10 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from vlm_edge.backends import engine_available  # noqa: E402
 from vlm_edge.core.artifact import Artifact, ArtifactKind  # noqa: E402
 from vlm_edge.core.stage import StageInputs, StageWork  # noqa: E402
 from vlm_edge.core.target import Target  # noqa: E402
-from vlm_edge.engines import engine_available  # noqa: E402
 from vlm_edge.families.loading import load_checkpoint  # noqa: E402
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline  # noqa: E402
 from vlm_edge.stages import compile  # noqa: E402

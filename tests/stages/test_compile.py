@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from sealed import seal_again
 from tiny_graphs import random_images, random_weights, vqa_answer, write_dual_encoder, write_vqa
 
+from vlm_edge.backends import compiling, engine_available, reference
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder, folder_size_bytes
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.core.target import Target
-from vlm_edge.engines import engine_available
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.graphs import files
 from vlm_edge.graphs.passes.slim import Slim
@@ -25,8 +25,8 @@ from vlm_edge.graphs.shapes import multiply_adds
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline
 from vlm_edge.stages import compile as compile_stage
-from vlm_edge.stages import compile_check, compile_onnxruntime
 from vlm_edge.stages.compile import SPEC, CompileConfig, require_sound_scales
+from vlm_edge.stages.compile_references import reference_runs
 
 ROOT = Path(__file__).parents[2]
 WAYS = [("onnxruntime", "runtime"), ("onnxruntime", "full"), ("openvino", "runtime"), ("openvino", "full")]
@@ -139,7 +139,7 @@ class TestIntegers:
         folder, facts = compiled(tmp_path / "graphs", tmp_path / "engine", engine, optimize)
         row = facts["components"]["decoder"]
         assert row["integer"]
-        assert row["cosine"] >= compile_check.MIN_COSINE
+        assert row["cosine"] >= reference.MIN_COSINE
         weights_file = next(path for path in folder.glob("decoder.*") if path.suffix in (".bin", ".onnx"))
         assert weights_file.stat().st_size < before / 2
         assert not facts["components"]["vision_encoder"]["integer"]
@@ -184,7 +184,7 @@ class TestChecks:
                     value.const_value = ir.tensor(value.const_value.numpy() * np.float32(1.01), name=value.name)
                 return super().call(model)
 
-        monkeypatch.setattr(compile_onnxruntime, "Slim", Wrong)
+        monkeypatch.setattr(compiling, "Slim", Wrong)
         with pytest.raises(VlmEdgeError, match=r"text_encoder: onnxruntime strays .*cross_key_values\.0\.value"):
             compiled(tmp_path / "graphs", tmp_path / "engine")
 
@@ -201,12 +201,12 @@ class TestChecks:
     )
     def test_relative_error(self, wanted: list[float], got: list[float], error: float) -> None:
         arrays = np.array(wanted, np.float64), np.array(got, np.float64)
-        assert compile_check.relative_error(*arrays) == pytest.approx(error)
+        assert reference.relative_error(*arrays) == pytest.approx(error)
 
     def test_both_batches_and_the_decoder_with_and_without_a_past_are_compared(self, tmp_path: Path) -> None:
         write_vqa(tmp_path, seed=2)
-        runs = compile_check.reference_runs(tmp_path, read_manifest(tmp_path), 1, 0, tmp_path)
-        shapes = {name: [feed for feed, _ in engine.runs] for name, engine in runs.items()}
+        runs = reference_runs(tmp_path, read_manifest(tmp_path), 1, 0, tmp_path)
+        shapes = {name: [feed for feed, _ in each] for name, each in runs.items()}
         assert [len(feed["pixel_values"]) for feed in shapes["vision_encoder"]] == [1, 3]
         assert [len(feed["input_ids"]) for feed in shapes["text_encoder"]] == [1, 3]
         assert (shapes["text_encoder"][1]["attention_mask"] == 0).any()

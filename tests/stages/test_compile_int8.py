@@ -17,19 +17,20 @@ from proto_passes import quantize_graph
 from small_mobilevit import INTEGER_CONVOLUTIONS, SIZE, pictures, small_mobilevit
 from tiny_graphs import component
 
+from vlm_edge.backends import compiling, engine_available, load_engine
+from vlm_edge.backends.base import Engine, Feed
+from vlm_edge.backends.compiling import CompileJob
+from vlm_edge.backends.onnxruntime import compile as onnxruntime_compile
 from vlm_edge.backends.onnxruntime.lowering import OnnxRuntimeLowering
+from vlm_edge.backends.openvino import compile as openvino_compile
 from vlm_edge.backends.openvino.lowering import OpenVinoLowering
+from vlm_edge.backends.reference import MIN_COSINE, ReferenceRuns
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.core.target import Target
-from vlm_edge.engines import engine_available, load_engine
-from vlm_edge.engines.base import Feed
-from vlm_edge.graphs.files import load_graph
 from vlm_edge.processing.manifest import Component, ImageProcessing, PipelineManifest, read_manifest, write_manifest
 from vlm_edge.runtime import load_pipeline
-from vlm_edge.stages import compile_onnxruntime, compile_openvino
 from vlm_edge.stages.compile import SPEC, CompileConfig
-from vlm_edge.stages.compile_check import MIN_COSINE, ReferenceEngine
 
 FORM = OnnxRuntimeLowering(weight_bits=7)
 INTEGER = ("QLinearConv", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
@@ -118,6 +119,16 @@ def graphs_for(engine: str, graphs: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def recorded(engine: Engine, folder: Path) -> ReferenceRuns:
+    """What an engine gives for one picture, and for three at once."""
+    runs = ReferenceRuns(folder)
+    for batch in (1, 3):
+        (feed,) = pictures(1, batch=batch)
+        runs.keep(feed, engine.infer(feed))
+    runs.single_runs = 1
+    return runs
+
+
 class FakeTuner:
     """Finds the forms that a test wants."""
 
@@ -155,7 +166,7 @@ class TestWithSearch:
         self, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of real engines, so either may win: unless float did in CPU time already, the clock's verdict is told."""
-        monkeypatch.setattr(compile_onnxruntime, "WORK_PER_THREAD", 1000)
+        monkeypatch.setattr(compiling, "WORK_PER_THREAD", 1000)
         _, facts = compiled(graphs, tmp_path / "engine", 0.2, threads=2)
         tuned = facts["tuned"]
         assert facts["threads"] == 2
@@ -168,8 +179,8 @@ class TestWithSearch:
         """And the engine is held against the graph in the same forms: it agrees to the last bits of float."""
         names = ["key", "value", "out"]
         monkeypatch.setattr(FakeTuner, "forms", dict.fromkeys([*names, "fuse"] if form == "float" else names, form))
-        monkeypatch.setattr(compile_onnxruntime, "Tuner", FakeTuner)
-        monkeypatch.setattr(compile_onnxruntime, "race", lambda *_: [1.0, 1.0])
+        monkeypatch.setattr(onnxruntime_compile, "Tuner", FakeTuner)
+        monkeypatch.setattr(onnxruntime_compile, "race", lambda *_: [1.0, 1.0])
         folder, facts = compiled(graphs, tmp_path / "engine", 5)
         before, after = kernels(graphs), kernels(folder)
         assert before["MatMulIntegerToFloat"] - after["MatMulIntegerToFloat"] == 3
@@ -180,19 +191,16 @@ class TestWithSearch:
         assert cosine(embedded(graphs), embedded(folder)) > 0.999
 
     def test_the_reference_of_changed_forms_is_the_graph_in_these_forms(self, graphs: Path, tmp_path: Path) -> None:
-        row = read_manifest(graphs).components["vision_encoder"]
-        path = graphs / row.file
-        engine = load_engine("onnxruntime", path, row, 1, {"graph_optimization": "disabled"})
-        reference = ReferenceEngine(engine, tmp_path / "runs")
-        for batch in (1, 3):
-            reference.infer(pictures(1, batch=batch)[0])
-        before = list(reference.runs)
-        compile_onnxruntime._refer_to(
-            load_graph(path), dict.fromkeys(INTEGER_CONVOLUTIONS, "float"), row, reference, tmp_path
-        )
-        for (old, _), (new, _) in zip(before, reference.runs, strict=True):
+        manifest = read_manifest(graphs)
+        row = manifest.components["vision_encoder"]
+        engine = load_engine("onnxruntime", graphs / row.file, row, 1, {"graph_optimization": "disabled"})
+        reference = recorded(engine, tmp_path / "runs")
+        before = list(reference)
+        job = CompileJob("vision_encoder", graphs / row.file, row, manifest, reference, tmp_path, tmp_path)
+        onnxruntime_compile.refer_to_forms(job, dict.fromkeys(INTEGER_CONVOLUTIONS, "float"), 1)
+        for (old, _), (new, _) in zip(before, reference, strict=True):
             np.testing.assert_array_equal(new["pixel_values"], old["pixel_values"])
-        for (_, old), (_, new) in zip(before, reference.runs, strict=True):
+        for (_, old), (_, new) in zip(before, reference, strict=True):
             assert not np.array_equal(old["image_embeds"], new["image_embeds"])
             assert cosine(old["image_embeds"], new["image_embeds"]) > 0.995
         assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -208,8 +216,8 @@ class TestAttention:
         self, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float], kept: int
     ) -> None:
         monkeypatch.setattr(FakeTuner, "forms", {})
-        monkeypatch.setattr(compile_onnxruntime, "Tuner", FakeTuner)
-        monkeypatch.setattr(compile_onnxruntime, "race", lambda *_: times)
+        monkeypatch.setattr(onnxruntime_compile, "Tuner", FakeTuner)
+        monkeypatch.setattr(onnxruntime_compile, "race", lambda *_: times)
         folder, facts = compiled(graphs, tmp_path / "engine", 5)
         assert (facts["attentions_found"], facts["attentions_fused"]) == (1, kept)
         assert kernels(folder)["Attention"] == kept
@@ -219,7 +227,7 @@ class TestAttention:
     def test_without_a_search_it_is_fused_unraced(
         self, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(compile_onnxruntime, "race", None)
+        monkeypatch.setattr(onnxruntime_compile, "race", None)
         folder, _ = compiled(graphs, tmp_path / "engine", 0)
         assert kernels(folder)["Attention"] == 1
 
@@ -229,6 +237,7 @@ class TestBfloat16:
 
     def tuned(
         self,
+        graphs: Path,
         monkeypatch: pytest.MonkeyPatch,
         tmp_path: Path,
         *,
@@ -238,13 +247,14 @@ class TestBfloat16:
     ) -> tuple[Component, dict[str, Any]]:
         path = tmp_path / "net.onnx"
         onnx.save(small_mobilevit(), path)
-        row = component(small_mobilevit(), path.name).model_copy(update={"options": {"NUM_STREAMS": 1}})
+        plain = component(small_mobilevit(), path.name)
+        row = plain.model_copy(update={"options": {"NUM_STREAMS": 1}})
 
-        class Engine:
+        class Noisy:
             name = "openvino"
 
             def __init__(self, path: Path, row: Component, *, threads: int, options: Mapping[str, Any]) -> None:
-                self.mixed = dict(options) == compile_openvino.BFLOAT16
+                self.mixed = dict(options) == openvino_compile.BFLOAT16
                 self.outputs = row.outputs
                 self.inner = load_engine("onnxruntime", path, row.model_copy(update={"options": {}}), threads)
 
@@ -252,23 +262,23 @@ class TestBfloat16:
                 noise = np.random.default_rng(0).normal(0, error if self.mixed else 0, (len(feed["pixel_values"]), 10))
                 return {name: value + noise for name, value in self.inner.infer(feed).items()}
 
-        def race(engines: tuple[Engine, Engine], feeds: list[Feed]) -> list[float]:
+        def race(engines: tuple[Noisy, Noisy], feeds: list[Feed]) -> list[float]:
             assert [engine.mixed for engine in engines] == [False, True]
             assert [len(feed["pixel_values"]) for feed in feeds] == [1]
             return [1.0, 1 / speed]
 
-        monkeypatch.setattr(compile_openvino, "OpenVinoEngine", Engine)
-        monkeypatch.setattr(compile_openvino, "computes_bfloat16", lambda: has)
-        monkeypatch.setattr(compile_openvino, "race", race)
-        exact = load_engine("onnxruntime", path, component(small_mobilevit(), path.name))
-        reference = ReferenceEngine(exact, tmp_path / "runs")
-        for batch in (1, 3):
-            reference.infer(pictures(1, batch=batch)[0])
-        reference.single_runs = 1
-        return compile_openvino.tuned_row("vision_encoder", path, row, reference, lambda: exact)
+        monkeypatch.setattr(openvino_compile, "OpenVinoEngine", Noisy)
+        monkeypatch.setattr(openvino_compile, "computes_bfloat16", lambda: has)
+        monkeypatch.setattr(openvino_compile, "race", race)
+        reference = recorded(load_engine("onnxruntime", path, plain), tmp_path / "runs")
+        job = CompileJob("vision_encoder", path, plain, read_manifest(graphs), reference, tmp_path, tmp_path)
+        monkeypatch.setattr(CompileJob, "integer", True)
+        return openvino_compile.tuned_row(job, path, row)
 
-    def test_it_is_taken_where_it_is_faster(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        row, facts = self.tuned(monkeypatch, tmp_path, error=0.001)
+    def test_it_is_taken_where_it_is_faster(
+        self, graphs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        row, facts = self.tuned(graphs, monkeypatch, tmp_path, error=0.001)
         assert row.options == {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16"}
         assert facts == {"float_layers": "bf16", "faster_than_untuned": 2.0}
 
@@ -282,9 +292,9 @@ class TestBfloat16:
         ],
     )
     def test_else_it_is_not(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], reason: str
+        self, graphs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any], reason: str
     ) -> None:
-        row, facts = self.tuned(monkeypatch, tmp_path, **settings)
+        row, facts = self.tuned(graphs, monkeypatch, tmp_path, **settings)
         assert row.options == {"NUM_STREAMS": 1}
         assert facts["float_layers"] == "f32"
         assert reason in facts["reason"]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlm_edge.backends.onnxruntime.engine import OnnxRuntimeOptions, session_options
 from vlm_edge.checkpoints.weights import load_weights, read_weights
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import StageInputs, StageWork
-from vlm_edge.engines.onnxruntime import OnnxRuntimeOptions, session_options
 from vlm_edge.families.base import ComponentExport
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.graphs import files

@@ -14,9 +14,9 @@ from color_task import write_color_task
 from proto_passes import graph_of, quantize_graph
 
 from vlm_edge.api import run_stage
+from vlm_edge.backends import engine_available, load_engine
+from vlm_edge.backends.base import Feed
 from vlm_edge.backends.lowering import lowering_of
-from vlm_edge.engines import engine_available, load_engine
-from vlm_edge.engines.base import Feed
 from vlm_edge.graphs.match import find_linears
 from vlm_edge.graphs.passes.lower_linears import blocks_of
 from vlm_edge.processing.manifest import Component, read_manifest

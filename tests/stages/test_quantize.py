@@ -259,7 +259,7 @@ def test_int8_weights_keep_float_arithmetic(graphs: Artifact, task: TaskSpec, tm
 
 
 def test_tensorrt_gets_symmetric_signed_pairs(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
-    folder, facts = quantize(tmp_path, graphs, task, engine="tensorrt")
+    folder, facts = quantize(tmp_path, graphs, task, engine="tensorrt", isa="cuda")
     vision = facts["components"]["vision_encoder"]
     assert vision["operators"]["fake_quantized"] == {"Conv": 1, "MatMul": 2}
     assert [layer["operator"] for layer in vision["layers"]] == ["Conv", "MatMul", "MatMul"]
@@ -281,7 +281,7 @@ def test_openvino_gets_standard_operators(graphs: Artifact, task: TaskSpec, tmp_
     assert counts["floating"] == {"Conv": 1}  # 48 products are too few
     assert {node.domain for node in onnx.load(folder / "vision_encoder.onnx").graph.node} == {""}
     image = preprocess([read_image(next(Path(task.data).parent.glob("data/train/*.png")))], IMAGE)
-    from vlm_edge.engines import load_engine
+    from vlm_edge.backends import load_engine
 
     row = read_manifest(folder).components["vision_encoder"]
     wanted, got = (

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlm_edge.backends import load_engine
+from vlm_edge.backends.base import Engine
 from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.stage import Progress, SilentProgress, StageInputs, StageWork
-from vlm_edge.engines import load_engine
-from vlm_edge.engines.base import Engine
 from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint
 from vlm_edge.runtime import load_pipeline
 from vlm_edge.runtime.pipeline import build_pipeline

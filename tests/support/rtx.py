@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from vlm_edge.backends.tensorrt.compile import plan_of
+from vlm_edge.backends.tensorrt.profiles import dimension_ranges
 from vlm_edge.backends.tensorrt_rtx.library import bindings
-from vlm_edge.engines.tensorrt import dimension_ranges, plan_of
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.stages.compile_check import BATCHES
+from vlm_edge.stages.compile_references import BATCHES
 
 PRODUCT = "TensorRT-RTX"
 

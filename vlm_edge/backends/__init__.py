@@ -1,0 +1,204 @@
+"""The table of backends: one row an engine. Nothing of an engine is imported before it is used.
+
+A device needs this module, :mod:`~vlm_edge.backends.base`, ``feed``, ``options``, ``signature`` and its engine's
+``engine``. What lowers, compiles and explains stands beside them and needs the extra ``compress``. An installed package
+adds a backend by an entry point: docs/writing-a-backend.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.names import near
+
+if TYPE_CHECKING:
+    from vlm_edge.backends.base import Engine, EngineClass
+    from vlm_edge.backends.options import Option
+    from vlm_edge.processing.manifest import Component
+
+ENTRY_POINTS = "vlm_edge.backends"
+"""Group of the entry points by which installed packages add backends: ``NAME = "module:SPEC"``."""
+REFERENCE = "onnxruntime"
+"""The engine that stages calibrate with and check results against; it also runs graphs that were not compiled."""
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """One row of the table. ``engine``, ``compile``, ``lowering`` and ``explain`` are ``module:attribute``.
+
+    ``engine`` is a class as :class:`vlm_edge.backends.base.EngineClass`; its module imports neither onnx nor torch.
+    ``compile`` takes a :class:`vlm_edge.backends.compiling.CompileJob`, writes one component's files and returns its
+    row in the manifest and facts. ``lowering`` is a subclass of :class:`vlm_edge.backends.lowering.Lowering`; without
+    one nothing is quantized for the engine. ``explain`` takes a :class:`vlm_edge.backends.explaining.ExplainJob` and
+    returns JSON values; without one, ``explain_hint`` is the next step.
+
+    ``files`` are the suffixes of compiled components. ``packages`` are the distributions that the engine needs and
+    whose versions change its results and times; ``extra`` is the extra of vlm-edge that installs them. ``schemes`` are
+    those of ``quantize`` beside ``none``. ``isas`` are the instruction sets that graphs are lowered for; ``auto`` is
+    the host's, or the first where the host's is not among them. ``options`` are written into every manifest. An engine
+    ``on_gpu`` is not pinned to CPUs while it is timed.
+    """
+
+    name: str
+    engine: str
+    compile: str
+    lowering: str = ""
+    explain: str = ""
+    explain_hint: str = "explain the folder of graphs that it was compiled from"
+    files: tuple[str, ...] = (".onnx",)
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    schemes: frozenset[str] = frozenset({"int8", "int8-weights", "int4-weights"})
+    isas: tuple[str, ...] = ("x86-vnni", "x86", "arm")
+    options: Mapping[str, Option] = field(default_factory=dict)
+    on_gpu: bool = False
+
+
+_ROWS: tuple[BackendSpec, ...] = (
+    BackendSpec(
+        name="onnxruntime",
+        engine="vlm_edge.backends.onnxruntime.engine:OnnxRuntimeEngine",
+        compile="vlm_edge.backends.onnxruntime.compile:compile_component",
+        lowering="vlm_edge.backends.onnxruntime.lowering:OnnxRuntimeLowering",
+        explain="vlm_edge.backends.onnxruntime.explain:explain_component",
+        packages=("onnxruntime", "onnxruntime-gpu"),
+        schemes=frozenset({"int8", "int8-dynamic", "int8-weights", "int4-weights"}),
+        # the graph is optimized when it is loaded: doing it beforehand would write int8 weights out as float32
+        options={"graph_optimization": "all", "spinning": "during_run"},
+    ),
+    BackendSpec(
+        name="openvino",
+        engine="vlm_edge.backends.openvino.engine:OpenVinoEngine",
+        compile="vlm_edge.backends.openvino.compile:compile_component",
+        lowering="vlm_edge.backends.openvino.lowering:OpenVinoLowering",
+        explain="vlm_edge.backends.openvino.explain:explain_component",
+        files=(".xml",),
+        packages=("openvino",),
+        extra="openvino",
+    ),
+    BackendSpec(
+        name="tensorrt",
+        engine="vlm_edge.backends.tensorrt.engine:TensorRtEngine",
+        compile="vlm_edge.backends.tensorrt.compile:compile_component",
+        lowering="vlm_edge.backends.tensorrt.lowering:TensorRtLowering",
+        explain_hint="explain the folder of graphs that it was compiled from; on the device, trtexec --dumpLayerInfo "
+        "--dumpProfile",
+        files=(".plan", ".engine"),
+        packages=("tensorrt",),
+        extra="tensorrt",
+        isas=("cuda",),
+        on_gpu=True,
+    ),
+)
+BACKENDS: dict[str, BackendSpec] = {row.name: row for row in _ROWS}
+"""Backends that come with the package, by name."""
+
+
+@functools.cache
+def _entries() -> dict[str, EntryPoint]:
+    """The entry points of installed packages by name."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        if entry.name in {**BACKENDS, **found}:
+            raise VlmEdgeError(
+                f"the entry point {entry.name} = {entry.value!r} of {ENTRY_POINTS}: there is a backend of that name",
+                "uninstall the package, or let it take another name",
+            )
+        found[entry.name] = entry
+    return found
+
+
+def backend(name: str) -> BackendSpec:
+    """The row of an engine: one that comes with the package, or an installed package's.
+
+    Raises:
+        VlmEdgeError: there is none of that name, or the package that adds it is broken.
+    """
+    if name in BACKENDS:
+        return BACKENDS[name]
+    if name not in _entries():
+        raise VlmEdgeError(f"engine {name!r} is unknown", near(name, [*BACKENDS, *_entries()]))
+    entry = _entries()[name]
+    try:
+        spec: Any = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise VlmEdgeError(
+            f"engine {name}: {entry.value} can't be imported: {error}", "mend or uninstall the package that adds it"
+        ) from error
+    if not isinstance(spec, BackendSpec) or spec.name != name:
+        raise VlmEdgeError(f"engine {name}: {entry.value} is no BackendSpec of that name", "ask the package's author")
+    return spec
+
+
+def backends() -> dict[str, BackendSpec]:
+    """All rows by name: those of the package, then those of installed packages."""
+    return BACKENDS | {name: backend(name) for name in _entries()}
+
+
+def resolve(attribute: str) -> Any:
+    """The object that ``module:attribute`` names, its module imported now."""
+    return pkgutil.resolve_name(attribute)
+
+
+def load_engine(
+    name: str,
+    model_path: Path,
+    component: Component,
+    threads: int = 1,
+    options: Mapping[str, Option] | None = None,
+) -> Engine:
+    """Load one component's file into an engine.
+
+    Args:
+        name: the engine's in the table.
+        model_path: one of the engine's ``files``; onnxruntime and openvino take any ONNX file.
+        component: its inputs and outputs, from the manifest.
+        threads: intra-op threads; engines on a GPU ignore it.
+        options: the engine's own, as the compile stage wrote them into the manifest; the component's replace them.
+
+    Raises:
+        VlmEdgeError: the engine is unknown or can't run here, the file is missing or corrupt, an option is unknown.
+    """
+    require_engine(name)
+    if not model_path.is_file():
+        raise VlmEdgeError(f"{model_path}: no such model file", "export or compile the model again")
+    given = {**(options or {}), **component.options}
+    return _engine_class(name)(model_path, component, threads=threads, options=given)
+
+
+def require_engine(name: str) -> None:
+    """Nothing, if the engine can run on this machine.
+
+    Raises:
+        VlmEdgeError: it can't: the message says what is missing.
+    """
+    reason = engine_available(name)
+    if reason is not None:
+        raise VlmEdgeError(f"engine {name}: {reason}", "see `vlm-edge doctor` for what can run on this machine")
+
+
+def engine_version(name: str) -> str:
+    """The version of an engine that can run here."""
+    require_engine(name)
+    return _engine_class(name).version()
+
+
+def engine_available(name: str) -> str | None:
+    """None when the engine can run on this machine, else the reason why not, with the next step.
+
+    Raises:
+        VlmEdgeError: there is no engine of that name.
+    """
+    return _engine_class(name).unavailable()
+
+
+def _engine_class(name: str) -> EngineClass:
+    found: EngineClass = resolve(backend(name).engine)
+    return found

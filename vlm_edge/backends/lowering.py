@@ -1,14 +1,14 @@
-"""How each engine takes a quantized graph: where pairs stand, and which passes write a scheme in its form."""
+"""Lowering: where an engine's Q/DQ pairs stand, and which passes write a quantized graph in the engine's form."""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
+from vlm_edge.backends import backend, resolve
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import kernels, machine
 
@@ -17,18 +17,11 @@ if TYPE_CHECKING:
 
     from vlm_edge.quantization.calibration import Feeds
 
-Isa = Literal["x86-vnni", "x86", "arm", "cuda"]
 STATIC = ("int8", "int8-smooth")
 """Schemes whose graphs have Q/DQ pairs before they are lowered."""
 LARGEST_BLOCK_OF_4_BITS = 32
 """Most input channels that share a scale: 64 are 1.1 times as fast, but 0.9 dB noisier, and 128 are half as fast on
 OpenVINO."""
-
-_LOWERINGS = {
-    "onnxruntime": ("vlm_edge.backends.onnxruntime.lowering", "OnnxRuntimeLowering"),
-    "openvino": ("vlm_edge.backends.openvino.lowering", "OpenVinoLowering"),
-    "tensorrt": ("vlm_edge.backends.tensorrt.lowering", "TensorRtLowering"),
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Lowering(ABC):
 
     @classmethod
     @abstractmethod
-    def on(cls, isa: Isa) -> Lowering:
+    def on(cls, isa: str) -> Lowering:
         """For an instruction set: measurements are in docs/decisions.md."""
 
     def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
@@ -90,29 +83,36 @@ class Lowering(ABC):
         return lowered
 
 
-def lowering_of(engine: str, isa: Isa) -> Lowering:
+def lowering_of(engine: str, isa: str) -> Lowering:
     """The engine's lowering on an instruction set.
 
     Raises:
-        VlmEdgeError: none is known for the engine.
+        VlmEdgeError: the engine is unknown, or nothing is quantized for it.
     """
-    if engine not in _LOWERINGS:
-        raise VlmEdgeError(f"quantize: no INT8 form is known for the engine {engine!r}")
-    module, name = _LOWERINGS[engine]
-    lowering: Lowering = getattr(importlib.import_module(module), name).on(isa)
+    spec = backend(engine)
+    if not spec.lowering:
+        raise VlmEdgeError(f"quantize: no INT8 form is known for the engine {engine!r}", "leave quantize out")
+    lowering: Lowering = resolve(spec.lowering).on(isa)
     return lowering
 
 
-def resolve_isa(isa: str, engine: str) -> Isa:
-    """``auto`` as this host's instruction set (TensorRT: cuda); any other name as it is."""
+def resolve_isa(isa: str, engine: str) -> str:
+    """``auto`` as this host's instruction set, or the engine's first where it has not that one; any other as it is.
+
+    Raises:
+        VlmEdgeError: the engine has no such instruction set.
+    """
+    isas = backend(engine).isas
     if isa == "auto":
-        return "cuda" if engine == "tensorrt" else host_isa()
-    if isa in ("x86-vnni", "x86", "arm", "cuda"):
-        return isa  # type: ignore[return-value]
-    raise VlmEdgeError(f"quantize: unknown instruction set {isa!r}", "give auto, x86-vnni, x86, arm or cuda")
+        return host_isa() if host_isa() in isas else isas[0]
+    if isa not in isas:
+        raise VlmEdgeError(
+            f"quantize: {engine} has no instruction set {isa!r}", f"give auto or one of {', '.join(isas)}"
+        )
+    return isa
 
 
-def host_isa() -> Isa:
+def host_isa() -> str:
     """This host's: ``arm``, or ``x86-vnni`` or ``x86`` by its processor's flags."""
     if machine() == "arm":
         return "arm"

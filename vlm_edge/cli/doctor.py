@@ -118,9 +118,9 @@ def _package(name: str, extra: str, tested: str | None) -> Check:
 
 def _engines() -> Iterator[Check]:
     """Every engine of the table, and torch, which trains and exports."""
-    from vlm_edge.engines import ENGINES
+    from vlm_edge.backends import backends
 
-    for name in ENGINES:
+    for name in backends():
         yield _engine(name)
     try:
         torch = importlib.import_module("torch")
@@ -132,10 +132,10 @@ def _engines() -> Iterator[Check]:
 
 
 def _engine(name: str) -> Check:
-    """Whether an engine runs here. Without onnxruntime no recipe runs at all."""
-    from vlm_edge.engines import engine_available
+    """Whether an engine runs here. Without the reference engine no recipe runs at all."""
+    from vlm_edge.backends import REFERENCE, engine_available
 
-    missing: Status = "broken" if name == "onnxruntime" else "absent"
+    missing: Status = "broken" if name == REFERENCE else "absent"
     try:
         reason = engine_available(name)
     except (ImportError, OSError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from vlm_edge.backends import BACKENDS
 from vlm_edge.errors import RecipeError, UsageError, VlmEdgeError
 from vlm_edge.files import environment_fault, write_atomically
 from vlm_edge.report.escape import terminal, terminal_lines
@@ -56,8 +57,7 @@ def edge(ctx: click.Context) -> Iterator[None]:
 
 _EXTRAS = {
     "compress": ("torch", "transformers", "huggingface_hub", "safetensors", "onnx", "onnxscript", "nncf", "optimum"),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt",),
+    **{spec.extra: tuple(name.replace("-", "_") for name in spec.packages) for spec in BACKENDS.values() if spec.extra},
     "demo": ("easy_vqa",),
 }
 """Modules that an installation for a device alone does not have, by the extra that brings them."""
@@ -107,7 +107,8 @@ def _save_log() -> str:
     from vlm_edge import __version__
 
     installed = {each.name.lower(): each.version for each in metadata.distributions() if each.name}
-    wanted = ("numpy", "onnxruntime", "openvino", "onnx", "onnx-ir", "torch", "transformers", "tokenizers", "pydantic")
+    engines = (name for spec in BACKENDS.values() for name in spec.packages)
+    wanted = ("numpy", *engines, "onnx", "onnx-ir", "torch", "transformers", "tokenizers", "pydantic")
     versions = [f"{name} {installed[name]}" for name in wanted if name in installed]
     text = (
         f"vlm-edge {__version__}, python {platform.python_version()}, {platform.platform()}\n"

@@ -108,6 +108,9 @@ class Checks(Protocol):
     def task(self, task: TaskSpec) -> None:
         """Raise VlmEdgeError for a task whose data manifest can't be used."""
 
+    def target(self, target: Target) -> tuple[Target, list[tuple[str, str]]]:
+        """The target with what its engine leaves no choice of, and (key, what is wrong) where no engine serves it."""
+
     def budgets(self, task: TaskSpec, budgets: Budgets) -> list[tuple[str, str]]:
         """(key, what is wrong) of each budget that the task's data can't decide."""
 
@@ -138,6 +141,16 @@ class _Faults:
                 self.add(place_in(place, where), message)
             return None
 
+    def target(self, value: Any, place: str, checks: Checks | None) -> Target | None:
+        """``value`` as a target, or None with every fault noted."""
+        target = self.validate(Target, value, place)
+        if target is None or checks is None:
+            return target
+        settled, faults = checks.target(target)
+        for key, message in faults:
+            self.add(place_in(place, key), message)
+        return None if faults else settled
+
 
 def read_recipe(
     path: Path,
@@ -153,7 +166,8 @@ def read_recipe(
             folder.
         stages: the table of stages.
         shipped: folder with the ``recipes/`` and ``calibration/`` that come with the package.
-        checks: hold the model, the task and the budgets against what there is; None: their forms alone are checked.
+        checks: hold the model, the task, the target and the budgets against what there is; None: their forms alone are
+            checked.
 
     Raises:
         VlmEdgeError: the file is missing or unreadable.
@@ -179,7 +193,7 @@ def read_recipe(
         _try(checks.model, model, "model", faults)
     if task is not None and checks is not None:
         _try(checks.task, task, "task.data", faults)
-    target = _check_target(raw.get("target"), roots, faults)
+    target = _check_target(raw.get("target"), roots, checks, faults)
     budgets = faults.validate(Budgets, raw.get("budgets"), "budgets") or Budgets()
     entries = _check_stages(raw.get("stages"), stages, budgets, faults)
     if task is not None and checks is not None and not faults.found:
@@ -267,16 +281,16 @@ def _check_task(value: Any, roots: list[Path], faults: _Faults) -> TaskSpec | No
     return task.model_copy(update={"data": found})
 
 
-def _check_target(value: Any, roots: list[Path], faults: _Faults) -> Target | None:
+def _check_target(value: Any, roots: list[Path], checks: Checks | None, faults: _Faults) -> Target | None:
     if value is None:
         return None
     if isinstance(value, dict):
-        return faults.validate(Target, value, "target")
+        return faults.target(value, "target", checks)
     if not isinstance(value, str):
         faults.add("target", f"a name of recipes/targets/, a file, or a mapping (got {shown(value)})")
         return None
     try:
-        return read_target(value, roots)
+        return read_target(value, roots, checks)
     except RecipeError as error:
         faults.found.extend(error.faults)
     except VlmEdgeError as error:
@@ -284,8 +298,18 @@ def _check_target(value: Any, roots: list[Path], faults: _Faults) -> Target | No
     return None
 
 
-def read_target(name: str, roots: list[Path]) -> Target:
-    """A target by name (``targets/NAME.yaml`` or ``recipes/targets/NAME.yaml`` under one of ``roots``) or by file."""
+def read_target(name: str, roots: list[Path], checks: Checks | None = None) -> Target:
+    """A target by name (``targets/NAME.yaml`` or ``recipes/targets/NAME.yaml`` under one of ``roots``) or by file.
+
+    Args:
+        name: the name or file.
+        roots: the folders that it is looked up in.
+        checks: hold it against what engines there are; None: its form alone is checked.
+
+    Raises:
+        VlmEdgeError: there is no such target.
+        RecipeError: it has faults.
+    """
     folders = [root / sub for root in roots for sub in ("targets", "recipes/targets")]
     candidates = [folder / f"{name}.yaml" for folder in folders]
     if name.endswith((".yaml", ".yml")):
@@ -295,7 +319,7 @@ def read_target(name: str, roots: list[Path]) -> Target:
         known = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
         raise VlmEdgeError(f"unknown target {shown(name)}; {near(name, known)}", "recipes/targets/ lists the targets")
     faults = _Faults(f"targets/{file.name}")
-    target = faults.validate(Target, _load_yaml(file, "target", "recipes/targets/ lists the targets"), "")
+    target = faults.target(_load_yaml(file, "target", "recipes/targets/ lists the targets"), "", checks)
     if target is None:
         raise RecipeError(faults.found)
     return target

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from vlm_edge.checked import CheckedModel
 
-EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
-
 
 class Target(CheckedModel):
     """A row of ``recipes/targets/``.
 
-    ``isa`` names the instruction set that INT8 graphs are lowered for: x86 with VNNI takes unsigned 8-bit
-    activations, x86 without it needs saturation-safe ranges, ARM and TensorRT take signed ones. ``auto`` reads the
-    host's flags.
+    ``engine`` is a backend's name, ``isa`` the instruction set that INT8 graphs are lowered for: one of the backend's,
+    or ``auto``, which reads the host's flags and becomes the backend's one where it has no more.
     """
 
     name: str = Field(min_length=1, max_length=200)
     description: str = ""
-    engine: EngineName
+    engine: str = Field(min_length=1, max_length=200)
     threads: int = Field(default=2, ge=1, le=1024, description="intra-op threads of each component's engine")
-    isa: Literal["auto", "x86-vnni", "x86", "arm", "cuda"] = "auto"
+    isa: str = Field(default="auto", min_length=1, max_length=200)
     memory_mb: int | None = Field(default=None, ge=1, le=2**30, description="RAM of the device, in MiB: a bound")
     price_per_hour: float | None = Field(default=None, gt=0, le=1e9, description="of the machine, in any currency")
 
@@ -35,4 +32,4 @@ class Target(CheckedModel):
     @property
     def on_gpu(self) -> bool:
         """True where engines keep weights and activations in a GPU's memory, which no resident memory counts."""
-        return self.isa == "cuda" or self.engine == "tensorrt"
+        return self.isa == "cuda"

@@ -24,7 +24,7 @@ from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Evaluators
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
-from vlm_edge.evaluation.host import ENGINE_PACKAGES
+from vlm_edge.evaluation.host import engine_packages
 from vlm_edge.evaluation.outcomes import Outcomes
 from vlm_edge.statistics.intervals import Interval, ratio_of_ratios
 
@@ -234,7 +234,7 @@ def other_conditions(before: Side, after: Side) -> str | None:
 
 def _comparable(host: dict[str, Any]) -> dict[str, Any]:
     packages = host.get("packages") or {}
-    return {**{key: host.get(key) for key in HOST_KEYS}, **{name: packages.get(name) for name in ENGINE_PACKAGES}}
+    return {**{key: host.get(key) for key in HOST_KEYS}, **{name: packages.get(name) for name in engine_packages()}}
 
 
 def _short(value: Any) -> str:

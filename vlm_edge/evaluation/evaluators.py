@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.backends import engine_available
 from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.data import load_dataset
-from vlm_edge.engines import engine_available
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
 from vlm_edge.evaluation.host import lacks_isa

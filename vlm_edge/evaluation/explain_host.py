@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_edge.engines.base import Array
+from vlm_edge.backends.base import Array
 from vlm_edge.evaluation.host import host_record
 from vlm_edge.explain.view import Int8Speed
 from vlm_edge.machine import Machine, kernels, machine

@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.backends import backends
 from vlm_edge.machine import first_line, kernels, machine, processor, usable_cpus
 
-ENGINE_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy", "tokenizers", "pillow")
+RUNTIME_PACKAGES = ("numpy", "tokenizers", "pillow")
+"""Packages that every engine's times depend on, beside its own."""
 OTHER_PACKAGES = ("vlm-edge", "torch", "transformers", "onnx", "onnxscript", "nncf", "optimum")
 ISA_FLAGS = (
     "sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
@@ -30,7 +32,7 @@ def host_fingerprint() -> str:
     """
     record = host_record()
     stable = {key: record[key] for key in ("cpu", "isa", "cores", "machine", "system")}
-    stable["engines"] = {name: record["packages"].get(name) for name in ENGINE_PACKAGES}
+    stable["engines"] = {name: record["packages"].get(name) for name in engine_packages()}
     return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -61,11 +63,16 @@ def lacks_isa(isa: str) -> str | None:
     return None
 
 
+def engine_packages() -> tuple[str, ...]:
+    """Distributions whose versions change what engines compute or how fast."""
+    return (*(name for spec in backends().values() for name in spec.packages), *RUNTIME_PACKAGES)
+
+
 @cache
 def _packages() -> dict[str, str]:
     """Versions of the installed packages that matter, without importing them."""
     versions = {}
-    for name in (*ENGINE_PACKAGES, *OTHER_PACKAGES):
+    for name in (*engine_packages(), *OTHER_PACKAGES):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlm_edge.backends import backend
 from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.core.stage import Ticker
 from vlm_edge.evaluation.affinity import idle_ticks, quiet_cpus
@@ -86,7 +87,7 @@ class Bench:
     def pinned(self, engines: Sequence[Engine], before: Mapping[int, int]) -> list[int] | None:
         """The CPUs of this round, one for each thread; None for engines on a GPU, whose driver has its own threads."""
         manifests = [read_manifest(engine.folder) for engine in engines]
-        on_gpu = any(manifest.engine is not None and manifest.engine.name == "tensorrt" for manifest in manifests)
+        on_gpu = any(manifest.engine is not None and backend(manifest.engine.name).on_gpu for manifest in manifests)
         if on_gpu or not self.settings.pin:
             return None
         components = [component for manifest in manifests for component in manifest.components.values()]

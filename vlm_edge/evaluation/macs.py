@@ -5,25 +5,27 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from vlm_edge.engines.base import Array, Engine, Feed
+from vlm_edge.backends.base import Engine, Feed, Recorder
 from vlm_edge.evaluation.queries import Samples, queries_of, read_images
-from vlm_edge.processing.manifest import read_manifest
+from vlm_edge.processing.manifest import PipelineManifest, read_manifest
 from vlm_edge.runtime.pipeline import build_pipeline, load_engines
 
 
-class Recorder:
-    """An engine that keeps every feed, in order."""
+def recorded_engines(
+    folder: Path, manifest: PipelineManifest, threads: int
+) -> tuple[dict[str, Engine], dict[str, list[Feed]]]:
+    """A folder's engines by component, and the lists in which they keep their feeds, in order.
 
-    def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self._engine = engine
-        self.inputs, self.outputs = engine.inputs, engine.outputs
-        self.feeds: list[dict[str, Array]] = []
+    Raises:
+        VlmEdgeError: an engine can't be loaded.
+    """
+    feeds: dict[str, list[Feed]] = {name: [] for name in manifest.components}
 
-    def infer(self, feed: Feed) -> dict[str, Array]:
-        """Run once; see :class:`vlm_edge.engines.base.Engine`."""
-        self.feeds.append(dict(feed))
-        return self._engine.infer(feed)
+    def recorder(name: str, engine: Engine) -> Engine:
+        return Recorder(engine, lambda feed, _: feeds[name].append(dict(feed)))
+
+    engines = load_engines(folder, manifest, threads=threads)
+    return {name: recorder(name, engine) for name, engine in engines.items()}, feeds
 
 
 def query_macs(folder: Path, samples: Samples) -> int | None:
@@ -40,12 +42,12 @@ def query_macs(folder: Path, samples: Samples) -> int | None:
     files = {name: folder / component.file for name, component in manifest.components.items()}
     if importlib.util.find_spec("onnx_ir") is None or any(file.suffix != ".onnx" for file in files.values()):
         return None
-    recorders = {name: Recorder(engine) for name, engine in load_engines(folder, manifest, threads=1).items()}
+    engines, feeds = recorded_engines(folder, manifest, 1)
     images = sorted(read_images(samples), key=lambda pair: len(pair[1]))
-    query = queries_of(build_pipeline(manifest, recorders, folder), [images[len(images) // 2]], samples)[0]
+    query = queries_of(build_pipeline(manifest, engines, folder), [images[len(images) // 2]], samples)[0]
     query()  # labels are embedded now
-    for recorder in recorders.values():
-        recorder.feeds.clear()
+    for each in feeds.values():
+        each.clear()
     query()
     from vlm_edge.graphs.ops import UncountedOperator
     from vlm_edge.graphs.shapes import multiply_adds
@@ -53,7 +55,7 @@ def query_macs(folder: Path, samples: Samples) -> int | None:
     total = 0
     for name, file in files.items():
         try:
-            total += multiply_adds(file, recorders[name].feeds)
+            total += multiply_adds(file, feeds[name])
         except UncountedOperator:
             return None
     return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from vlm_edge.engines.base import Array, Engine, Feed
+from vlm_edge.backends.base import Array, Engine, Feed
 from vlm_edge.evaluation.queries import Query
 
 PREPROCESSING, OTHER = "preprocessing", "other"
@@ -22,7 +22,7 @@ class ClockedEngine:
         self.began_ns: int | None = None
 
     def infer(self, feed: Feed) -> dict[str, Array]:
-        """Run once; see :class:`vlm_edge.engines.base.Engine`."""
+        """Run once; see :class:`vlm_edge.backends.base.Engine`."""
         began = time.perf_counter_ns()
         outputs = self._engine.infer(feed)
         self.spent_ms += (time.perf_counter_ns() - began) / 1e6

@@ -304,7 +304,7 @@ class Generation(Frozen):
 class EngineInfo(Frozen):
     """What the compile stage chose for the target; ``options`` are the engine's own (session options, plan flags)."""
 
-    name: Literal["onnxruntime", "openvino", "tensorrt"]
+    name: Name
     version: Name
     threads: Threads
     options: Options = Field(default={})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vlm_edge.engines.base import Array
+from vlm_edge.backends.base import Array
 from vlm_edge.processing.manifest import CROSS_PREFIX, Prompt, TensorSpec
 from vlm_edge.processing.text import Ids
 from vlm_edge.runtime.vision import EncodedImage

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.processing.images import ImageSource, read_images

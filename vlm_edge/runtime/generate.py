@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.engines.base import Engine
+from vlm_edge.backends.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource
 from vlm_edge.processing.manifest import PipelineManifest, Prompt

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.bounds import MOST_NEW_TOKENS
 from vlm_edge.processing.manifest import SELF_MASK, Generation, TensorSpec

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from vlm_edge.engines import load_engine
-from vlm_edge.engines.base import Engine
+from vlm_edge.backends import REFERENCE, load_engine
+from vlm_edge.backends.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest, read_manifest
@@ -69,7 +69,7 @@ def load_engines(
 ) -> dict[str, Engine]:
     """Every component's engine by its name; arguments and errors as :func:`load_pipeline`."""
     info = manifest.engine
-    name = engine or (info.name if info else "onnxruntime")
+    name = engine or (info.name if info else REFERENCE)
     if info and name != info.name:
         raise VlmEdgeError(
             f"{folder}: compiled for {info.name}, so {name} can't run it", f"leave engine out, or compile it for {name}"

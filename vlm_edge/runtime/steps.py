@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vlm_edge.engines.base import Array
+from vlm_edge.backends.base import Array
 from vlm_edge.processing.text import Ids
 
 LAST_ROW = ("cross_attention_mask", "cross_row_mask")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.processing.image_inputs import picture_embeds, picture_of
 from vlm_edge.processing.images import ImageSource, read_image
 from vlm_edge.processing.manifest import ImageProcessing, Prompt

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from vlm_edge.backends import BACKENDS
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import StageConfig, StageInputs, StageSpec, StageWork
 from vlm_edge.errors import VlmEdgeError
 
 if TYPE_CHECKING:
     from vlm_edge.core.target import Target
-    from vlm_edge.processing.manifest import Component, EngineInfo, PipelineManifest
-    from vlm_edge.stages.compile_check import ReferenceEngine
+    from vlm_edge.processing.manifest import Component, EngineInfo
 
 _SCALES = {
     **{"QuantizeLinear": (1,), "DequantizeLinear": (1,), "MatMulNBits": (2,), "GatherBlockQuantized": (2,)},
     **{"QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6)},
 }
 """Which inputs of an operator are scales."""
-OPENVINO_SMALLEST_SHARED = 65536
-"""With fixed shapes OpenVINO 2026.4 computes in float where two layers read one scale or zero point: ViT-B/32 took 2.5
-times as long. Tables and weights of this many bytes may be shared."""
 
 
 class CompileConfig(StageConfig):
@@ -53,15 +49,18 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
     Raises:
         VlmEdgeError: the engine can't run here, can't take a graph, or strays from it.
     """
-    from vlm_edge.engines import load_engine, require_engine
+    from vlm_edge.backends import backend, load_engine, require_engine, resolve
+    from vlm_edge.backends.compiling import CompileJob
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
-    from vlm_edge.stages.compile_check import check_component, float_engine, reference_runs
+    from vlm_edge.stages.compile_references import reference_runs
 
     assert inputs.target is not None
     source, target = inputs.source.path, inputs.target
     require_engine(target.engine)
+    compile_component = resolve(backend(target.engine).compile)
     manifest = read_manifest(source)
     copy_side_files(source, work.out, manifest)
+    jobs: list[CompileJob] = []
     rows: dict[str, Component] = {}
     facts: dict[str, Any] = {}
     with work.progress.bar("compile", 2 * len(manifest.components) + 1) as ticker:
@@ -69,52 +68,46 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
         ticker.advance(note="compiling")
         for name, component in manifest.components.items():
             require_sound_scales(source / component.file)
-            rows[name], facts[name] = _compile_component(
-                config, source, component, references[name], target, manifest, work
+            job = CompileJob(
+                name=name,
+                graph=source / component.file,
+                component=component,
+                manifest=manifest,
+                reference=references[name],
+                out=work.out,
+                scratch=work.scratch,
+                threads=target.threads,
+                full=config.optimize == "full",
+                tune_seconds=config.tune_seconds,
+                max_batch=config.max_batch,
             )
+            rows[name], facts[name] = compile_component(job)
+            jobs.append(job)
             ticker.advance(note=name)
-        compiled = manifest.model_copy(update={"components": rows, "engine": engine_info(target)})
-        for name, row in rows.items():
-            engine = load_engine(
-                target.engine,
-                work.out / row.file,
-                row,
-                row.threads or target.threads,
-                compiled.engine.options if compiled.engine else None,
-            )
-            graph = source / manifest.components[name].file
-            integer = holds_integers(graph)
-            facts[name] |= {"size_bytes": _size_bytes(work.out, row.file), "integer": integer}
-            floating = functools.partial(float_engine, graph, manifest.components[name], work.scratch)
-            facts[name] |= check_component(name, engine, references[name], floating if integer else None)
-            ticker.advance(note=f"{name} checked")
+        info = engine_info(target)
+        for job in jobs:
+            row = rows[job.name]
+            threads = row.threads or target.threads
+            engine = load_engine(target.engine, work.out / row.file, row, threads, info.options)
+            facts[job.name] |= {"size_bytes": _size_bytes(work.out, row.file), "integer": job.integer}
+            facts[job.name] |= job.check(engine)
+            ticker.advance(note=f"{job.name} checked")
     shutil.rmtree(work.scratch / "runs")
-    write_manifest(work.out, compiled)
+    write_manifest(work.out, manifest.model_copy(update={"components": rows, "engine": info}))
     work.facts.update(engine=target.engine, optimize=config.optimize, components=facts)
 
 
 def engine_info(target: Target) -> EngineInfo:
     """The manifest's ``engine``: name, version, threads and options."""
-    from vlm_edge.engines import engine_version
+    from vlm_edge.backends import backend, engine_version
     from vlm_edge.processing.manifest import EngineInfo
-    from vlm_edge.stages.compile_onnxruntime import OPTIONS
 
     return EngineInfo(
         name=target.engine,
         version=engine_version(target.engine),
         threads=target.threads,
-        options=OPTIONS if target.engine == "onnxruntime" else {},
+        options=dict(backend(target.engine).options),
     )
-
-
-def holds_integers(path: Path) -> bool:
-    """Whether a graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
-    import onnx_ir as ir
-
-    from vlm_edge.graphs.files import load_graph
-
-    integers = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
-    return any(value.dtype in integers and value.shape for value in load_graph(path).graph.initializers.values())
 
 
 def require_sound_scales(path: Path) -> None:
@@ -139,57 +132,6 @@ def require_sound_scales(path: Path) -> None:
                 )
 
 
-def _compile_component(
-    config: CompileConfig,
-    source: Path,
-    component: Component,
-    reference: ReferenceEngine,
-    target: Target,
-    manifest: PipelineManifest,
-    work: StageWork,
-) -> tuple[Component, dict[str, Any]]:
-    graph, name, out = source / component.file, Path(component.file).stem, work.out
-    if target.engine == "tensorrt":
-        from vlm_edge.backends.tensorrt.rules import require_tensorrt_rules
-        from vlm_edge.engines.tensorrt import build_plan, dimension_ranges
-
-        require_tensorrt_rules(graph)
-        build_plan(graph, component, dimension_ranges(manifest, config.max_batch), out / f"{name}.plan")
-        return component.model_copy(update={"file": f"{name}.plan"}), {}
-    from vlm_edge.stages.compile_onnxruntime import compile_component, threads_worth
-
-    full = config.optimize == "full"
-    to_ir = full and target.engine == "openvino"
-    folder = work.scratch if to_ir else out
-    row, facts = compile_component(
-        graph,
-        folder / f"{name}.onnx",
-        component,
-        reference,
-        target.threads,
-        work.scratch,
-        full=full and not to_ir,
-        tune_seconds=config.tune_seconds,
-        smallest_shared=OPENVINO_SMALLEST_SHARED if target.engine == "openvino" else 0,
-    )
-    if not to_ir:
-        return row, facts
-    from vlm_edge.engines.openvino import write_ir
-    from vlm_edge.stages.compile_check import float_engine
-    from vlm_edge.stages.compile_openvino import tuned_row
-
-    write_ir(work.scratch / row.file, out / f"{name}.xml")
-    for path in work.scratch.glob(f"{row.file}*"):
-        path.unlink()
-    facts |= threads_worth(graph, reference.runs[0][0], target.threads)
-    row = row.model_copy(update={"file": f"{name}.xml", "threads": facts["threads"]})
-    if not config.tune_seconds or not holds_integers(graph):
-        return row, facts
-    floating = functools.partial(float_engine, graph, component, work.scratch)
-    row, facts["tuned"] = tuned_row(name, out / row.file, row, reference, floating)
-    return row, facts
-
-
 def _size_bytes(folder: Path, file: str) -> int:
     """The component's file, and the weights beside it."""
     return sum(path.stat().st_size for path in folder.glob(f"{Path(file).stem}.*"))
@@ -202,7 +144,7 @@ SPEC = StageSpec(
     source=ArtifactKind.GRAPHS,
     output=ArtifactKind.ENGINE,
     run=run,
-    packages=("onnx", "onnxruntime", "openvino", "tensorrt"),
+    packages=("onnx", *(package for spec in BACKENDS.values() for package in spec.packages)),
     reads=frozenset({"target"}),
     host_bound=True,
     implied={"optimize": "runtime"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_edge.engines.base import Array
+from vlm_edge.backends.base import Array
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Generation
 from vlm_edge.stages.export_check import REPORT_HINT, trim_heap

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_edge.engines.base import Array, Engine
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import LoadedCheckpoint
 from vlm_edge.processing.image_inputs import image_inputs

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_edge.engines.base import Engine
+from vlm_edge.backends.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import LoadedCheckpoint
 from vlm_edge.families.parts.language_family import LanguageFamily

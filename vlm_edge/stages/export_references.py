@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm_edge.engines.base import Array
+from vlm_edge.backends.base import Array
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import ComponentExport
 

@@ -10,11 +10,11 @@ from zlib import crc32
 
 import numpy as np
 
+from vlm_edge.backends import REFERENCE, load_engine
+from vlm_edge.backends.base import Array, Engine, Feed, Recorder
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.data.unreadable import check_unreadable
-from vlm_edge.engines import load_engine
-from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import PipelineManifest
@@ -111,24 +111,20 @@ class ThinnedFiles:
         return number == 0 or crc32(str(number).encode()) % 2**self._halvings == 0
 
 
-class ListeningEngine:
-    """An engine that writes down what goes through it; ``held_out`` says for which use."""
+class CaptureWriter:
+    """Writes down one component's runs; ``held_out`` says for which use."""
 
-    def __init__(self, engine: Engine, captured: Captured) -> None:
-        self.name = engine.name
+    def __init__(self, captured: Captured) -> None:
         self.held_out = False
-        self._engine = engine
-        self.inputs, self.outputs = engine.inputs, engine.outputs
         self._calibration = ThinnedFiles(captured.calibration)
         self._held_out = ThinnedFiles(captured.held_out, captured.references)
 
-    def infer(self, feed: Feed) -> dict[str, Array]:
-        outputs = self._engine.infer(feed)
+    def keep(self, feed: Feed, outputs: Mapping[str, Array]) -> None:
+        """Write one run."""
         if self.held_out:
             self._held_out.append(feed, outputs)
         else:
             self._calibration.append(feed)
-        return outputs
 
 
 @dataclass(frozen=True)
@@ -155,12 +151,14 @@ def capture_inputs(
     """
     scratch.mkdir(parents=True, exist_ok=True)
     captured: dict[str, Captured] = {}
+    writers: list[CaptureWriter] = []
     engines: dict[str, Engine] = {}
     for name, component in manifest.components.items():
         files = (ArrayFile(scratch / f"{name}.{use}") for use in ("calibration", "held_out", "references"))
         captured[name] = Captured(*files)
-        engine = load_engine("onnxruntime", graphs / component.file, component, threads)
-        engines[name] = ListeningEngine(engine, captured[name])
+        writers.append(CaptureWriter(captured[name]))
+        engine = load_engine(REFERENCE, graphs / component.file, component, threads)
+        engines[name] = Recorder(engine, writers[-1].keep)
     pipeline = build_pipeline(manifest, engines, graphs)
     samples = len(dataset.samples)
     if samples < 2:
@@ -172,7 +170,7 @@ def capture_inputs(
     held_out = 0
     with progress.bar("calibration inputs", samples) as ticker:
         for index, sample in enumerate(dataset.samples):
-            held_out += _hold_out(engines, index, samples)
+            held_out += _hold_out(writers, index, samples)
             try:
                 image = read_image(sample.image, manifest.image.transparency)
             except VlmEdgeError as error:
@@ -182,16 +180,16 @@ def capture_inputs(
             ticker.advance()
     check_unreadable(dataset.name, "calibration", skipped, samples)
     if isinstance(pipeline, DualEncoderPipeline):
-        _run_texts(pipeline, dataset, engines)
+        _run_texts(pipeline, dataset, writers)
     return Capture(captured, samples, held_out, skipped)
 
 
-def _hold_out(engines: Mapping[str, Any], index: int, count: int) -> bool:
-    """Tell the engines what the ``index``-th of ``count`` runs is for."""
+def _hold_out(writers: Sequence[CaptureWriter], index: int, count: int) -> bool:
+    """Tell the writers what the ``index``-th of ``count`` runs is for."""
     every = min(HELD_OUT_EVERY, count)
     held_out = index % every == every - 1
-    for engine in engines.values():
-        engine.held_out = held_out
+    for writer in writers:
+        writer.held_out = held_out
     return held_out
 
 
@@ -204,7 +202,7 @@ def _run_sample(pipeline: Pipeline, image: Any, question: str, prompts: Sequence
         pipeline.rehearse([image], [question])
 
 
-def _run_texts(pipeline: DualEncoderPipeline, dataset: Dataset, engines: Mapping[str, Engine]) -> None:
+def _run_texts(pipeline: DualEncoderPipeline, dataset: Dataset, writers: Sequence[CaptureWriter]) -> None:
     """Every label in every prompt, or the samples' own texts where the data set has no labels."""
     labelled = [prompt.replace("{}", label) for prompt in dataset.prompts or ("{}",) for label in dataset.labels]
     texts = labelled or list(dict.fromkeys(sample.text for sample in dataset.samples if sample.text))
@@ -214,5 +212,5 @@ def _run_texts(pipeline: DualEncoderPipeline, dataset: Dataset, engines: Mapping
             "give the data set's manifest labels and prompts",
         )
     for index, text in enumerate(texts):
-        _hold_out(engines, index, len(texts))
+        _hold_out(writers, index, len(texts))
         pipeline.embed_texts([text], cut=True)

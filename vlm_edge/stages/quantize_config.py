@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, Strict
 
+from vlm_edge.backends import backend, backends
 from vlm_edge.core.stage import MetricSamples, Named, StageConfig, TaskMetric, TaskSpec, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 Scheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "none"]
 EVERY = "*"
-_ENGINES: dict[Scheme, tuple[str, ...]] = {"int8-dynamic": ("onnxruntime",)}
-"""Engines of the schemes that not every engine has."""
 
 
 class QuantizeConfig(StageConfig):
@@ -93,12 +92,12 @@ def splits(_config: QuantizeConfig) -> tuple[Literal["calibration"], ...]:
 
 def faults(config: QuantizeConfig, named: Named) -> list[tuple[str, str]]:
     """(setting, what is wrong) of what the engine does not have, and of a bound that the samples can't show."""
-    found = []
-    for name, scheme in config.components.items():
-        engines = _ENGINES.get(scheme)
-        if engines is not None and named.target.engine not in engines:
-            problem = f"{scheme} is for {' and '.join(engines)}; the target's engine is {named.target.engine}"
-            found.append((f"components.{name}", problem))
+    engine = named.target.engine
+    found = [
+        (f"components.{name}", f"{scheme} is for {_engines_with(scheme)}; the target's engine is {engine}")
+        for name, scheme in config.components.items()
+        if scheme not in schemes_of(engine)
+    ]
     try:
         metric_samples(config, named.task, named.metric)
     except VlmEdgeError as error:
@@ -123,15 +122,22 @@ def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: 
             raise VlmEdgeError(
                 f"quantize.components: no scheme for {name!r}", f"add {name!r}, or '{EVERY}' for all others"
             )
-        if engine not in _ENGINES.get(scheme, (engine,)):
-            allowed = [other for other in get_args(Scheme) if engine in _ENGINES.get(other, (engine,))]
+        if scheme not in schemes_of(engine):
             raise VlmEdgeError(
-                f"quantize.components.{name}: {scheme} is for {' and '.join(_ENGINES[scheme])}; "
-                f"the target's engine is {engine}",
-                f"schemes for {engine}: {', '.join(allowed)}",
+                f"quantize.components.{name}: {scheme} is for {_engines_with(scheme)}; the target's engine is {engine}",
+                f"schemes for {engine}: {', '.join(schemes_of(engine))}",
             )
         schemes[name] = scheme
     return schemes
+
+
+def schemes_of(engine: str) -> list[Scheme]:
+    """The schemes that an engine has, ``none`` among them."""
+    return [scheme for scheme in get_args(Scheme) if scheme in {*backend(engine).schemes, "none"}]
+
+
+def _engines_with(scheme: Scheme) -> str:
+    return " and ".join(spec.name for spec in backends().values() if scheme in spec.schemes)
 
 
 def resolve_kept(patterns: Iterable[str], layers: Mapping[str, Mapping[str, str]]) -> dict[str, frozenset[str]]:

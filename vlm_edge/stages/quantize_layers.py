@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from vlm_edge.backends.base import Feed
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.engines.base import Feed
 from vlm_edge.graphs.files import GraphSession
 from vlm_edge.graphs.layers import QuantizedLayer, quantized_layers
 from vlm_edge.graphs.shapes import ShapeSession

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_edge.backends import REFERENCE, load_engine
+from vlm_edge.backends.base import Array, Engine, Feed
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.stage import MetricSamples, Progress
-from vlm_edge.engines import load_engine
-from vlm_edge.engines.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component, PipelineManifest
 from vlm_edge.quantization.fewest import fewest
@@ -63,7 +63,7 @@ class TaskJudge:
 
     def _engine(self, folder: Path, component: Component) -> Engine:
         options = {"graph_optimization": "basic"}
-        return load_engine("onnxruntime", folder / component.file, component, self._threads, options)
+        return load_engine(REFERENCE, folder / component.file, component, self._threads, options)
 
     def _outcomes(self, engines: Mapping[str, Engine]) -> Any:
         return self._drawn.outcomes(build_pipeline(self.manifest, engines, self._source), self._progress)
@@ -72,7 +72,7 @@ class TaskJudge:
 class SwitchedEngine:
     """A float component in which the layers of ``quantized`` are rounded."""
 
-    name = "onnxruntime"
+    name = REFERENCE
 
     def __init__(self, component: Component, graph: SwitchedGraph, quantized: frozenset[str]) -> None:
         self.inputs, self.outputs = component.inputs, component.outputs

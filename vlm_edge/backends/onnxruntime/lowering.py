@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Isa, Lowering
+from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Lowering
 from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights
 from vlm_edge.graphs.passes.fuse_silu import FuseSilu
 from vlm_edge.graphs.passes.lower_convolutions import LowerConvolutions
@@ -24,7 +24,7 @@ class OnnxRuntimeLowering(Lowering):
     rounds_outputs: ClassVar[bool] = True
 
     @classmethod
-    def on(cls, isa: Isa) -> OnnxRuntimeLowering:
+    def on(cls, isa: str) -> OnnxRuntimeLowering:
         return cls(signed=isa in ("arm", "cuda"), weight_bits=7 if isa == "x86" else 8)
 
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Isa, Lowering
+from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Lowering
 from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights
 from vlm_edge.graphs.passes.lower_linears import BlockLinears
 from vlm_edge.graphs.passes.openvino_masks import ChooseMasks, FloatConcatenations
@@ -18,7 +18,7 @@ class OpenVinoLowering(Lowering):
     wrongly: cosine 0.89 instead of 0.97 on a MobileViT."""
 
     @classmethod
-    def on(cls, isa: Isa) -> OpenVinoLowering:
+    def on(cls, isa: str) -> OpenVinoLowering:
         return cls(weight_bits=7 if isa == "x86" else 8)
 
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from vlm_edge.backends.lowering import STATIC, Isa, Lowering
+from vlm_edge.backends.lowering import STATIC, Lowering
 from vlm_edge.backends.tensorrt.nncf_pairs import place_pairs
 from vlm_edge.backends.tensorrt.rules import require_tensorrt_rules
 from vlm_edge.graphs.passes.compress_weights import CompressBlocks, CompressTables, CompressWeights
@@ -26,7 +26,7 @@ class TensorRtLowering(Lowering):
     symmetric: ClassVar[bool] = True
 
     @classmethod
-    def on(cls, isa: Isa) -> TensorRtLowering:
+    def on(cls, isa: str) -> TensorRtLowering:
         del isa  # TensorRT runs on one kind of device
         return cls(signed=True)
 

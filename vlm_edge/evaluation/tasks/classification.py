@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_edge.backends.base import Array
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset, Sample
-from vlm_edge.engines.base import Array
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
 from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.backends.base import Array
 from vlm_edge.core.stage import Progress
-from vlm_edge.engines.base import Array
 from vlm_edge.runtime import MatchingPipeline
 
 CANDIDATES = 128

@@ -1,0 +1,108 @@
+"""One component to compile for an engine, and what several backends do with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vlm_edge.backends.base import Engine, Feed
+from vlm_edge.backends.reference import ReferenceRuns, check_component, float_engine
+from vlm_edge.graphs.files import load_graph, save_graph
+from vlm_edge.graphs.ops import UncountedOperator
+from vlm_edge.graphs.passes.slim import Slim
+from vlm_edge.graphs.shapes import multiply_adds
+from vlm_edge.processing.manifest import Component, PipelineManifest
+
+WORK_PER_THREAD = 32_000_000
+"""Multiply-adds at batch 1 that are worth one more thread: below, waking it takes what it saves."""
+MARGIN = 0.01
+"""A form that is faster by less than this share of the whole component's time is not taken."""
+ROUNDS, SECONDS, MOST_SECONDS = 15, 0.15, 3.0
+"""A race lasts at least so many rounds and seconds, but is over after the last."""
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """One component: its graph, what the engine is held against, where its files go, and the stage's settings.
+
+    ``name`` is the component's in ``manifest``, ``component`` its row there. ``out`` is the folder of the result, where
+    files named after the graph belong to the component; ``scratch`` is empty before and after. ``full`` is False where
+    the engine optimizes the graph by itself when it loads it.
+    """
+
+    name: str
+    graph: Path
+    component: Component
+    manifest: PipelineManifest
+    reference: ReferenceRuns
+    out: Path
+    scratch: Path
+    threads: int = 1
+    full: bool = True
+    tune_seconds: float = 0.0
+    max_batch: int = 16
+
+    @cached_property
+    def integer(self) -> bool:
+        """Whether the graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
+        integers = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
+        values = load_graph(self.graph).graph.initializers.values()
+        return any(value.dtype in integers and value.shape for value in values)
+
+    def check(self, engine: Engine) -> dict[str, Any]:
+        """Hold an engine against the graph; see :func:`vlm_edge.backends.reference.check_component`."""
+        floating = partial(float_engine, self.graph, self.component, self.scratch) if self.integer else None
+        return check_component(self.name, engine, self.reference, floating)
+
+    def threads_worth(self) -> dict[str, int]:
+        """A run's ``multiply_adds``, and how many ``threads`` they are worth: all where they can't be counted."""
+        try:
+            total = multiply_adds(self.graph, [self.reference[0][0]])
+        except UncountedOperator:
+            return {"threads": self.threads}
+        worth = max(1, min(self.threads, math.ceil(total / WORK_PER_THREAD)))
+        return {"multiply_adds": total, "threads": worth}
+
+    def write_slim(
+        self, model: ir.Model, folder: Path, *, smallest_shared: int = 0
+    ) -> tuple[Component, dict[str, Any]]:
+        """Save ``model``, changed in place, as small as it gets; its row and its number of nodes.
+
+        ``smallest_shared`` as in :class:`vlm_edge.graphs.passes.slim.Slim`.
+        """
+        file = self.graph.with_suffix(".onnx").name
+        Slim(smallest_shared=smallest_shared)(model)
+        save_graph(model, folder / file)
+        return self.component.model_copy(update={"file": file}), {"nodes": len(model.graph)}
+
+
+def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = False) -> list[float]:
+    """The lower quartile of each engine's seconds for all ``feeds``, run in turns after two rounds of warm-up.
+
+    The engines have one thread, and CPU time is what counts: with two threads and wall time, a machine with other work
+    on it chose forms that were 1.3 times slower. The lower quartile, because what else runs only ever adds. With
+    ``by_clock``, for engines of several threads, it is the shortest time by the clock.
+    """
+    now = time.perf_counter if by_clock else time.process_time
+    times: list[list[float]] = [[] for _ in engines]
+    began = time.perf_counter()
+    for number in range(10_000):
+        if number == 2:
+            times, began = [[] for _ in engines], time.perf_counter()
+        for engine, own in zip(engines, times, strict=True):
+            start = now()
+            for feed in feeds:
+                engine.infer(feed)
+            own.append(now() - start)
+        elapsed = time.perf_counter() - began
+        if number >= 4 and (elapsed > MOST_SECONDS or (number >= ROUNDS + 2 and elapsed > SECONDS)):
+            break
+    return [float(np.percentile(own, 0 if by_clock else 25)) for own in times]

@@ -1,0 +1,232 @@
+"""Explain a model as OpenVINO's CPU plug-in runs it, as far as its API tells: kernels, their precision, their time.
+
+The compiled model's runtime model names every kernel (``layerType``, ``primitiveType`` such as brgemm_avx512_i8, the
+last part of which is the precision), and the request's profile its time:
+https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devices-and-modes/cpu-device.html
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_edge.backends.base import Feed
+from vlm_edge.backends.explaining import ExplainJob, generated_feed
+from vlm_edge.backends.openvino.engine import compile_properties
+from vlm_edge.backends.openvino.fixed_shapes import as_fixed
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.explain.facts import NAMES_SHOWN
+
+_CONSTANT = frozenset({"Input", "Const", "Output", "Result", "Parameter"})
+_PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Deconvolution")
+_INTEGER = frozenset({"i8", "u8", "i4", "u4"})
+_WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation of the compiled model; ``precision`` as OpenVINO writes it (f32, i8), ms its median time."""
+
+    name: str
+    type: str
+    primitive: str
+    precision: str
+    ms: float
+
+    @property
+    def is_product(self) -> bool:
+        return self.type.startswith(_PRODUCTS)
+
+    @property
+    def kind(self) -> str:
+        if self.is_product:
+            return "integer" if self.precision in _INTEGER else "float product"
+        if self.type in ("FakeQuantize", "Convert"):
+            return "activation Q/DQ" if self.type == "FakeQuantize" else "conversion"
+        return "layout" if self.type in ("Reorder", "Transpose", "Reshape", "Concatenation") else "other float"
+
+
+@dataclass(frozen=True)
+class PluginCause:
+    """An entry of :data:`PLUGIN_CAUSES`. recovers: the share of a kernel's time that the remedy gives back."""
+
+    name: str
+    title: str
+    holds: Callable[[Kernel], bool]
+    recovers: float
+    why: str
+    remedy: str
+
+
+PLUGIN_CAUSES: tuple[PluginCause, ...] = (
+    PluginCause(
+        "float-weights",
+        "products in float",
+        lambda kernel: kernel.is_product and kernel.kind == "float product" and kernel.type != "MatMul",
+        0.67,
+        "their data or weights are not quantized, or in a way that the plug-in's low-precision pass leaves out",
+        "`quantize: {components: {NAME: int8}}` for an OpenVINO target",
+    ),
+    PluginCause(
+        "unfused-qdq",
+        "FakeQuantize run on its own",
+        lambda kernel: kernel.type == "FakeQuantize",
+        1.0,
+        "a quantizer that no kernel before it took up",
+        "leave the operator behind it out of quantization",
+    ),
+    PluginCause(
+        "layout-transposes",
+        "reorders between layouts",
+        lambda kernel: kernel.type == "Reorder",
+        1.0,
+        "kernels of different layouts follow each other",
+        "neighbouring convolutions all in INT8, or all in float",
+    ),
+)
+
+
+def explain_component(job: ExplainJob) -> dict[str, Any]:
+    """The same JSON values as for an ONNX graph, without what OpenVINO doesn't tell.
+
+    With a ``component`` and a ``feed`` the model gets the shapes that the engine would fix for it.
+
+    Raises:
+        VlmEdgeError: OpenVINO can't compile the model, or the feed doesn't fit it.
+    """
+    import openvino
+
+    feed = job.feed
+    try:
+        properties = compile_properties(job.threads, job.options) | {"PERF_COUNT": True}
+        core = openvino.Core()
+        model = core.read_model(str(job.file))
+        if job.component is not None and feed is not None and (filled := as_fixed(job.component, feed)) is not None:
+            feed = filled
+            model.reshape({name: list(array.shape) for name, array in feed.items()})
+        compiled = core.compile_model(model, "CPU", properties)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise VlmEdgeError(f"{job.file}: OpenVINO can't compile it: {reason}", "compile the model again") from error
+    report: dict[str, Any] = {"file": job.file.name, "threads": job.threads}
+    node_ms: dict[str, float] | None = None
+    if job.runs:
+        values = generated_feed(_inputs(compiled), job.dims) if feed is None else feed
+        p50_ms, node_ms = _timed(job.file, compiled, values, job.runs)
+        report |= {"p50_ms": round(p50_ms, 4), "runs": job.runs, "kernels_ms": round(sum(node_ms.values()), 4)}
+        report |= {"inputs": {name: list(value.shape) for name, value in values.items()}, "fed": job.fed}
+    return report | kernel_facts(kernels_of(compiled, node_ms), timed=job.runs > 0)
+
+
+def kernels_of(compiled: Any, node_ms: Mapping[str, float] | None) -> list[Kernel]:
+    """What the compiled model runs; with times, only what took any."""
+    found = []
+    for operator in compiled.get_runtime_model().get_ordered_ops():
+        info = operator.get_rt_info()
+        facts = {key: str(info[key].astype(str)) for key in ("layerType", "primitiveType")}
+        name = operator.get_friendly_name()
+        if facts["layerType"] in _CONSTANT or (node_ms is not None and name not in node_ms):
+            continue
+        precision = facts["primitiveType"].rpartition("_")[2].lower()
+        ms = node_ms[name] if node_ms is not None else 0.0
+        found.append(Kernel(name, facts["layerType"], facts["primitiveType"], precision, ms))
+    return found
+
+
+def kernel_facts(kernels: list[Kernel], *, timed: bool) -> dict[str, Any]:
+    """Counts, time by kind and by operator, and findings."""
+    floats: defaultdict[str, list[str]] = defaultdict(list)
+    for kernel in kernels:
+        if kernel.kind == "float product":
+            floats[kernel.type].append(kernel.name)
+    quantizers = sum(kernel.type == "FakeQuantize" for kernel in kernels)
+    return {
+        "integer": dict(Counter(kernel.type for kernel in kernels if kernel.kind == "integer").most_common()),
+        "float": [
+            {"operator": operator, "count": len(names), "why": "run in float", "nodes": names[:NAMES_SHOWN]}
+            for operator, names in floats.items()
+        ],
+        "quantize_dequantize": {"FakeQuantize": quantizers} if quantizers else {},
+        "weights_dequantized": {"count": 0, "elements": 0},
+        "kinds": _sums(kernels, lambda kernel: {"kind": kernel.kind}, timed),
+        "operators": _sums(
+            kernels, lambda kernel: {"operator": f"{kernel.type} {kernel.primitive}", "kind": kernel.kind}, timed
+        ),
+        "findings": _findings(kernels, timed),
+    }
+
+
+def _sums(kernels: list[Kernel], key: Callable[[Kernel], dict[str, str]], timed: bool) -> list[dict[str, Any]]:
+    """Count, time and share by key, the most expensive first."""
+    groups: defaultdict[tuple[tuple[str, str], ...], list[Kernel]] = defaultdict(list)
+    for kernel in kernels:
+        groups[tuple(key(kernel).items())].append(kernel)
+    total = sum(kernel.ms for kernel in kernels) or 1.0
+    rows: list[dict[str, Any]] = []
+    for name, group in sorted(groups.items(), key=lambda row: (-sum(kernel.ms for kernel in row[1]), -len(row[1]))):
+        ms = sum(kernel.ms for kernel in group)
+        times = {"ms": round(ms, 4), "share": round(ms / total, 4)} if timed else {}
+        rows.append({**dict(name), "count": len(group), **times})
+    return rows
+
+
+def _findings(kernels: list[Kernel], timed: bool) -> list[dict[str, Any]]:
+    total = sum(kernel.ms for kernel in kernels) or 1.0
+    found = []
+    for cause in PLUGIN_CAUSES:
+        hits = [kernel for kernel in kernels if cause.holds(kernel)]
+        if not hits:
+            continue
+        share = sum(kernel.ms for kernel in hits) / total
+        found.append(
+            {
+                "cause": cause.name,
+                "title": cause.title,
+                "nodes": len(hits),
+                "operators": dict(Counter(kernel.type for kernel in hits).most_common()),
+                "names": [kernel.name for kernel in hits[:NAMES_SHOWN]],
+                "reasons": dict(Counter(f"{kernel.type} by {kernel.primitive}" for kernel in hits).most_common()),
+                "share": round(share * cause.recovers, 4) if timed else None,
+                "time_share": round(share, 4) if timed else None,
+                "counted_in": {},
+                "why": cause.why,
+                "remedy": cause.remedy,
+            }
+        )
+    return sorted(found, key=lambda finding: (-(finding["share"] or 0.0), -finding["nodes"]))
+
+
+def _timed(path: Path, compiled: Any, feed: Feed, runs: int) -> tuple[float, dict[str, float]]:
+    """Median ms of a run, and of each kernel that ran by its name."""
+    request = compiled.create_infer_request()
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    whole_ms = []
+    for turn in range(_WARM_UPS + runs):
+        began = time.perf_counter()
+        try:
+            request.infer(feed)
+        except RuntimeError as error:
+            raise VlmEdgeError(f"{path}: OpenVINO: {str(error).strip()}", "give true inputs with --data") from error
+        if turn < _WARM_UPS:
+            continue
+        whole_ms.append(1e3 * (time.perf_counter() - began))
+        for row in request.get_profiling_info():
+            if str(row.status).endswith("EXECUTED"):
+                times[row.node_name].append(row.real_time.total_seconds() * 1e3)
+    return statistics.median(whole_ms), {name: statistics.median(each) for name, each in times.items()}
+
+
+def _inputs(compiled: Any) -> dict[str, tuple[Any, tuple[int | str | None, ...]]]:
+    """Name -> numpy type and shape; a free dimension has no name here."""
+    found: dict[str, tuple[Any, tuple[int | str | None, ...]]] = {}
+    for port in compiled.inputs:
+        shape = tuple(dim.get_length() if dim.is_static else None for dim in port.get_partial_shape())
+        found[port.get_any_name()] = (np.dtype(port.get_element_type().to_dtype()).type, shape)
+    return found
