@@ -9,7 +9,7 @@ import aarch64
 import numpy as np
 import onnx
 import pytest
-from proto_passes import violations
+from proto_passes import misplaced, violations
 
 from vlm_edge.api import run_stage
 from vlm_edge.backends import load_engine
@@ -104,4 +104,5 @@ def test_what_is_written_for_tensorrt_keeps_its_rules(exported: Path) -> None:
     facts = run_stage("quantize", {"samples": 24}, exported, folder, data=DATA, target="jetson-orin-tensorrt")
     for name, component in read_manifest(folder).components.items():
         assert facts["components"][name]["scheme"] in ("int8", "int8-smooth")
-        assert violations(onnx.load(folder / component.file)) == []
+        graph = onnx.load(folder / component.file)
+        assert violations(graph) == misplaced(graph) == []

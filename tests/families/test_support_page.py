@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from family_checkpoints import Exported
 from photo_folders import write_photos
+from rtx import plan
 from support_page import WRITE, hold, read_table
 from tiny_families import TINY
 
 from vlm_edge.api import run_stage
 from vlm_edge.backends import engine_available
-from vlm_edge.backends.tensorrt.rules import require_tensorrt_rules
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import read_manifest
 
@@ -34,6 +34,7 @@ REFUSALS = {
     "strays from the graph": "no: strays from its graph",
     "can't compile it": "no: can't be compiled",
     "TensorRT would not take it": "no: against its rules",
+    "TensorRT-RTX": "no: can't be built",
 }
 
 
@@ -67,7 +68,7 @@ def test_tasks_and_training(subject: Exported, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_int8(subject: Exported, tmp_path: Path) -> None:
-    """Quantized for each engine; then compiled as a variant without a compile stage is, or held against the rules."""
+    """Quantized for each engine; then compiled as a variant without a compile stage is, or built by TensorRT-RTX."""
     if read_table()[1][subject.name][INT8[0]] == UNTRIED and WRITE not in os.environ:
         pytest.skip("the page says that this was not tried yet")
     data = write_photos(tmp_path, subject.family.task_kinds[0], images=12)
@@ -78,13 +79,14 @@ def test_int8(subject: Exported, tmp_path: Path) -> None:
         run_stage("quantize", settings, subject.folder, quantized, data=data, target=target)
         run_stage("compile", {"optimize": "runtime"}, quantized, out, target=target)
 
-    def within_the_rules() -> None:
+    def built() -> None:
         quantized = tmp_path / "tensorrt"
         run_stage("quantize", settings, subject.folder, quantized, data=data, target="jetson-orin-tensorrt")
-        for component in read_manifest(quantized).components.values():
-            require_tensorrt_rules(quantized / component.file)
+        manifest = read_manifest(quantized)
+        for name, component in manifest.components.items():
+            plan(quantized / component.file, name, manifest)
 
     found = {INT8[0]: outcome(partial(compiled, "cpu-ort"))}
     if engine_available("openvino") is None:
         found[INT8[1]] = outcome(partial(compiled, "cpu-openvino"))
-    hold(subject.name, found | {INT8[2]: outcome(within_the_rules)})
+    hold(subject.name, found | {INT8[2]: outcome(built)})

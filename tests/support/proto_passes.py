@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
+from tensorrt_placement import Fault, placement_faults
 
 from vlm_edge.backends.lowering import Lowering
 from vlm_edge.backends.tensorrt.rules import Violation
@@ -197,6 +198,10 @@ def layer_errors(floating: Model, quantized: Model, feeds: Any, threads: int) ->
 
 def violations(model: Model) -> list[Violation]:
     return violations_of(graph_of(model))
+
+
+def misplaced(model: Model) -> list[Fault]:
+    return list(placement_faults(graph_of(model).graph))
 
 
 def lowered(model: Model, scheme: str, lowering: Lowering, left_out: frozenset[str] = frozenset()) -> Model:

@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from rtx import nvidia
+from tensorrt_names import published
 from tiny_graphs import DECODER, DIM, HEADS, WORDS, component, parse, random_weights
 
 from vlm_edge.backends import engine_available, load_engine
@@ -101,12 +103,12 @@ class FakeTrt:
 
         def create_profile() -> Any:
             shapes: dict[str, Any] = {}
-            return SimpleNamespace(shapes=shapes, set_shape=lambda name, *sizes: shapes.update({name: sizes}))
+            return SimpleNamespace(_shapes=shapes, set_shape=lambda name, *sizes: shapes.update({name: sizes}))
 
         return SimpleNamespace(
             create_network=create_network,
             create_builder_config=lambda: SimpleNamespace(
-                add_optimization_profile=lambda profile: self.profiles.append(profile.shapes)
+                add_optimization_profile=lambda profile: self.profiles.append(profile._shapes)
             ),
             create_optimization_profile=create_profile,
             build_serialized_network=build,
@@ -137,43 +139,43 @@ class FakeContext:
     """IExecutionContext: shapes within the profile, then infer_shapes, then addresses (never null), then execute."""
 
     def __init__(self, plan: bytes, profile: dict[str, Any]) -> None:
-        self.session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
-        self.profile = profile
-        self.addresses: dict[str, int] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._session = onnxruntime.InferenceSession(plan, providers=["CPUExecutionProvider"])
+        self._profile = profile
+        self._addresses: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert address
-        self.addresses[name] = address
+        self._addresses[name] = address
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self.profile[name]
+        low, _, high = self._profile[name]
         if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
             return False
-        self.shapes[name] = shape
+        self._shapes[name] = shape
         return True
 
     def infer_shapes(self) -> list[str]:
-        return [value.name for value in self.session.get_inputs() if value.name not in self.shapes]
+        return [value.name for value in self._session.get_inputs() if value.name not in self._shapes]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        batch, new = self.shapes["input_ids"]
-        total = self.shapes["past_key_values.0.key"][2] + new
+        batch, new = self._shapes["input_ids"]
+        total = self._shapes["past_key_values.0.key"][2] + new
         return (batch, new, len(WORDS)) if name == "logits" else (batch, HEADS, total, DIM)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         def at(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             count = int(np.prod(shape))
-            raw = (ctypes.c_char * (count * np.dtype(dtype).itemsize)).from_address(self.addresses[name])
+            raw = (ctypes.c_char * (count * np.dtype(dtype).itemsize)).from_address(self._addresses[name])
             return np.frombuffer(raw, dtype, count).reshape(shape)
 
         feed = {
-            value.name: at(value.name, self.shapes[value.name], np.int64 if "int64" in value.type else np.float32)
-            for value in self.session.get_inputs()
+            value.name: at(value.name, self._shapes[value.name], np.int64 if "int64" in value.type else np.float32)
+            for value in self._session.get_inputs()
         }
-        for value, result in zip(self.session.get_outputs(), self.session.run(None, feed), strict=True):
-            ctypes.memmove(self.addresses[value.name], np.ascontiguousarray(result).ctypes.data, result.nbytes)
+        for value, result in zip(self._session.get_outputs(), self._session.run(None, feed), strict=True):
+            ctypes.memmove(self._addresses[value.name], np.ascontiguousarray(result).ctypes.data, result.nbytes)
         return True
 
 
@@ -246,6 +248,32 @@ def test_a_shape_outside_the_profile_is_named(decoder: tuple[Path, Component], t
     with pytest.raises(VlmEdgeError, match="outside the plan's profile"):
         engine.infer({**feed(1, 0), "input_ids": np.ones((1, 2), np.int64)})
     np.testing.assert_array_equal(engine.infer(feed(1, 0))["logits"], before["logits"])
+
+
+def test_the_double_has_no_name_that_nvidia_s_bindings_lack(decoder: tuple[Path, Component]) -> None:
+    """And so the code uses none: whatever it asks of the double is there in TensorRT 10 and 11, and in TensorRT-RTX."""
+    trt = FakeTrt()
+    builder = trt.Builder(None)
+    trt.profiles.append({})
+    engine = trt.Runtime(None).deserialize_cuda_engine(decoder[0].read_bytes())
+    double = {
+        "Builder": builder,
+        "IBuilderConfig": builder.create_builder_config(),
+        "IOptimizationProfile": builder.create_optimization_profile(),
+        "OnnxParser": trt.OnnxParser(None, None),
+        "Runtime": trt.Runtime(None),
+        "ICudaEngine": engine,
+        "IExecutionContext": engine.create_execution_context(),
+        "ILogger": trt.ILogger,
+        "Logger": trt.Logger,
+        "NetworkDefinitionCreationFlag": trt.NetworkDefinitionCreationFlag,
+    }
+    rtx = nvidia()
+    for version, names in (published() | {rtx.__version__: {name: dir(getattr(rtx, name)) for name in double}}).items():
+        for name, each in double.items():
+            mine = {attribute for attribute in dir(each) if not attribute.startswith("_")}
+            assert mine <= set(names[name]), f"{name} of {version}"
+    assert {version.split(".")[0] for version in published()} == {"10", "11"}
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, decoder: tuple[Path, Component]) -> None:

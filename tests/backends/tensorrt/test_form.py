@@ -1,4 +1,4 @@
-"""The TensorRT form: it keeps every rule whatever the graph, and computes what the pairs that it keeps say."""
+"""The TensorRT form: pairs stand where NVIDIA recommends them, whatever the graph, and keep their numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
-from proto_passes import symmetric_activations, tensorrt_form, violations
+from proto_passes import misplaced, symmetric_activations, tensorrt_form, violations
 from random_graphs import LAYERS, quantizers, random_model, run
 
 
@@ -23,11 +23,11 @@ from random_graphs import LAYERS, quantizers, random_model, run
     opset=st.sampled_from([13, 17, 20, 21, 23]),
     dtype=st.sampled_from([np.int8, np.uint8]),
 )
-def test_whatever_the_graph_its_form_keeps_the_rules(seed: int, layers: list[str], opset: int, dtype: Any) -> None:
+def test_whatever_the_graph_pairs_stand_as_recommended(seed: int, layers: list[str], opset: int, dtype: Any) -> None:
     symmetric = symmetric_activations(random_model(seed, dtype, layers, opset))
     form = tensorrt_form(symmetric)
     onnx.checker.check_model(form, full_check=True)
-    assert violations(form) == []
+    assert violations(form) == misplaced(form) == []
     assert tensorrt_form(form).SerializeToString() == form.SerializeToString()
     scales = {value[0].tobytes() for value in quantizers(symmetric).values()}
     assert {value[0].tobytes() for value in quantizers(form).values()} <= scales
@@ -103,10 +103,10 @@ def test_an_attention_whose_weights_are_float_is_float() -> None:
         }""",
         **CONSTANTS,
     )
-    assert "attention" in {each.rule for each in violations(model)}
+    assert "attention" in {each.rule for each in misplaced(model)}
     form = tensorrt_form(model)
     assert counts(form)["QuantizeLinear"] == 1
-    assert violations(form) == []
+    assert misplaced(form) == []
 
 
 def test_weights_that_no_integer_operator_reads_are_float_with_the_same_values() -> None:
@@ -157,7 +157,7 @@ def test_a_skip_branch_is_quantized_where_its_sum_is(tail: str, pairs: int, skip
     assert counts(form)["QuantizeLinear"] == pairs
     (addition,) = (node for node in form.graph.node if node.op_type == "Add")
     assert list(addition.input) == ["product", skip]
-    assert violations(form) == []
+    assert misplaced(form) == []
 
 
 def test_a_pair_at_the_end_is_taken_out_and_the_output_keeps_its_name() -> None:
@@ -172,3 +172,22 @@ def test_a_pair_at_the_end_is_taken_out_and_the_output_keeps_its_name() -> None:
     form = tensorrt_form(model)
     assert counts(form) == {"Relu": 1, "Identity": 1}
     assert [value.name for value in form.graph.output] == ["y"]
+
+
+def test_a_pair_with_a_scale_for_each_channel_is_taken_out() -> None:
+    """NNCF writes them before depthwise convolutions; the compiler computes in floating point behind them."""
+    model = model_of(
+        """depthwise (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y) {
+          q = QuantizeLinear <axis = 1> (x, matrix_scale, zeros)
+          d = DequantizeLinear <axis = 1> (q, matrix_scale, zeros)
+          weight = DequantizeLinear <axis = 0> (kernel, matrix_scale)
+          y = Conv <group = 4, kernel_shape = [1, 1]> (d, weight)
+        }""",
+        zeros=np.zeros(4, np.int8),
+        kernel=CONSTANTS["matrix"][:, :1, None, None].copy(),
+        matrix_scale=CONSTANTS["matrix_scale"],
+    )
+    assert {each.rule for each in misplaced(model)} >= {"granularity"}
+    form = tensorrt_form(model)
+    assert counts(form) == {"Conv": 1}
+    assert misplaced(form) == []

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 import transformers
@@ -14,7 +13,6 @@ from family_checkpoints import Exported, change_json, exported, least_cosine, ph
 from tiny_towers import CASES, LABELS, Case, dinov2
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
-from vlm_edge.backends.tensorrt.operator_rules import UNSUPPORTED
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.loading import load_checkpoint
@@ -57,8 +55,6 @@ def test_it_is_transformers_model(tower: tuple[Case, Path, Path, Any], subject: 
     manifest = read_manifest(folder)
     assert {path.name for path in folder.iterdir()} == {"vision_encoder.onnx", "manifest.json"}
     assert manifest.text is None
-    operators = {node.op_type for node in ir.load(folder / "vision_encoder.onnx").graph.all_nodes()}
-    assert not operators & UNSUPPORTED, "TensorRT's parser refuses the graph"
     if "logits" in outputs:
         assert manifest.labels == ("circle", "square", "star")
         np.testing.assert_allclose(pipeline.classify(photos()), outputs.logits.softmax(-1), atol=1e-5)

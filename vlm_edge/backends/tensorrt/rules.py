@@ -1,104 +1,78 @@
-"""TensorRT's rules for explicit quantization, checked on the ONNX graph before TensorRT sees it.
+"""TensorRT's rules for a graph, checked before TensorRT sees it: what it refuses, or computes otherwise than ONNX says.
 
-Every rule names the part of NVIDIA's documentation that it is taken from: the TensorRT documentation (10.11 to 11.0),
-"Working with Quantized Types" and "Explicit Quantization"; the C++ API's IQuantizeLayer and IDequantizeLayer; and the
-ONNX parser (onnx-tensorrt), of which the operator list (docs/operators.md, TensorRT 10.15) says what is supported, and
-the importer of QuantizeLinear and DequantizeLinear (onnxOpImporters.cpp, QuantDequantLinearHelper) what is asserted.
-
-Some rules are refusals of the parser or the builder; those of the "Q/DQ Layer-Placement Recommendations" cost speed or
-accuracy. Both are errors here, since the tool writes these graphs itself. A graph that keeps them all has not been seen
-by TensorRT yet: whether it builds and is fast is measured on the device alone.
+Every rule was proven against NVIDIA's own compiler (tests/backends/tensorrt/test_rules.py plants a fault for each and
+holds the compiler to its answer, in TensorRT-RTX 1.7.1, which shares TensorRT's network API and ONNX parser). Where it
+builds all the same there is no rule: NVIDIA's documentation recommends places for Q/DQ pairs, and
+:class:`vlm_edge.graphs.passes.tensorrt_form.TensorRtForm` follows it, but a graph that doesn't is no error.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
-from vlm_edge.backends.tensorrt.operator_rules import (
-    OPSETS,
-    Fault,
-    element_types,
-    operator_faults,
-    quantizer_faults,
-    type_faults,
-)
-from vlm_edge.backends.tensorrt.placement_rules import placement_faults
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.graphs.edit import attribute, constant, maker, name_of, optional_input, tensor_of
 from vlm_edge.graphs.files import load_graph
 
-
-@dataclass(frozen=True)
-class Rule:
-    """``section``: where NVIDIA says it. ``next_step``: what to do about a violation."""
-
-    section: str
-    next_step: str
-
-
-_PLACEMENT = "Explicit Quantization: Q/DQ Layer-Placement Recommendations"
-_ONNX = "Explicit Quantization: ONNX Support"
-_PARSER = "onnx-tensorrt, QuantDequantLinearHelper"
-_OPERATORS = "onnx-tensorrt, docs/operators.md"
 _QUANTIZE_AGAIN = "quantize the component again for a target with `engine: tensorrt`"
 
-RULES: dict[str, Rule] = {
-    "opset": Rule(_OPERATORS, f"export with an operator set of {OPSETS.start} to {OPSETS.stop - 1}"),
-    "operator": Rule(f"{_ONNX}; {_OPERATORS}", "start from the exported graph, not from another engine's"),
-    "plugin": Rule("Explicit Quantization: Q/DQ Interaction with Plugins", "leave the layers around it float"),
-    "levels": Rule(f"{_OPERATORS}: quantized types", "let DequantizeLinear read it, " + _QUANTIZE_AGAIN),
-    "type": Rule("Working with Quantized Types: supported data types", _QUANTIZE_AGAIN),
-    "zero-point": Rule(f"Working with Quantized Types: symmetric quantization; {_PARSER}", _QUANTIZE_AGAIN),
-    "scale-constant": Rule("IQuantizeLayer: scale is a build-time constant", "make the scale an initializer"),
-    "scale-value": Rule(f"IQuantizeLayer: scales are strictly positive; {_PARSER}", "calibrate with more samples"),
-    "scale-type": Rule("Quantize operator: scale and data are of one type (T1)", "cast the scale, or the data"),
-    "granularity": Rule("Quantization Granularities: activations by tensor, weights by channel", _QUANTIZE_AGAIN),
-    "axis": Rule(f"{_ONNX}: the K axis; IDequantizeLayer", "quantize the weight by its output channels"),
-    "block": Rule("Quantization Schemes: INT4 needs scales by block, of 64 or 128", _QUANTIZE_AGAIN),
-    "pair": Rule("Explicit Quantization: TensorRT Processing of Q/DQ Networks", "put DequantizeLinear after it"),
-    "inputs": Rule(f"{_PLACEMENT}: quantize all inputs of weighted operations", "quantize both factors, or none"),
-    "attention": Rule("Fused Attention", "quantize both of the attention's products, or none"),
-    "output": Rule(f"{_PLACEMENT}: do not quantize the outputs of weighted operations", "take the pair out"),
-    "residual": Rule(f"{_PLACEMENT}: quantize the residual input in skip connections", "quantize the skip branch"),
-    "bias": Rule(f"{_PLACEMENT}: weights and activations are quantized; {_OPERATORS}", "leave the bias float"),
-    "stray": Rule(f"{_PLACEMENT}: be conservative when adding Q/DQ nodes", "take the pair out"),
-    "types": Rule("Precision Control: Strong Typing", "put a Cast before the operator"),
+RULES: dict[str, str] = {
+    "operator": "start from the exported graph, not from another engine's",
+    "levels": _QUANTIZE_AGAIN,
+    "type": _QUANTIZE_AGAIN,
+    "zero-point": _QUANTIZE_AGAIN,
+    "scale": "calibrate with more samples",
+    "types": "put a Cast before the operator",
 }
+"""What to do about a violation of each."""
+
+_UNSUPPORTED = (
+    "AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress "
+    "ConcatFromSequence ConvInteger CumProd DFT DeformConv Det DynamicQuantizeLinear ImageDecoder MatMulInteger "
+    "MaxRoiPool MaxUnpool MelWeightMatrix Multinomial NegativeLogLikelihoodLoss Optional OptionalGetElement "
+    "OptionalHasElement QLinearConv QLinearMatMul RegexFullMatch SequenceAt SequenceConstruct SequenceEmpty "
+    "SequenceErase SequenceInsert SequenceLength SequenceMap SoftmaxCrossEntropyLoss SplitToSequence StringConcat "
+    "StringNormalizer StringSplit SwiGLU TfIdfVectorizer Unique"
+)
+UNSUPPORTED = frozenset(_UNSUPPORTED.split())
+"""ONNX operators that the parser says it does not support."""
+
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+QUANTIZED = frozenset({ir.DataType.INT8, ir.DataType.INT4, ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT4E2M1})
+"""Types that a quantizer may have. As constants they are read by a DequantizeLinear alone."""
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_NO_CAST = frozenset({"Cast", "CastLike", "Resize", "Pad", "Where", "Loop", "If", "Scan", "Constant"}) | QUANTIZERS
+"""Operators whose floating-point inputs may differ in type."""
 
 
-@dataclass(frozen=True)
-class Violation:
-    """One broken rule at ``node`` (its name, or its first output where it has none), in what it does to ``tensor``."""
+class Violation(NamedTuple):
+    """One broken rule at ``node`` (its name, or its first output where it has none), and the compiler's words to it."""
 
     rule: str
     node: str
-    tensor: str
     problem: str
-
-    @property
-    def section(self) -> str:
-        return RULES[self.rule].section
-
-    @property
-    def next_step(self) -> str:
-        return RULES[self.rule].next_step
+    answer: str
 
 
 def violations(model: ir.Model) -> list[Violation]:
-    """Every violation in a graph: of single operators first, then of placement. Inner graphs hold no pairs of ours,
-    so they are looked through for unknown operators only."""
+    """Every violation in a graph. Inner graphs hold no pairs of ours, so they are looked through for unknown operators
+    only."""
     graph = model.graph
-    faults = [*operator_faults(model)]
+    found = [each for node in graph.all_nodes() for each in _operator_faults(node)]
+    found += _level_faults(graph)
+    for node in (node for node in graph if node.op_type in QUANTIZERS):
+        found += [*_type_faults(node), *_zero_point_faults(node), *_scale_faults(node)]
     try:
-        types = element_types(model)
+        found += _mixed_types(graph, _element_types(model))
     except onnx.shape_inference.InferenceError as error:
-        types = {}
-        faults.append(Fault("types", "", "", f"ONNX can't infer its types: {error}"))
-    faults += [*quantizer_faults(graph, types), *type_faults(graph, types), *placement_faults(graph)]
-    return [Violation(*fault) for fault in faults]
+        found.append(Violation("types", "", f"ONNX can't infer its types: {error}", "INVALID_NODE"))
+    return found
 
 
 def require_tensorrt_rules(path: Path) -> None:
@@ -110,10 +84,115 @@ def require_tensorrt_rules(path: Path) -> None:
     found = violations(load_graph(path))
     if not found:
         return
-    first = found[0]
+    rule, node, problem, answer = found[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise VlmEdgeError(
-        f"{path}: TensorRT would not take it: {first.rule}: {first.node or 'the graph'}: {first.problem}{more}; "
-        f"see {first.section}",
-        first.next_step,
+        f"{path}: TensorRT would not take it: {rule}: {node or 'the graph'}: {problem}{more}; its words: {answer}",
+        RULES[rule],
     )
+
+
+def _operator_faults(node: ir.Node) -> Iterator[Violation]:
+    problem, answer = "", "UNSUPPORTED_NODE"
+    if node.domain not in ("", "ai.onnx"):
+        problem, answer = f"{node.op_type} of {node.domain} is no ONNX operator", "Plugin not found"
+    elif node.op_type in UNSUPPORTED:
+        problem = f"{node.op_type} is not supported"
+    elif node.op_type == "Attention":
+        problem = "TensorRT knows Attention from 10.14 on, and TensorRT-RTX 1.7.1 crashes when it builds one"
+    elif node.op_type == "LayerNormalization" and sum(bool(value.name) for value in node.outputs) > 1:
+        problem = "only the first output of LayerNormalization is supported"
+    if problem:
+        yield Violation("operator", name_of(node), problem, answer)
+
+
+def _level_faults(graph: ir.Graph) -> Iterator[Violation]:
+    for value in graph.initializers.values():
+        tensor = tensor_of(value)
+        if tensor is None or tensor.dtype not in QUANTIZED:
+            continue
+        for node in value.consumers():
+            if node.op_type not in QUANTIZERS:
+                problem = f"{node.op_type} reads {tensor.dtype.name} constants of {value.name}"
+                yield Violation("levels", name_of(node), problem, f"Quantized constant ({value.name}) is only allowed")
+
+
+def _type_faults(node: ir.Node) -> Iterator[Violation]:
+    found = _quantized_type(node)
+    if found == ir.DataType.UINT8:
+        yield Violation("type", name_of(node), "quantized to UINT8", "Defaulting to INT8 instead")
+    elif found == ir.DataType.INT4 and not is_weight(node):
+        problem = "an activation quantized to INT4, which is for weights"
+        yield Violation("type", name_of(node), problem, "CHECK(dtype == W.type()) failed")
+    elif found is not None and found not in QUANTIZED:
+        yield Violation("type", name_of(node), f"quantized to {found.name}", "Failed to import initializer")
+
+
+def _quantized_type(node: ir.Node) -> ir.DataType | None:
+    """The type of the integers that a quantizer writes or reads; None where nothing says it."""
+    if node.op_type == "DequantizeLinear":
+        tensor, source = tensor_of(node.inputs[0]), maker(node.inputs[0], "QuantizeLinear")
+        if tensor is not None:
+            return tensor.dtype
+        return None if source is None else _quantized_type(source)
+    named = optional_input(node, 2)
+    if named is not None:
+        tensor = tensor_of(named)
+        return None if tensor is None else tensor.dtype
+    return ir.DataType(attribute(node, "output_dtype", 0) or ir.DataType.UINT8)
+
+
+def is_weight(node: ir.Node) -> bool:
+    """Whether a quantizer works on a constant: an integer one, or a floating-point one behind a QuantizeLinear."""
+    source = maker(node.inputs[0], "QuantizeLinear") if node.op_type == "DequantizeLinear" else None
+    return is_weight(source) if source is not None else tensor_of(node.inputs[0]) is not None
+
+
+def _zero_point_faults(node: ir.Node) -> Iterator[Violation]:
+    named = optional_input(node, 2)
+    if named is None:
+        return
+    value, scale, problem = constant(named), tensor_of(node.inputs[1]), ""
+    if value is None:
+        problem, answer = "its zero point is computed", "`zero_point` which is not an initializer"
+    elif (numbers := value.astype(np.float32)).any():
+        problem = f"its zero point is {numbers[numbers != 0][0]:g}, not 0"
+        answer = "Non-zero zero point is not supported"
+    elif scale is not None and scale.size != value.size:
+        problem = f"{value.size} zero points for {scale.size} scales"
+        answer = "The scale and zero point must have the same volume"
+    if problem:
+        yield Violation("zero-point", name_of(node), problem, answer)
+
+
+def _scale_faults(node: ir.Node) -> Iterator[Violation]:
+    value = constant(node.inputs[1])
+    numbers = np.ones(1) if value is None else value.astype(np.float64).reshape(-1)
+    if not (numbers > 0).all():
+        problem = f"a scale is {numbers[~(numbers > 0)][0]:g}"
+        yield Violation("scale", name_of(node), problem, "Scale coefficients must all be positive")
+
+
+def _mixed_types(graph: ir.Graph, types: Mapping[str, ir.DataType]) -> Iterator[Violation]:
+    """Operators that mix floating-point types: strong typing wants a Cast there."""
+    for node in graph:
+        found = {types.get(str(value.name)) for value in node.inputs if value is not None}
+        floats = sorted(each.name for each in found if each in FLOATS)
+        if len(floats) > 1 and node.op_type not in _NO_CAST:
+            problem = f"{node.op_type} reads {', '.join(floats)}"
+            yield Violation("types", name_of(node), problem, "must have same input types")
+
+
+def _element_types(model: ir.Model) -> dict[str, ir.DataType]:
+    """The element type of every tensor that ONNX can infer, by its name; without the constants' values."""
+    bare = model.clone()
+    for value in list(bare.graph.initializers.values()):
+        bare.graph.initializers.pop(str(value.name))
+        if not value.is_graph_input():
+            bare.graph.inputs.append(value)
+        value.const_value = None
+    for value in (value for node in bare.graph for value in node.outputs if not value.is_graph_output()):
+        value.type = value.shape = None
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(bare)).graph
+    values = [*inferred.input, *inferred.output, *inferred.value_info]
+    return {value.name: ir.DataType(value.type.tensor_type.elem_type) for value in values}

@@ -1,7 +1,6 @@
 """Write a symmetric Q/DQ graph as TensorRT's explicit quantization wants it.
 
-:mod:`vlm_edge.backends.tensorrt.rules` checks it. The pages named here are of NVIDIA's TensorRT documentation, "Working
-with Quantized Types".
+The pages named here are of NVIDIA's TensorRT documentation, "Working with Quantized Types".
 """
 
 from __future__ import annotations
@@ -220,10 +219,11 @@ def _pair(editor: Editor, before: ir.Node, value: ir.Value, quantizer: Quantizer
 
 
 def _origins(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
-    """What went into each per-tensor activation pair, by what comes out of it."""
+    """What went into each activation pair, by what comes out of it. Those with a scale for each channel (NNCF's before
+    depthwise convolutions) count too: TensorRT computes in floating point behind them."""
     origins: dict[ir.Value, ir.Value] = {}
     for node in graph:
-        if not is_activation_pair(node) or quantizer_above(node.outputs[0]) is None:
+        if not is_activation_pair(node):
             continue
         quantize = maker(node.inputs[0])
         source = quantize.inputs[0] if quantize is not None else None

@@ -1,13 +1,19 @@
-"""Checks of where Q/DQ pairs stand in a graph, as TensorRT's "Q/DQ Layer-Placement Recommendations" want them."""
+"""Where NVIDIA's documentation recommends Q/DQ pairs, as an independent check of TensorRT's form of a graph.
+
+They are taken from "Working with Quantized Types" and "Explicit Quantization: Q/DQ Layer-Placement Recommendations" of
+the TensorRT documentation (10.11 to 11.0). The compiler builds graphs that ignore them: what it makes of each is in
+tests/backends/tensorrt/test_placement.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from vlm_edge.backends.tensorrt.operator_rules import WEIGHT_ONLY, Fault, is_weight, quantized_type
+from vlm_edge.backends.tensorrt.rules import is_weight
 from vlm_edge.graphs.edit import attribute, constant, maker, name_of, tensor_of
 from vlm_edge.graphs.match import is_integer, quantizer_above
 from vlm_edge.graphs.ops import HEAVY_OPERATORS, SHAPE_OPERATORS
@@ -32,8 +38,17 @@ QUANTIZABLE = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "M
 """Operators without weights that run in 8 bits when their output is quantized as well as their inputs."""
 
 
+class Fault(NamedTuple):
+    """A recommendation that isn't followed, where, and how."""
+
+    rule: str
+    node: str
+    tensor: str
+    problem: str
+
+
 def placement_faults(graph: ir.Graph) -> Iterator[Fault]:
-    """Every pair, in the graph's order."""
+    """Every pair that stands elsewhere than recommended, in the graph's order."""
     integer = integer_nodes(graph)
     halves = {product for pair in attention_products(graph) for product in _half(*pair)}
     for node in graph:
@@ -104,7 +119,8 @@ def _factor_faults(node: ir.Node) -> Iterator[Fault]:
 def _is_weight_only(value: ir.Value | None) -> bool:
     """Whether ``value`` is a weight of 4 bits, whose layer computes in floating point ("Weight-Only Quantization")."""
     node = maker(value, "DequantizeLinear")
-    return node is not None and quantized_type(node) in WEIGHT_ONLY
+    levels = None if node is None else tensor_of(node.inputs[0])
+    return levels is not None and levels.dtype == ir.DataType.INT4
 
 
 def _axis_faults(node: ir.Node) -> Iterator[Fault]:
