@@ -129,6 +129,7 @@ def recorded_query(graphs: Path, components: tuple[str, ...], file: Path) -> Pat
     """Every run of the components while the FP32 pipeline answers one query: ``number/component/tensor`` -> array."""
     from vlm_edge.backends.base import Recorder
     from vlm_edge.processing.manifest import read_manifest
+    from vlm_edge.runtime.capabilities import Batch
     from vlm_edge.runtime.pipeline import build_pipeline, load_engines
     from vlm_edge.stages.compile_references import random_image
 
@@ -141,7 +142,7 @@ def recorded_query(graphs: Path, components: tuple[str, ...], file: Path) -> Pat
     engines = {name: recorder(name, engine) for name, engine in load_engines(graphs, manifest).items()}
     image = random_image(np.random.default_rng(0), manifest.image.height, manifest.image.width)
     pipeline = build_pipeline(manifest, engines, graphs)
-    pipeline.rehearse([image], [QUESTION], max_new_tokens=ANSWER_TOKENS)
+    pipeline.dry_run(Batch([image], [QUESTION], ANSWER_TOKENS))
     kept = [run for run in runs if run[0] in components]
     np.savez(
         file,

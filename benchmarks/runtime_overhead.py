@@ -20,7 +20,7 @@ from PIL import Image
 from vlm_edge.backends.base import Array, Engine, Feed
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.processing.manifest import TensorSpec, read_manifest
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime.pipeline import build_pipeline, load_pipeline
 from vlm_edge.runtime.vqa import VqaPipeline
 
@@ -65,7 +65,7 @@ def microseconds(call: Callable[[], object]) -> tuple[float, float]:
 def main() -> None:
     folder = Path(sys.argv[1])
     question = sys.argv[2] if len(sys.argv) > 2 else "is there a red circle in the image?"
-    manifest, text = read_manifest(folder), TextEncoder(folder, read_manifest(folder).text)
+    manifest, text = read_manifest(folder), Tokenizer(folder, read_manifest(folder).text)
     assert manifest.generation is not None
     eos = manifest.generation.eos_token_id
     free: dict[str, Engine] = {

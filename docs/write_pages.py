@@ -28,7 +28,7 @@ from vlm_edge.stages import STAGES
 
 PAGES = Path(__file__).parent
 PART = re.compile(r"(<!-- (\w+): written by docs/write_pages\.py -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
-MEASURING = {"query", "rehearse"}
+MEASURING = {"dry_run"}
 """Methods of pipelines that only the measurements call."""
 RESULTS = (Recipe, PlannedRun, RunRecord, VariantRecord, Measurement, Judgement, Gate, Tolerances)
 DOCSTRING_PARTS = ("Args:", "Returns:", "Raises:")

@@ -151,7 +151,7 @@ class _Composer:
         self.open.append(_Open(value, event.anchor, self.nodes))
         self.count(event, 1)
 
-    def end(self, event: yaml.Event) -> None:
+    def end(self, event: yaml.Event) -> None:  # noqa: ARG002
         done = self.open.pop()
         anchored = _Anchored(done.value, self.nodes - done.nodes_before, done.depth + 1)
         if done.anchor is not None:

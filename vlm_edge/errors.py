@@ -47,10 +47,10 @@ class _Short(reprlib.Repr):
         super().__init__()
         self.maxlevel, self.maxstring, self.maxother, self.maxlong = 3, MAX_SHOWN, MAX_SHOWN, MAX_SHOWN
 
-    def repr_bool(self, x: bool, level: int) -> str:
+    def repr_bool(self, x: bool, level: int) -> str:  # noqa: ARG002
         return str(x).lower()  # as YAML and JSON write it
 
-    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: N802  (reprlib looks methods up by the type's name)
+    def repr_NoneType(self, x: None, level: int) -> str:  # noqa: ARG002, N802  (reprlib looks methods up by the type's name)
         return "null"
 
     def repr_int(self, x: int, level: int) -> str:

@@ -23,6 +23,7 @@ from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.evaluation.resolution import budget_faults
 from vlm_edge.evaluation.stage_metric import DrawnMetric
+from vlm_edge.evaluation.tasks import tasks_of_kind
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import Transparency
 from vlm_edge.stages import STAGES
@@ -102,8 +103,8 @@ class RecipeChecks:
         folder, splits = resolve_model(recipe.model), read_dataset_manifest(recipe.task.data).splits
         family = find_family(folder, read_config(folder))
         faults: list[tuple[str, str]] = []
-        if recipe.task.kind not in family.task_kinds:
-            kinds = ", ".join(family.task_kinds) or "no task"
+        if recipe.task.kind not in (tasks := tasks_of_kind(family.pipeline)):
+            kinds = ", ".join(tasks)
             faults.append(("task.kind", f"{family.architectures[0]} can't do {recipe.task.kind}; it does: {kinds}"))
         faults += self._stage_faults(recipe, folder)
         transparency: Transparency = "drop"

@@ -19,7 +19,7 @@ from vlm_edge.core.stage import SilentProgress
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.loading import load_checkpoint
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import Request
 from vlm_edge.runtime.greedy import GreedyDecoder
 from vlm_edge.stages.export_generate import reference_answer
@@ -85,7 +85,7 @@ def generates(subject: Exported, folder: Path, requests: list[Request]) -> list[
             pixels = CASES["trocr"].processor.from_pretrained(folder)(photos(), return_tensors="pt")["pixel_values"]
             rows = [model.generate(pixel_values=image[None])[0, 1:].tolist() for image in pixels]
         else:
-            text = TextEncoder(subject.folder, subject.manifest.text)
+            text = Tokenizer(subject.folder, subject.manifest.text)
             results = [
                 reference_answer(model, subject.family, subject.manifest, text, request, output_scores=True)
                 for request in requests

@@ -89,14 +89,14 @@ def test_a_query_s_time_is_shared_out(monkeypatch):
     assert profile_query(query, engines) == spent  # nothing is left over from the query before
 
 
-def test_batches_are_rehearsed_at_their_size(worker, monkeypatch):
+def test_batches_are_run_at_their_size(worker, monkeypatch):
     sizes = []
 
-    def rehearse(pipeline, images, texts):
+    def dry_run(pipeline, batch):
         assert isinstance(pipeline, VqaPipeline)
-        sizes.append((len(images), len(texts)))
+        sizes.append((len(batch.images), len(batch.texts)))
 
-    monkeypatch.setattr(VqaPipeline, "rehearse", rehearse)
+    monkeypatch.setattr(VqaPipeline, "dry_run", dry_run)
     times = worker.handle({"do": "batch", "size": 11, "seconds": 0})["ms"]
     assert len(times) == 2
     assert sizes == [(11, 11)] * 3  # the first is not timed

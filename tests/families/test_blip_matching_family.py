@@ -20,11 +20,14 @@ from vlm_edge.core.stage import SilentProgress
 from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.tasks import TASKS
+from vlm_edge.evaluation.tasks.base import Query
+from vlm_edge.evaluation.tasks.retrieval import answer
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import MatchingPipeline, load_pipeline
+from vlm_edge.runtime.capabilities import Batch
 from vlm_edge.runtime.pipeline import build_pipeline, load_engines
 
 SUBJECTS = ["BLIP, image-text matching"]
@@ -63,7 +66,7 @@ def test_a_padded_text_is_judged_as_alone(subject: Exported) -> None:
     together = pipeline.match(photos(), TEXTS)
     for index, (image, text) in enumerate(zip(photos(), TEXTS, strict=True)):
         np.testing.assert_allclose(pipeline.match([image], [text]), together[index : index + 1], atol=1e-6)
-        np.testing.assert_allclose(pipeline.query(image, text, (), ()), together[index : index + 1], atol=1e-6)
+        np.testing.assert_allclose(answer(pipeline, Query(image, text)), together[index : index + 1], atol=1e-6)
     with pytest.raises(VlmEdgeError, match="3 rows of features for 1 texts"):
         pipeline.match(photos(), ["one"])
 
@@ -73,7 +76,8 @@ def test_without_a_text_encoder_there_are_no_embeddings(subject: Exported) -> No
     components = {name: part for name, part in manifest.components.items() if name != "text_encoder"}
     manifest = manifest.model_copy(update={"components": components})
     pipeline: Any = build_pipeline(manifest, load_engines(subject.folder, manifest, threads=1), subject.folder)
-    pipeline.rehearse(photos(1), ["red"])
+    assert pipeline.capabilities == {"scores"}
+    pipeline.dry_run(Batch(photos(1), ["red"]))
     with pytest.raises(VlmEdgeError, match="scores pairs of an image and a text"):
         pipeline.embed_texts(["red"])
 

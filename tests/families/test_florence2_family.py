@@ -18,7 +18,7 @@ from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.florence2 import TASKS
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import VqaPipeline
 
 SUBJECTS = ["Florence-2"]
@@ -67,7 +67,7 @@ def test_prompts_are_the_processors(subject: Exported, processor: Any) -> None:
     assert {**processor.task_prompts_without_inputs, **processor.task_prompts_with_input} == TASKS
     text = read_manifest(subject.folder).text
     assert text is not None
-    encoder = TextEncoder(subject.folder, text)
+    encoder = Tokenizer(subject.folder, text)
     for prompt in (*processor.task_prompts_without_inputs, "<OPEN_VOCABULARY_DETECTION> a red {} circle", "blue"):
         expected = processor(images=photos(1)[0], text=prompt, return_tensors="np")["input_ids"][0, 5:]
         np.testing.assert_array_equal(encoder.encode([prompt])[0][0], expected)

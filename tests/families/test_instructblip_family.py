@@ -17,7 +17,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.loading import load_checkpoint, save_checkpoint
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import Request
 
 SUBJECTS = ["InstructBLIP, Vicuna"]
@@ -51,7 +51,7 @@ def test_prompts_are_the_processors(subject: Exported) -> None:
     prompt = subject.pipeline.manifest.prompt
     assert prompt is not None
     assert prompt.instruction is not None
-    reader = TextEncoder(subject.folder, prompt.instruction)
+    reader = Tokenizer(subject.folder, prompt.instruction)
 
     def expected(images: Sequence[Any], question: str) -> Any:
         inputs = processor(images=images[0] if images else None, text=question, return_tensors="pt")

@@ -23,7 +23,7 @@ from vlm_edge.data.dataset import Sample
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import DualEncoderPipeline, load_pipeline
 
 SUBJECTS = ["SigLIP"]
@@ -60,7 +60,7 @@ def test_the_manifest_says_how_texts_are_padded(subject: Exported) -> None:
     assert manifest.text is not None
     assert (manifest.text.pad_to, manifest.text.mask_padding) == (16, False)
     assert manifest.logit_bias is not None
-    ids, mask = TextEncoder(subject.folder, manifest.text).encode(["blue"])
+    ids, mask = Tokenizer(subject.folder, manifest.text).encode(["blue"])
     assert ids.shape == (1, 16)
     assert mask.all()
 
@@ -76,7 +76,7 @@ def test_a_tokenizer_with_a_mask_masks_padding_on_its_side(checkpoint: Path, tmp
     assert (spec.mask_padding, spec.padding_side) == (True, "left")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     texts = tokenizer(TEXTS, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    ids, mask = TextEncoder(tmp_path, spec).encode(TEXTS)
+    ids, mask = Tokenizer(tmp_path, spec).encode(TEXTS)
     np.testing.assert_array_equal(ids, texts["input_ids"])
     np.testing.assert_array_equal(mask, texts["attention_mask"])
     loaded = load_checkpoint(tmp_path)

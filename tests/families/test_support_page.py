@@ -17,6 +17,7 @@ from tiny_families import TINY
 from vlm_edge.api import run_stage
 from vlm_edge.backends import engine_available
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.tasks import tasks_of_kind
 from vlm_edge.processing.manifest import read_manifest
 
 SUBJECTS = list(TINY)
@@ -56,7 +57,7 @@ def test_every_model_has_a_row() -> None:
 
 
 def test_tasks_and_training(subject: Exported, tmp_path: Path) -> None:
-    kinds = subject.family.task_kinds
+    kinds = tasks_of_kind(subject.family.pipeline)
     data = write_photos(tmp_path, kinds[0], images=12)
     found = {
         stage: outcome(partial(run_stage, stage, config, subject.checkpoint, tmp_path / stage, data=data))
@@ -71,7 +72,7 @@ def test_int8(subject: Exported, tmp_path: Path) -> None:
     """Quantized for each engine; then compiled as a variant without a compile stage is, or built by TensorRT-RTX."""
     if read_table()[1][subject.name][INT8[0]] == UNTRIED and WRITE not in os.environ:
         pytest.skip("the page says that this was not tried yet")
-    data = write_photos(tmp_path, subject.family.task_kinds[0], images=12)
+    data = write_photos(tmp_path, tasks_of_kind(subject.family.pipeline)[0], images=12)
     settings = {"components": {"*": "int8"}, "samples": 4}
 
     def compiled(target: str) -> None:

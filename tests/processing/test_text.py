@@ -1,4 +1,4 @@
-"""TextEncoder against transformers' own tokenizer on the same tokenizer.json."""
+"""Tokenizer against transformers' own tokenizer on the same tokenizer.json."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import TextProcessing
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "color", "is", "the", "shape", "?", "tri", "##angle", "red", "'s"]
 
@@ -21,7 +22,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "color", "is", "the", "shap
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece tokenizer.json built as BERT's are."""
     vocabulary = {word: index for index, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.add_special_tokens(WORDS[:4])
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -45,7 +46,7 @@ class TestEncode:
     @given(texts=st.lists(st.lists(st.sampled_from([*WORDS[4:], "red's", "Ünknown"])).map(" ".join), max_size=4))
     def test_equals_transformers(self, folder: Path, pad_to: int | None, texts: list[str]) -> None:
         transformers = pytest.importorskip("transformers")
-        input_ids, attention_mask = TextEncoder(folder, spec(pad_to=pad_to)).encode(texts, cut=True)
+        input_ids, attention_mask = Tokenizer(folder, spec(pad_to=pad_to)).encode(texts, cut=True)
         assert input_ids.dtype == attention_mask.dtype == np.int64
         if not texts:
             assert input_ids.shape == attention_mask.shape == (0, pad_to or 0)
@@ -62,23 +63,23 @@ class TestEncode:
             np.testing.assert_array_equal(got, np.pad(expected[name], ((0, 0), (0, padding))))
 
     def test_pad_to_below_max_length_cuts_there_and_keeps_the_last_special_token(self, folder: Path) -> None:
-        input_ids, attention_mask = TextEncoder(folder, spec(pad_to=4)).encode(["what color is the shape ?"], cut=True)
+        input_ids, attention_mask = Tokenizer(folder, spec(pad_to=4)).encode(["what color is the shape ?"], cut=True)
         np.testing.assert_array_equal(input_ids, [[2, 4, 5, 3]])
         np.testing.assert_array_equal(attention_mask, [[1, 1, 1, 1]])
 
     @pytest.mark.parametrize("texts", [["\ud800"], ["red", "caf\udce9"], [b"red"], [3]])
     def test_what_is_no_text_is_named(self, folder: Path, texts: list[str]) -> None:
         with pytest.raises(VlmEdgeError, match="no valid Unicode") as caught:
-            TextEncoder(folder, spec()).encode(texts)
+            Tokenizer(folder, spec()).encode(texts)
         str(caught.value).encode("utf-8")
 
 
 class TestDecode:
     def test_joins_word_pieces_and_leaves_special_tokens_out(self, folder: Path) -> None:
-        assert TextEncoder(folder, spec()).decode([2, 12, 10, 11, 3, 0, 0]) == "red triangle"
+        assert Tokenizer(folder, spec()).decode([2, 12, 10, 11, 3, 0, 0]) == "red triangle"
 
     def test_nothing_but_special_tokens_is_an_empty_answer(self, folder: Path) -> None:
-        assert TextEncoder(folder, spec()).decode([3]) == ""
+        assert Tokenizer(folder, spec()).decode([3]) == ""
 
 
 class TestTokenizerFile:
@@ -89,5 +90,5 @@ class TestTokenizerFile:
         if content is not None:
             (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(VlmEdgeError, match=words) as caught:
-            TextEncoder(tmp_path, spec())
+            Tokenizer(tmp_path, spec())
         assert str(tmp_path / "tokenizer.json") in caught.value.message

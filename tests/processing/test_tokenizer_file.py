@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from byte_tokenizer import write_byte_tokenizer
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import TextProcessing
-from vlm_edge.processing.text import MOST_CHARACTERS, TextEncoder
+from vlm_edge.processing.text import MOST_CHARACTERS, Tokenizer
 from vlm_edge.processing.tokenizer_file import require_tame_regex
 
 SPEC = TextProcessing(pad_token_id=0, max_length=64)
@@ -35,9 +36,9 @@ O200K = (
 )
 
 
-def encoder(folder: Path, **changes: Any) -> TextEncoder:
+def encoder(folder: Path, **changes: Any) -> Tokenizer:
     (folder / "tokenizer.json").write_text(json.dumps(PLAIN | changes))
-    return TextEncoder(folder, SPEC)
+    return Tokenizer(folder, SPEC)
 
 
 def replacing(text: str, content: str) -> dict[str, Any]:
@@ -135,7 +136,7 @@ def test_a_fault_while_encoding_is_named(tmp_path: Path) -> None:
 def test_malformed_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(VlmEdgeError, match=r"tokenizer\.json: "):
-        TextEncoder(tmp_path, SPEC)
+        Tokenizer(tmp_path, SPEC)
 
 
 def test_a_model_that_reads_less_than_its_own_special_tokens(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_model_that_reads_less_than_its_own_special_tokens(tmp_path: Path) -> 
     content = PLAIN | {"post_processor": TEMPLATE | {"single": single, "special_tokens": tokens}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(VlmEdgeError):
-        TextEncoder(tmp_path, SPEC.model_copy(update={"max_length": 1})).encode(["a b"])
+        Tokenizer(tmp_path, SPEC.model_copy(update={"max_length": 1})).encode(["a b"])
 
 
 class TestExpressions:
@@ -170,16 +171,16 @@ class TestExpressions:
 class TestPublicForms:
     """The forms of public models' files, built with the library, are read and mean the same."""
 
-    def check(self, tokenizer: Tokenizer, folder: Path) -> None:
+    def check(self, tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
         tokenizer.save(str(folder / "tokenizer.json"))
         for text in ("what colour is it?", "it  is\nred, 12345!"):
-            found = TextEncoder(folder, SPEC).encode([text])[0][0].tolist()
+            found = Tokenizer(folder, SPEC).encode([text])[0][0].tolist()
             assert found == tokenizer.encode(text).ids
 
     def test_llama(self, tmp_path: Path) -> None:
         write_byte_tokenizer(tmp_path)
         vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
-        tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, fuse_unk=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
@@ -194,7 +195,7 @@ class TestPublicForms:
 
     def test_sentencepiece(self, tmp_path: Path) -> None:
         pieces = [("<unk>", 0.0), ("▁", -1.0), *((chr(code), -2.0) for code in range(33, 127))]
-        tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+        tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " "), normalizers.Prepend("▁")]
         )
@@ -206,7 +207,7 @@ class TestPublicForms:
 
     def test_roberta_and_clip(self, tmp_path: Path) -> None:
         write_byte_tokenizer(tmp_path, bos=False)
-        tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
         tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
@@ -221,7 +222,7 @@ class TestLongTexts:
     @pytest.mark.parametrize("texts", [["a b"], ["a", "a b"], ["a", "b a"]])
     def test_a_text_that_fits(self, tmp_path: Path, texts: list[str]) -> None:
         encoder(tmp_path)
-        ids, _ = TextEncoder(tmp_path, SPEC.model_copy(update={"max_length": 2})).encode(texts)
+        ids, _ = Tokenizer(tmp_path, SPEC.model_copy(update={"max_length": 2})).encode(texts)
         assert ids.shape == (len(texts), 2)
 
     @pytest.mark.parametrize("texts", [["a b a"], ["a", "a b a"]])
@@ -230,7 +231,7 @@ class TestLongTexts:
         self, tmp_path: Path, texts: list[str], spec: dict[str, int]
     ) -> None:
         encoder(tmp_path)
-        short = TextEncoder(tmp_path, SPEC.model_copy(update=spec))
+        short = Tokenizer(tmp_path, SPEC.model_copy(update=spec))
         with pytest.raises(VlmEdgeError, match="'a b a': 3 tokens; this model reads at most 2"):
             short.encode(texts)
         assert short.encode(texts, cut=True)[0].shape == (len(texts), 2)

@@ -59,7 +59,7 @@ def test_answers_are_the_likeliest_whatever_shares_their_batch(tmp_path: Path) -
 def test_nothing_to_do_and_what_does_not_fit(pipeline: AnswerHeadPipeline) -> None:
     none = pipeline.encode_images([])
     assert pipeline.answer_ids(none, []) == []
-    with pytest.raises(VlmEdgeError, match="0 pictures for 1 questions"):
+    with pytest.raises(VlmEdgeError, match="0 rows of features for 1 texts"):
         pipeline.answer_batch(none, ["is it red"])
 
 

@@ -117,7 +117,7 @@ class TestVqa:
     def test_one_row_of_features_for_each_question(self, vqa: Path) -> None:
         pipeline = load_pipeline(vqa, threads=1)
         assert isinstance(pipeline, VqaPipeline)
-        with pytest.raises(VlmEdgeError, match="2 rows of features for 1 questions"):
+        with pytest.raises(VlmEdgeError, match="2 rows of features for 1 texts"):
             pipeline.answer_batch(pipeline.encode_images(random_images(2)), ["is it red"])
 
 

@@ -58,7 +58,7 @@ class TestEveryEngine:
         images = random_images(3, seed=2)
         for image, question in zip(images, QUESTIONS, strict=True):
             ids = vqa_answer(weights, image, question)
-            assert pipeline.answer(image, question).split() == pipeline._text.decode(ids).split()
+            assert pipeline.answer(image, question).split() == pipeline.decode(ids).split()
         assert set(facts["components"]) == {"vision_encoder", "text_encoder", "decoder"}
         for row in facts["components"].values():
             assert row["max_relative_error"] < 1e-5

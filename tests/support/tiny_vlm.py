@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from vlm_edge.processing.image_inputs import picture_of
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import Request
 from vlm_edge.runtime.generate import prompt_text
 from vlm_edge.stages.export_generate import reference_answer
@@ -76,7 +76,7 @@ def photos(seed: int, sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
 def generated(subject: Exported, request: Request, **settings: Any) -> list[int]:
     """What transformers' ``generate`` answers to one request: its tokens before the first end token."""
     manifest = subject.manifest
-    text = TextEncoder(subject.folder, manifest.text)
+    text = Tokenizer(subject.folder, manifest.text)
     result = reference_answer(
         subject.model,
         subject.family,
@@ -132,7 +132,7 @@ def check_inputs(
     manifest = subject.pipeline.manifest
     assert manifest.prompt is not None
     assert manifest.text is not None
-    text = TextEncoder(subject.folder, manifest.text)
+    text = Tokenizer(subject.folder, manifest.text)
     images = photos(1, sizes)
     for count in range(fewest, len(images) + 1):
         for question in ("what is this?", "  Two words "):

@@ -12,7 +12,7 @@ import transformers
 from vlm_edge.core.artifact import digest_folder
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import load_checkpoint
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.zoo import MODELS, SIZES, STUDENT_WEIGHTS, ZOO
 from vlm_edge.zoo.create import create
 
@@ -41,7 +41,7 @@ def test_transformers_reads_every_part(name: str, tmp_path: Path) -> None:
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", *text.split(), "[SEP]"]
     family = load_checkpoint(folder).family
-    encoder = TextEncoder(folder, family.text_processing(folder))
+    encoder = Tokenizer(folder, family.text_processing(folder))
     assert encoder.encode([text])[0].tolist() == [ids]
     assert encoder.decode(ids) == text
     processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")

@@ -45,7 +45,7 @@ class Lowering(ABC):
     def on(cls, isa: str) -> Lowering:
         """For an instruction set: measurements are in docs/decisions.md."""
 
-    def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
+    def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:  # noqa: ARG002
         """``model``, float32 with every node named, with Q/DQ pairs whose ranges are to be set.
 
         Args:

@@ -19,7 +19,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.image_inputs import picture_of
 from vlm_edge.processing.images import Pixels, read_image
 from vlm_edge.processing.manifest import ImageProcessing, Prompt, TextProcessing, Transparency
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -256,7 +256,7 @@ def check_tokens(
     Raises:
         VlmEdgeError: it gives a text other tokens than ``whose``.
     """
-    encoder = TextEncoder(checkpoint, spec.model_copy(update={"pad_to": None}))
+    encoder = Tokenizer(checkpoint, spec.model_copy(update={"pad_to": None}))
     for text in _PROBES:
         actual, wanted = encoder.encode([text], cut=True)[0][0].tolist(), list(expected(text))
         if actual != wanted:
@@ -272,5 +272,5 @@ def encode_texts(
 
     ``special_tokens=False`` leaves out what the tokenizer would put around a text.
     """
-    input_ids, attention_mask = TextEncoder(checkpoint, spec).encode(texts, special_tokens=special_tokens)
+    input_ids, attention_mask = Tokenizer(checkpoint, spec).encode(texts, special_tokens=special_tokens)
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)

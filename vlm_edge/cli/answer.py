@@ -24,7 +24,7 @@ from vlm_edge.processing.bounds import MOST_NEW_TOKENS
 from vlm_edge.report.escape import terminal, terminal_lines
 
 if TYPE_CHECKING:
-    from vlm_edge.runtime.pipeline import Pipeline
+    from vlm_edge.runtime.capabilities import Pipeline
 
 
 @click.command()
@@ -143,40 +143,35 @@ class _Asked:
             return self._result(Path(photo.path), photo.question)
 
     def _result(self, image: Path, question: str | None) -> dict[str, Any]:
-        from vlm_edge.runtime import (
-            AnswerHeadPipeline,
-            CaptioningPipeline,
-            EmbeddingPipeline,
-            GeneratePipeline,
-            MatchingPipeline,
-            VqaPipeline,
-        )
+        from vlm_edge.runtime.capabilities import answers, captions, chooses, classifies, scores, zero_shot
 
-        pipeline, labels, limit = self._pipeline, self._labels, self._limit
-        if limit is not None and not isinstance(pipeline, VqaPipeline | GeneratePipeline | CaptioningPipeline):
+        pipeline, labels, name = self._pipeline, self._labels, str(image)
+        limit = {} if self._limit is None else {"max_new_tokens": self._limit}
+        if limit and pipeline.manifest.generation is None:
             raise UsageError(f"{self._folder}: this model writes nothing", "leave --max-new-tokens out")
-        if isinstance(pipeline, VqaPipeline | GeneratePipeline | AnswerHeadPipeline):
+        if answers(pipeline):
             if question is None:
                 raise UsageError(
                     f"{self._folder}: this model answers questions, and there is none", "give one after the image"
                 )
-            asked = {"image": str(image), "question": question}
-            if isinstance(pipeline, AnswerHeadPipeline):
+            asked = {"image": name, "question": question}
+            if chooses(pipeline):
                 shares = pipeline.scores(pipeline.encode_images([image]), [question])[0]
                 return asked | _ranked(image, pipeline.manifest.labels or (), shares)
-            return asked | {"answer": pipeline.answer(image, question, max_new_tokens=limit)}
-        if isinstance(pipeline, CaptioningPipeline):
-            return {"image": str(image), "answer": pipeline.caption(image, question or "", max_new_tokens=limit)}
-        if isinstance(pipeline, EmbeddingPipeline):
+            return asked | {"answer": pipeline.answer(image, question, **limit)}
+        if captions(pipeline):
+            return {"image": name, "answer": pipeline.caption(image, question or "", **limit)}
+        if classifies(pipeline):
             return _ranked(image, pipeline.manifest.labels or (), pipeline.classify([image])[0])
-        if isinstance(pipeline, MatchingPipeline) and labels:
-            features = pipeline.encode_images([image]).repeat(len(labels), axis=0)
-            return _ranked(image, labels, pipeline.probabilities(features, labels)[:, 1])
-        if not labels or isinstance(pipeline, MatchingPipeline):
+        if not labels:
             raise UsageError(
                 f"{self._folder}: this model compares images with texts", "give --label once for every class"
             )
-        return _ranked(image, labels, pipeline.classify([image], list(labels))[0])
+        if zero_shot(pipeline):
+            return _ranked(image, labels, pipeline.classify([image], labels)[0])
+        assert scores(pipeline)
+        features = pipeline.encode_images([image]).repeat(len(labels), axis=0)
+        return _ranked(image, labels, pipeline.probabilities(features, labels)[:, 1])
 
 
 def _ranked(image: Path, labels: Sequence[str], shares: Iterable[float]) -> dict[str, Any]:

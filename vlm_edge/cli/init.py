@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -104,16 +105,17 @@ def init(
     echo(f"{out}: a recipe for {architecture} on {target}; check it with `vlm-edge check {out}`")
 
 
-def _describe(model: str) -> tuple[str, str, tuple[str, ...]]:
+def _describe(model: str) -> tuple[str, str, Sequence[str]]:
     """Architecture, pipeline and task kinds of a model, from its config.json."""
     from vlm_edge.checkpoints.config import read_config
     from vlm_edge.checkpoints.sources import resolve_model
+    from vlm_edge.evaluation.tasks import tasks_of_kind
     from vlm_edge.families.loading import find_family
 
     folder = resolve_model(model)
     config = read_config(folder)
     family = find_family(folder, config)
-    return str(config["architectures"][0]), family.pipeline, family.task_kinds
+    return str(config["architectures"][0]), family.pipeline, tasks_of_kind(family.pipeline)
 
 
 def _scalar(text: str) -> str:

@@ -54,10 +54,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
 class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called, and lists commands by section."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for section in COMMANDS.values() for name in section]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         for section in COMMANDS.values():
             if cmd_name in section:
                 module, attribute, _ = section[cmd_name]
@@ -75,7 +75,7 @@ class LazyGroup(click.Group):
             raise click.UsageError(f"no such command {args[0]!r}; {near(args[0], known)}", ctx)
         return super().resolve_command(ctx, args)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, section in COMMANDS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, summary) for name, (_, _, summary) in section.items()])

@@ -56,15 +56,13 @@ class SilentProgress:
     """A progress that draws nothing."""
 
     class _Ticker:
-        def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
-            return
+        def advance(self, steps: float = 1.0, *, note: str | None = None) -> None: ...
 
     @contextmanager
-    def bar(self, label: str, total: float | None) -> Iterator[Ticker]:
+    def bar(self, label: str, total: float | None) -> Iterator[Ticker]:  # noqa: ARG002
         yield self._Ticker()
 
-    def remark(self, line: str) -> None:
-        return
+    def remark(self, line: str) -> None: ...
 
 
 class MetricSamples(Protocol):

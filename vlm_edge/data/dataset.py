@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: samples, a task kind and a digest."""
+"""Data sets as the rest of the package sees them: samples, a task kind and a digest."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vlm_edge.data.kinds import TaskKind
+
 Split = Literal["calibration", "train", "test"]
-TaskKind = Literal["vqa", "classification", "retrieval", "captioning", "hallucination"]
 
 
 @dataclass(frozen=True)

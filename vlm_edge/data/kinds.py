@@ -1,14 +1,14 @@
-"""The table of task kinds: what a line of ``metadata.jsonl`` holds, and what a manifest needs besides."""
+"""The table of task kinds: the keys of a line of ``metadata.jsonl``, and those of the data set's manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from vlm_edge.data.dataset import TaskKind
 from vlm_edge.errors import short, shown
 
+TaskKind = Literal["vqa", "classification", "retrieval", "captioning", "hallucination"]
 Row = Mapping[str, Any]
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field, Strict, StringConstraints, ValidationError, model_validator
 
 from vlm_edge.checked import CheckedModel, faults_of
-from vlm_edge.data.dataset import Split, TaskKind
-from vlm_edge.data.kinds import KINDS
+from vlm_edge.data.dataset import Split
+from vlm_edge.data.kinds import KINDS, TaskKind
 from vlm_edge.documents import read_yaml, reason
 from vlm_edge.errors import RecipeError, VlmEdgeError, short
 

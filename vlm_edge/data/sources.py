@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_edge.data.coco_captions import COCO_FILES, read_coco_captions
-from vlm_edge.data.dataset import Sample, TaskKind
+from vlm_edge.data.dataset import Sample
 from vlm_edge.data.easy_vqa import read_easy_vqa
 from vlm_edge.data.image_folder import METADATA_NAME, read_image_folder
+from vlm_edge.data.kinds import TaskKind
 from vlm_edge.data.manifest import DatasetManifest
 from vlm_edge.data.pope import POPE_FILES, read_pope
 from vlm_edge.errors import VlmEdgeError, short

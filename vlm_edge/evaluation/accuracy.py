@@ -12,10 +12,10 @@ from vlm_edge.data.dataset import Dataset
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare, describe
 from vlm_edge.evaluation.outcomes import Outcomes, Skipped
-from vlm_edge.evaluation.tasks import TASKS
+from vlm_edge.evaluation.tasks import task_for
 from vlm_edge.evaluation.tasks.base import Rows
 from vlm_edge.runtime import load_pipeline
-from vlm_edge.runtime.pipeline import Pipeline
+from vlm_edge.runtime.capabilities import Pipeline
 
 __all__ = ["EVALUATOR_VERSION", "Outcomes", "compare", "describe", "evaluate"]
 
@@ -57,14 +57,11 @@ def run_task(pipeline: Pipeline, dataset: Dataset, progress: Progress, *, place:
     Raises:
         VlmEdgeError: such a pipeline can't do the task, or more than 1% of the images cannot be read.
     """
-    evaluation = TASKS[dataset.kind]
-    if not isinstance(pipeline, evaluation.pipelines):
-        able = sorted(kind for kind, other in TASKS.items() if isinstance(pipeline, other.pipelines))
-        raise VlmEdgeError(
-            f"{place}: a {pipeline.manifest.pipeline} pipeline cannot do a task of kind {dataset.kind}",
-            f"it can do: {', '.join(able)}",
-        )
-    return evaluation.run(pipeline, dataset, progress)
+    try:
+        task = task_for(pipeline, dataset.kind)
+    except VlmEdgeError as error:
+        raise VlmEdgeError(f"{place}: {error.message}", error.hint) from error
+    return task.run(pipeline, dataset, progress)
 
 
 def outcomes_of(dataset: Dataset, rows: Rows, engine: str) -> Outcomes:

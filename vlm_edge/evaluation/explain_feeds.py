@@ -13,6 +13,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.macs import recorded_engines
 from vlm_edge.evaluation.queries import draw_samples, queries_of, read_images
 from vlm_edge.processing.manifest import PipelineManifest
+from vlm_edge.runtime.capabilities import Batch
 from vlm_edge.runtime.pipeline import build_pipeline
 
 MORE_TOKENS = 3
@@ -36,7 +37,7 @@ def pipeline_feeds(folder: Path, manifest: PipelineManifest, task: TaskSpec | No
     else:
         size = (manifest.image.height, manifest.image.width, 3)
         image = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-        pipeline.rehearse([image], ["what is in the image"], max_new_tokens=MORE_TOKENS)
+        pipeline.dry_run(Batch([image], ["what is in the image"], MORE_TOKENS))
     return {name: each[-1] for name, each in feeds.items() if each}
 
 

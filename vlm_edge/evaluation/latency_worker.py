@@ -20,6 +20,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,9 +28,9 @@ from typing import IO, Any
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.profile import ClockedEngine, profile_query
-from vlm_edge.evaluation.queries import Query, queries_of, read_images
+from vlm_edge.evaluation.queries import queries_of, read_images
 from vlm_edge.processing.manifest import read_manifest
-from vlm_edge.runtime import DualEncoderPipeline
+from vlm_edge.runtime.capabilities import Batch, zero_shot
 from vlm_edge.runtime.pipeline import build_pipeline, load_engines
 
 
@@ -37,7 +38,7 @@ class Worker:
     """Answers requests; one engine, loaded once."""
 
     def __init__(self) -> None:
-        self._queries: list[Query] = []
+        self._queries: list[Callable[[], object]] = []
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """One request -> its reply.
@@ -92,8 +93,8 @@ class Worker:
     def _batches(self, size: int, seconds: float) -> list[float]:
         pairs = [self._images[position % len(self._images)] for position in range(size)]
         images, texts = [image for image, _ in pairs], [text for _, text in pairs]
-        batch: Query = partial(self._pipeline.rehearse, images, texts)
-        if isinstance(self._pipeline, DualEncoderPipeline) and self._samples["labels"]:
+        batch: Callable[[], object] = partial(self._pipeline.dry_run, Batch(images, texts))
+        if zero_shot(self._pipeline) and self._samples["labels"]:
             batch = partial(self._pipeline.embed_images, images, batch_size=size)  # labels are embedded once
         batch()  # shapes that the engine hasn't seen
         times: list[float] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vlm_edge.data.dataset import TaskKind
+from vlm_edge.data.kinds import TaskKind
 from vlm_edge.evaluation.embeddings import Embeddings
 
 

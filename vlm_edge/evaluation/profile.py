@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vlm_edge.backends.base import Array, Engine, Feed
-from vlm_edge.evaluation.queries import Query
 
 PREPROCESSING, OTHER = "preprocessing", "other"
 
@@ -34,7 +33,7 @@ class ClockedEngine:
         self.spent_ms, self.began_ns = 0.0, None
 
 
-def profile_query(query: Query, engines: Mapping[str, ClockedEngine]) -> dict[str, float]:
+def profile_query(query: Callable[[], object], engines: Mapping[str, ClockedEngine]) -> dict[str, float]:
     """Milliseconds of one query in each component (all its runs together), ``preprocessing`` and ``other``.
 
     ``preprocessing`` is everything before the first run of an engine: the image's resize, crop and normalisation (and

@@ -11,19 +11,20 @@ from typing import Any
 from vlm_edge.core.stage import TaskSpec
 from vlm_edge.data import load_dataset
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.tasks import task_for
+from vlm_edge.evaluation.tasks.base import Query
 from vlm_edge.processing.images import Pixels, read_image
-from vlm_edge.runtime.pipeline import Pipeline
+from vlm_edge.runtime.capabilities import Pipeline
 
 MAX_SAMPLE_BYTES = 64 * 2**20
 """Decoded images that are kept in memory, so that they weigh little in the peak that is reported."""
 
-Query = Callable[[], object]
 Samples = dict[str, Any]
-"""JSON: ``items`` is a list of [image path, text]; ``labels`` and ``prompts`` are a data set's classes."""
+"""JSON: ``task`` is a kind, ``items`` a list of [image path, text]; ``labels`` and ``prompts`` are its classes."""
 
 
 def draw_samples(task: TaskSpec, count: int, seed: int) -> Samples:
-    """What every worker loads: ``count`` samples of the test split.
+    """``count`` samples of the test split, for every worker to load.
 
     Raises:
         VlmEdgeError: the data set can't be read or is of another kind than the task.
@@ -33,7 +34,7 @@ def draw_samples(task: TaskSpec, count: int, seed: int) -> Samples:
         raise VlmEdgeError(f"{task.data}: of kind {dataset.kind}, the recipe's task is of kind {task.kind}")
     drawn = random.Random(seed).sample(dataset.samples, min(count, len(dataset.samples)))
     items = [[str(sample.image.resolve()), sample.text] for sample in drawn]
-    return {"items": items, "labels": dataset.labels, "prompts": dataset.prompts}
+    return {"task": dataset.kind, "items": items, "labels": dataset.labels, "prompts": dataset.prompts}
 
 
 def read_images(samples: Samples) -> list[tuple[Pixels, str]]:
@@ -59,7 +60,11 @@ def read_images(samples: Samples) -> list[tuple[Pixels, str]]:
     return found
 
 
-def queries_of(pipeline: Pipeline, images: list[tuple[Pixels, str]], samples: Samples) -> list[Query]:
-    """One query an image: a decoded RGB image (and a text) in, the answer out."""
-    labels, prompts = tuple(samples["labels"]), tuple(samples["prompts"])
-    return [partial(pipeline.query, image, text, labels, prompts) for image, text in images]
+def queries_of(pipeline: Pipeline, images: list[tuple[Pixels, str]], samples: Samples) -> list[Callable[[], object]]:
+    """One call for each image, from the RGB image in memory (and its text) to the answer.
+
+    Raises:
+        VlmEdgeError: such a pipeline can't do the samples' task.
+    """
+    task, labels, prompts = task_for(pipeline, samples["task"]), tuple(samples["labels"]), tuple(samples["prompts"])
+    return [partial(task.answer, pipeline, Query(image, text, labels, prompts)) for image, text in images]

@@ -137,7 +137,6 @@ class Family(ABC):
     """Class names in config.json's ``architectures`` that this family loads."""
     pipeline: PipelineKind
     """Which runtime pipeline composes the components."""
-    task_kinds: tuple[str, ...]
     vision_tower_path: str
     """Dotted name of the vision tower's module, which distillation replaces."""
     inner_generate = False

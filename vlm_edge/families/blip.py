@@ -37,7 +37,6 @@ class BlipVqa(Family):
     name = "blip-vqa"
     architectures: tuple[str, ...] = ("BlipForQuestionAnswering",)
     pipeline: PipelineKind = "vqa"
-    task_kinds: tuple[str, ...] = ("vqa", "hallucination")
     vision_tower_path = "vision_model"
     inner_generate = True
 

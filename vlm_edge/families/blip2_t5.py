@@ -74,7 +74,6 @@ class Blip2T5(Family):
     name = "blip-2-t5"
     architectures: tuple[str, ...] = ()
     pipeline: PipelineKind = "vqa"
-    task_kinds: tuple[str, ...] = ("vqa",)
     vision_tower_path = "vision_model"
     inner_generate = True
 

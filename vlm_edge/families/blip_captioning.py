@@ -54,7 +54,6 @@ class BlipCaptioning(BlipVqa):
     name = "blip-captioning"
     architectures: tuple[str, ...] = ("BlipForConditionalGeneration",)
     pipeline: PipelineKind = "captioning"
-    task_kinds: tuple[str, ...] = ("captioning",)
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         model: nn.Module = BlipForConditionalGeneration(BlipConfig.from_dict(dict(config)))

@@ -88,7 +88,6 @@ class BlipMatching(Family):
     name = "blip-matching"
     architectures: tuple[str, ...] = ("BlipForImageTextRetrieval",)
     pipeline: PipelineKind = "matching"
-    task_kinds: tuple[str, ...] = ("retrieval",)
     vision_tower_path = "vision_model"
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

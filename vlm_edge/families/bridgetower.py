@@ -106,7 +106,6 @@ class BridgeTower(Family):
     name = "bridgetower"
     architectures: tuple[str, ...] = ("BridgeTowerForImageAndTextRetrieval",)
     pipeline: PipelineKind = "matching"
-    task_kinds: tuple[str, ...] = ("retrieval",)
     vision_tower_path = "bridgetower.vision_model"
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

@@ -75,7 +75,6 @@ class Clip(Family):
     name = "clip"
     architectures: tuple[str, ...] = ("CLIPModel",)
     pipeline: PipelineKind = "dual_encoder"
-    task_kinds: tuple[str, ...] = ("classification", "retrieval")
     vision_tower_path = "vision_model"
     config_class: Any = CLIPConfig
     model_class: Any = CLIPModel

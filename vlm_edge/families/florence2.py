@@ -92,7 +92,6 @@ class Florence2(Family):
     name = "florence2"
     architectures: tuple[str, ...] = ("Florence2ForConditionalGeneration",)
     pipeline: PipelineKind = "vqa"
-    task_kinds: tuple[str, ...] = ("vqa",)
     vision_tower_path = "model.vision_tower"
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

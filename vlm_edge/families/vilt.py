@@ -107,7 +107,6 @@ class Vilt(Family):
     name = "vilt"
     architectures: tuple[str, ...] = ("ViltForQuestionAnswering",)
     pipeline: PipelineKind = "answer_head"
-    task_kinds: tuple[str, ...] = ("vqa", "hallucination")
     vision_tower_path = ""
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

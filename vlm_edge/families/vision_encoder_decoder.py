@@ -47,7 +47,6 @@ class VisionEncoderDecoder(Family):
     name = "vision-encoder-decoder"
     architectures: tuple[str, ...] = ("VisionEncoderDecoderModel",)
     pipeline: PipelineKind = "captioning"
-    task_kinds: tuple[str, ...] = ("captioning",)
     vision_tower_path = "encoder"
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:

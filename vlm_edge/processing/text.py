@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Tokenizer as JsonTokenizer
+from tokenizers import normalizers
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import TextProcessing
@@ -18,7 +19,7 @@ MOST_CHARACTERS = 1 << 20
 """Of one text, image tokens included: more than any model on a device reads."""
 
 
-class TextEncoder:
+class Tokenizer:
     """Encodes as the model's transformers tokenizer does: special tokens added, padded. A text of more tokens than the
     model reads is refused, or cut where that is asked for.
 
@@ -90,7 +91,7 @@ class TextEncoder:
         return input_ids, attention_mask
 
     def _too_long(self, text: str, special_tokens: bool) -> VlmEdgeError:
-        whole = Tokenizer.from_str(self._tokenizer.to_str())
+        whole = JsonTokenizer.from_str(self._tokenizer.to_str())
         whole.no_truncation()
         count = len(whole.encode(text, add_special_tokens=special_tokens).ids)
         return VlmEdgeError(

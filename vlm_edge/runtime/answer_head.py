@@ -12,8 +12,9 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, read_images
 from vlm_edge.processing.manifest import PatchRows, PipelineManifest
 from vlm_edge.processing.patch_rows import row_picture, stacked
-from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import joined, require, require_text, slices
+from vlm_edge.processing.text import Tokenizer
+from vlm_edge.runtime.batches import joined, require, require_pairs, require_tokenizer, slices
+from vlm_edge.runtime.capabilities import Batch, Capability
 
 Pictures = NDArray[np.object_]
 """One :class:`vlm_edge.processing.picture.Picture` an entry: images may differ in how many patches they become."""
@@ -22,7 +23,9 @@ Pictures = NDArray[np.object_]
 class AnswerHeadPipeline:
     """Answers questions about images from ``manifest.labels``. :meth:`answer` is the path whose latency is measured."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+    capabilities: frozenset[Capability] = frozenset({"answers"})
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], tokenizer: Tokenizer | None) -> None:
         if not manifest.labels or not isinstance(manifest.image.tiles, PatchRows):
             raise VlmEdgeError(
                 "manifest.json: labels or image.tiles: missing for an answer_head pipeline", "export the model again"
@@ -31,7 +34,7 @@ class AnswerHeadPipeline:
         self._answers = manifest.labels
         self._rows = manifest.image.tiles
         self._fusion = require(engines, manifest, "fusion", "logits")
-        self._text = require_text(text, manifest)
+        self.tokenizer = require_tokenizer(tokenizer, manifest)
 
     def answer(self, image: ImageSource, question: str) -> str:
         """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
@@ -77,23 +80,14 @@ class AnswerHeadPipeline:
         Raises:
             VlmEdgeError: there is not one picture for each question.
         """
-        if len(pictures) != len(questions):
-            raise VlmEdgeError(
-                f"{len(pictures)} pictures for {len(questions)} questions", "give one picture for each question"
-            )
+        require_pairs(pictures, questions)
         parts = []
         for part in slices(len(questions), batch_size):
-            input_ids, attention_mask = self._text.encode(questions[part])
+            input_ids, attention_mask = self.tokenizer.encode(questions[part])
             feed = {"input_ids": input_ids, "attention_mask": attention_mask, **stacked(list(pictures[part]))}
             parts.append(self._fusion.infer(feed)["logits"])
         return joined(parts, self._fusion, "logits")
 
-    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
-        """One query of a task, end to end: :meth:`answer`."""
-        return self.answer(image, text)
-
-    def rehearse(
-        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> None:
+    def dry_run(self, batch: Batch) -> None:
         """Run the component on a batch: one question an image; nothing is generated."""
-        self.logits(self.encode_images(images), texts, batch_size=max(1, len(texts)))
+        self.logits(self.encode_images(batch.images), batch.texts, batch_size=len(batch))

@@ -10,15 +10,18 @@ from vlm_edge.backends.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource, preprocess, read_images
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import batches, require, require_text
+from vlm_edge.processing.text import Tokenizer
+from vlm_edge.runtime.batches import batches, require, require_tokenizer
+from vlm_edge.runtime.capabilities import Batch, Capability
 from vlm_edge.runtime.greedy import GreedyDecoder
 
 
 class CaptioningPipeline:
     """Writes text about images. The vision encoder gives the keys and values of the decoder's cross-attention."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+    capabilities: frozenset[Capability] = frozenset({"captions"})
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], tokenizer: Tokenizer | None) -> None:
         if manifest.generation is None:
             raise VlmEdgeError(
                 f"manifest.json: generation: missing for a {manifest.pipeline} pipeline", "export the model again"
@@ -27,7 +30,7 @@ class CaptioningPipeline:
         self._generation = manifest.generation
         self._vision = require(engines, manifest, "vision_encoder")
         self._decoder = GreedyDecoder(require(engines, manifest, "decoder"), manifest.generation)
-        self._text = require_text(text, manifest)
+        self.tokenizer = require_tokenizer(tokenizer, manifest)
 
     def caption(self, image: ImageSource, prompt: str = "", *, max_new_tokens: int | None = None) -> str:
         """The text of one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
@@ -68,21 +71,15 @@ class CaptioningPipeline:
             cross = self._vision.infer({"pixel_values": pixel_values})
             start = np.full((len(part), 1), self._generation.start_token_id, np.int64)
             if prompt:
-                prompt_ids, _ = self._text.encode([prompt], special_tokens=False)
+                prompt_ids, _ = self.tokenizer.encode([prompt], special_tokens=False)
                 start = np.concatenate([start, prompt_ids.repeat(len(part), axis=0)], axis=1)
             captions += self._decoder.decode(cross, len(part), prompt=start, max_new_tokens=max_new_tokens)
         return captions
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids of a text -> the text."""
-        return self._text.decode(ids)
+        return self.tokenizer.decode(ids)
 
-    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
-        """One query of a task, end to end: :meth:`caption`, begun as the task's first prompt says."""
-        return self.caption(image, prompts[0] if prompts else "")
-
-    def rehearse(
-        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> None:
-        """Run both components on a batch; texts are left alone."""
-        self.caption_batch(images, batch_size=max(1, len(images)), max_new_tokens=max_new_tokens)
+    def dry_run(self, batch: Batch) -> None:
+        """Run both components on a batch of images; its texts are not read."""
+        self.caption_ids(batch.images, batch_size=len(batch), max_new_tokens=batch.max_new_tokens)

@@ -10,30 +10,28 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.image_inputs import image_inputs
-from vlm_edge.processing.images import ImageSource, read_images
+from vlm_edge.processing.images import ImageSource
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import batches, joined, require, require_text, softmax
+from vlm_edge.processing.text import Tokenizer
+from vlm_edge.runtime.batches import embed, require, require_tokenizer, see, softmax
+from vlm_edge.runtime.capabilities import Batch, Capability
 
 
 class DualEncoderPipeline:
     """Embeds images and texts into one space; both embeddings have length 1, so a dot product is their cosine."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+    capabilities: frozenset[Capability] = frozenset({"embeds", "classifies"})
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], tokenizer: Tokenizer | None) -> None:
         self.manifest = manifest
         self._vision = require(engines, manifest, "vision_encoder", "image_embeds")
         self._text_encoder = require(engines, manifest, "text_encoder", "text_embeds")
-        self._text = require_text(text, manifest)
+        self.tokenizer = require_tokenizer(tokenizer, manifest)
         self._label_embeddings = lru_cache(maxsize=8)(self._embed_labels)
 
     def embed_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> (images, dim) float32, each row of length 1."""
-        parts = [
-            self._vision.infer(image_inputs(read_images(part, self.manifest.image), self.manifest.image))
-            for part in batches(images, batch_size)
-        ]
-        return joined([part["image_embeds"] for part in parts], self._vision, "image_embeds")
+        return see(self._vision, "image_embeds", images, self.manifest.image, batch_size)
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 64, cut: bool = False) -> Array:
         """Texts -> (texts, dim) float32, each row of length 1.
@@ -46,26 +44,12 @@ class DualEncoderPipeline:
         Raises:
             VlmEdgeError: a text is longer than the model reads.
         """
-        parts = []
-        for part in batches(texts, batch_size):
-            input_ids, attention_mask = self._text.encode(part, cut=cut)
-            parts.append(self._text_encoder.infer({"input_ids": input_ids, "attention_mask": attention_mask}))
-        return joined([part["text_embeds"] for part in parts], self._text_encoder, "text_embeds")
+        return embed(self._text_encoder, self.tokenizer, texts, batch_size, cut)
 
-    def query(
-        self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]
-    ) -> NDArray[np.float32]:
-        """One query of a task, end to end: :meth:`classify`, or without labels the cosine (1, 1) of image and text."""
-        if not labels:
-            return np.asarray(self.embed_images([image]) @ self.embed_texts([text]).T, np.float32)
-        return self.classify([image], tuple(labels), tuple(prompts) or ("{}",))
-
-    def rehearse(
-        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> None:
-        """Run both components on a batch; nothing is generated, so ``max_new_tokens`` is left alone."""
-        self.embed_images(images, batch_size=max(1, len(images)))
-        self.embed_texts(texts, batch_size=max(1, len(texts)))
+    def dry_run(self, batch: Batch) -> None:
+        """Run both components on a batch; nothing is generated."""
+        self.embed_images(batch.images, batch_size=len(batch))
+        self.embed_texts(batch.texts, batch_size=len(batch))
 
     def label_embeddings(self, labels: Sequence[str], prompts: Sequence[str] = ("{}",)) -> Array:
         """Labels -> (labels, dim) float32: the mean over ``prompts`` of the embedded texts, brought back to length 1.

@@ -9,26 +9,30 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.processing.images import ImageSource, preprocess, read_images
+from vlm_edge.processing.images import ImageSource
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.processing.text import TextEncoder
-from vlm_edge.runtime.batches import batches, joined, require, softmax
+from vlm_edge.processing.text import Tokenizer
+from vlm_edge.runtime.batches import require, see, softmax
+from vlm_edge.runtime.capabilities import Batch, Capability
 
 
 class EmbeddingPipeline:
     """Embeds images; reads no text."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+    capabilities: frozenset[Capability] = frozenset({"classifies"})
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], tokenizer: Tokenizer | None) -> None:
         self.manifest = manifest
+        self.tokenizer = tokenizer
         self._vision = require(engines, manifest, "vision_encoder")
 
     def embed_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> (images, dim) float32: the model's pooled output, not normalised."""
-        return self._outputs(images, batch_size, "image_embeds")
+        return see(self._vision, "image_embeds", images, self.manifest.image, batch_size)
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
         """Images -> features of every token or patch (images, tokens, hidden) float32."""
-        return self._outputs(images, batch_size, "image_features")
+        return see(self._vision, "image_features", images, self.manifest.image, batch_size)
 
     def classify(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> NDArray[np.float32]:
         """Images -> probabilities (images, labels) float32 in the order of ``manifest.labels``.
@@ -41,23 +45,8 @@ class EmbeddingPipeline:
                 f"{self.manifest.family}: this model has no classes: it embeds images",
                 "use embed_images, or export a checkpoint with a classification head",
             )
-        return softmax(self._outputs(images, batch_size, "logits"))
+        return softmax(see(self._vision, "logits", images, self.manifest.image, batch_size))
 
-    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> Array:
-        """One query of a task, end to end: the classes' probabilities, or the embedding where there are none."""
-        return self.classify([image]) if self.manifest.labels else self.embed_images([image])
-
-    def rehearse(
-        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> None:
-        """Run the component on a batch."""
-        self.embed_images(images, batch_size=max(1, len(images)))
-
-    def _outputs(self, images: Sequence[ImageSource], batch_size: int, output: str) -> Array:
-        parts = [
-            self._vision.infer(
-                {"pixel_values": preprocess(read_images(part, self.manifest.image), self.manifest.image)}
-            )[output]
-            for part in batches(images, batch_size)
-        ]
-        return joined(parts, self._vision, output)
+    def dry_run(self, batch: Batch) -> None:
+        """Run the component on a batch of images; its texts are not read."""
+        self.embed_images(batch.images, batch_size=len(batch))

@@ -14,8 +14,9 @@ from vlm_edge.processing.images import ImageSource
 from vlm_edge.processing.manifest import PipelineManifest, Prompt
 from vlm_edge.processing.patches import grid_positions
 from vlm_edge.processing.picture import Picture
-from vlm_edge.processing.text import Ids, TextEncoder
-from vlm_edge.runtime.batches import batches, require, require_text, slices
+from vlm_edge.processing.text import Ids, Tokenizer
+from vlm_edge.runtime.batches import batches, require, require_pairs, require_tokenizer, slices
+from vlm_edge.runtime.capabilities import Batch, Capability
 from vlm_edge.runtime.cross_attention import cross_feed
 from vlm_edge.runtime.greedy import GreedyDecoder
 from vlm_edge.runtime.steps import Steps
@@ -38,7 +39,9 @@ class Request:
 class GeneratePipeline:
     """Answers questions about any number of images. :meth:`answer` is the path whose latency is measured."""
 
-    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], text: TextEncoder | None) -> None:
+    capabilities: frozenset[Capability] = frozenset({"answers"})
+
+    def __init__(self, manifest: PipelineManifest, engines: Mapping[str, Engine], tokenizer: Tokenizer | None) -> None:
         if manifest.generation is None or manifest.prompt is None:
             raise VlmEdgeError(
                 "manifest.json: generation or prompt: missing for a generate pipeline", "export the model again"
@@ -54,9 +57,9 @@ class GeneratePipeline:
         )
         decoder = require(engines, manifest, "decoder")
         self._decoder = GreedyDecoder(decoder, manifest.generation)
-        self._text = require_text(text, manifest)
+        self.tokenizer = require_tokenizer(tokenizer, manifest)
         asked = manifest.prompt.instruction
-        self._instruction = None if asked is None else TextEncoder(self._text.folder, asked)
+        self._instruction = None if asked is None else Tokenizer(self.tokenizer.folder, asked)
 
     def answer(self, image: ImageSource, question: str, *, max_new_tokens: int | None = None) -> str:
         """One question about one image (a path, bytes, a PIL image, or RGB uint8 (height, width, 3)).
@@ -81,7 +84,7 @@ class GeneratePipeline:
         answers = []
         for part in batches(requests, batch_size):
             rows = self.generate_ids(part, max_new_tokens=max_new_tokens)
-            answers += [self._text.decode(row) for row in rows]
+            answers += [self.decode(row) for row in rows]
         return answers
 
     def generate_ids(self, requests: Sequence[Request], *, max_new_tokens: int | None = None) -> list[list[int]]:
@@ -106,11 +109,7 @@ class GeneratePipeline:
         self, features: Features, questions: Sequence[str], *, batch_size: int = 8, max_new_tokens: int | None = None
     ) -> list[list[int]]:
         """Questions, each about its own entry of ``features`` -> the ids of each answer, without the end token."""
-        if len(features) != len(questions):
-            raise VlmEdgeError(
-                f"answer_ids: {len(features)} rows of features for {len(questions)} questions",
-                "give one row for each question",
-            )
+        require_pairs(features, questions)
         rows = []
         for part in slices(len(questions), batch_size):
             images = [[image] for image in features[part]]
@@ -120,18 +119,12 @@ class GeneratePipeline:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids of an answer -> its text."""
-        return self._text.decode(ids)
+        return self.tokenizer.decode(ids)
 
-    def query(self, image: ImageSource, text: str, labels: Sequence[str], prompts: Sequence[str]) -> str:
-        """One query of a task, end to end: :meth:`answer`."""
-        return self.answer(image, text)
-
-    def rehearse(
-        self, images: Sequence[ImageSource], texts: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> None:
+    def dry_run(self, batch: Batch) -> None:
         """Run every component on a batch: one question an image."""
-        requests = [Request(text, [image]) for image, text in zip(images, texts, strict=True)]
-        self.generate_ids(requests, max_new_tokens=max_new_tokens)
+        requests = [Request(text, [image]) for image, text in zip(batch.images, batch.texts, strict=True)]
+        self.generate_ids(requests, max_new_tokens=batch.max_new_tokens)
 
     def _answer(
         self, requests: Sequence[Request], images: Sequence[list[EncodedImage]], max_new_tokens: int | None
@@ -183,7 +176,7 @@ class GeneratePipeline:
         return positions
 
     def _tokens(self, text: str, images: Sequence[EncodedImage]) -> list[int]:
-        encoded, _ = self._text.encode([text], special_tokens=self._prompt.special_tokens)
+        encoded, _ = self.tokenizer.encode([text], special_tokens=self._prompt.special_tokens)
         row: list[int] = encoded[0].tolist()
         wanted = sum(image.text.count(self._prompt.image_token) for image in images)
         if row.count(self._prompt.image_token_id) != wanted:

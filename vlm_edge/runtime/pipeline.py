@@ -1,4 +1,4 @@
-"""From a folder to a pipeline that answers."""
+"""Load a folder as a pipeline; the table of pipelines."""
 
 from __future__ import annotations
 
@@ -11,24 +11,15 @@ from vlm_edge.backends.base import Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest, read_manifest
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime.answer_head import AnswerHeadPipeline
+from vlm_edge.runtime.capabilities import Pipeline
 from vlm_edge.runtime.captioning import CaptioningPipeline
 from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
 from vlm_edge.runtime.embedding import EmbeddingPipeline
 from vlm_edge.runtime.generate import GeneratePipeline
 from vlm_edge.runtime.matching import MatchingPipeline
 from vlm_edge.runtime.vqa import VqaPipeline
-
-Pipeline = (
-    VqaPipeline
-    | AnswerHeadPipeline
-    | CaptioningPipeline
-    | GeneratePipeline
-    | DualEncoderPipeline
-    | EmbeddingPipeline
-    | MatchingPipeline
-)
 
 PIPELINES: dict[PipelineKind, type[Pipeline]] = {
     "vqa": VqaPipeline,
@@ -93,5 +84,5 @@ def build_pipeline(manifest: PipelineManifest, engines: Mapping[str, Engine], fo
     Raises:
         VlmEdgeError: the tokenizer's file or a component is missing.
     """
-    text = TextEncoder(folder, manifest.text) if manifest.text else None
-    return PIPELINES[manifest.pipeline](manifest, engines, text)
+    tokenizer = Tokenizer(folder, manifest.text) if manifest.text else None
+    return PIPELINES[manifest.pipeline](manifest, engines, tokenizer)

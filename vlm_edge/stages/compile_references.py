@@ -12,7 +12,8 @@ from vlm_edge.backends.base import Recorder
 from vlm_edge.backends.reference import AS_IS, ReferenceRuns
 from vlm_edge.processing.images import Pixels
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
+from vlm_edge.runtime.capabilities import Batch
 from vlm_edge.runtime.pipeline import build_pipeline
 
 BATCHES = (1, 3)
@@ -30,7 +31,7 @@ def reference_runs(
         name: Recorder(load_engine(REFERENCE, folder / component.file, component, threads, AS_IS), runs[name].keep)
         for name, component in manifest.components.items()
     }
-    text = TextEncoder(folder, manifest.text) if manifest.text else None
+    text = Tokenizer(folder, manifest.text) if manifest.text else None
     pipeline = build_pipeline(manifest, engines, folder)
     generator = np.random.default_rng(seed)
     for batch in BATCHES:
@@ -39,7 +40,7 @@ def reference_runs(
             text.decode(generator.integers(0, text.vocabulary_size, 3 + index).tolist()) if text else ""
             for index in range(batch)
         ]
-        pipeline.rehearse(images, texts, max_new_tokens=STEPS)
+        pipeline.dry_run(Batch(images, texts, STEPS))
         if batch == 1:
             for each in runs.values():
                 each.single_runs = len(each)

@@ -23,7 +23,7 @@ from vlm_edge.families.loading import LoadedCheckpoint
 from vlm_edge.processing.image_inputs import image_inputs
 from vlm_edge.processing.images import preprocess
 from vlm_edge.processing.manifest import PipelineKind, PipelineManifest
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import AnswerHeadPipeline, CaptioningPipeline, DualEncoderPipeline, VqaPipeline
 from vlm_edge.runtime.batches import batches
 from vlm_edge.runtime.generate import Request
@@ -48,7 +48,7 @@ class Samples:
 
     images: Sequence[Array]
     texts: Sequence[str]
-    text: TextEncoder | None
+    text: Tokenizer | None
 
     def parts(self, size: int) -> list[slice]:
         """The samples, ``size`` at a time."""
@@ -66,7 +66,7 @@ class Samples:
         images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
         if manifest.text is None:
             return Samples(images, [""] * QUESTIONS, None)
-        text = TextEncoder(folder, manifest.text)
+        text = Tokenizer(folder, manifest.text)
         texts = [
             random_text(text, 3 + index, generator, lambda words: text.encode([words])) for index in range(QUESTIONS)
         ]

@@ -18,7 +18,7 @@ from vlm_edge.processing.image_inputs import picture_of
 from vlm_edge.processing.images import read_images
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.picture import Picture
-from vlm_edge.processing.text import TextEncoder
+from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime.batches import batches
 from vlm_edge.runtime.generate import GeneratePipeline, Request, prompt_text
 from vlm_edge.stages.export_answers import Answer, token_limit
@@ -35,7 +35,7 @@ def torch_generation(
     """``generate``'s answers to ``requests`` (default: :func:`random_requests`), asked for each alone."""
     assert manifest.generation is not None
     assert manifest.text is not None
-    text = TextEncoder(loaded.folder, manifest.text)
+    text = Tokenizer(loaded.folder, manifest.text)
     settings = {"max_new_tokens": token_limit(manifest.generation), "output_scores": True}
     return [
         Answer.of(reference_answer(loaded.model, loaded.family, manifest, text, request, **settings))
@@ -52,7 +52,7 @@ def graph_generation(
     """The runtime's answers to the same, padded in a batch and alone; ``folder`` has the tokenizer."""
     assert manifest.generation is not None
     assert manifest.text is not None
-    text = TextEncoder(folder, manifest.text)
+    text = Tokenizer(folder, manifest.text)
     pipeline = GeneratePipeline(manifest, graphs, text)
     limit = token_limit(manifest.generation)
     return [
@@ -62,7 +62,7 @@ def graph_generation(
     ]
 
 
-def random_requests(manifest: PipelineManifest, text: TextEncoder) -> list[Request]:
+def random_requests(manifest: PipelineManifest, text: Tokenizer) -> list[Request]:
     """A few random tokens about random images, four times as wide as high and the other way round: where images are
     cut into tiles, such shapes need few."""
     generator = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def random_requests(manifest: PipelineManifest, text: TextEncoder) -> list[Reque
 
 
 def random_text(
-    text: TextEncoder, tokens: int, generator: np.random.Generator, encode: Callable[[str], object], without: str = ""
+    text: Tokenizer, tokens: int, generator: np.random.Generator, encode: Callable[[str], object], without: str = ""
 ) -> str:
     """A text of random tokens, fewer where ``encode`` refuses it as longer than what the model reads; the text
     ``without`` is left out."""
@@ -103,7 +103,7 @@ def random_text(
 
 
 def reference_answer(
-    model: Any, family: Any, manifest: PipelineManifest, text: TextEncoder, request: Request, **settings: Any
+    model: Any, family: Any, manifest: PipelineManifest, text: Tokenizer, request: Request, **settings: Any
 ) -> Any:
     """``generate``'s result for one request, greedily, from what the runtime makes of its images and text."""
     assert isinstance(family, LanguageFamily)
@@ -114,7 +114,7 @@ def reference_answer(
     whole = prompt_text(prompt, request.question, pictures, request.prompt)
     ids, mask = map(torch.from_numpy, text.encode([whole], special_tokens=prompt.special_tokens))
     if prompt.instruction and pictures:
-        instruction = TextEncoder(text.folder, prompt.instruction).encode([request.question])
+        instruction = Tokenizer(text.folder, prompt.instruction).encode([request.question])
         settings["instruction"] = tuple(map(torch.from_numpy, instruction))
     inputs: dict[str, Tensor] = family.model_inputs(pictures) if pictures else {"pixel_values": torch.zeros(0)}
     with torch.no_grad():

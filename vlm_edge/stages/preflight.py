@@ -123,7 +123,7 @@ def check_answers(
     from vlm_edge.families.parts.language_family import fused_attention
     from vlm_edge.processing.images import read_images
     from vlm_edge.processing.manifest import read_manifest
-    from vlm_edge.processing.text import TextEncoder
+    from vlm_edge.processing.text import Tokenizer
     from vlm_edge.runtime.pipeline import load_engines
     from vlm_edge.stages.export_check import return_freed_memory
     from vlm_edge.stages.export_composed import Samples, check_pipeline, torch_says
@@ -142,7 +142,7 @@ def check_answers(
             break
     if not images:
         return {"compared": 0}
-    text = TextEncoder(engine, manifest.text) if manifest.text is not None else None
+    text = Tokenizer(engine, manifest.text) if manifest.text is not None else None
     samples = Samples(images, texts, text)
     loaded = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     with fused_attention(loaded.model.get_submodule(loaded.family.vision_tower_path)):

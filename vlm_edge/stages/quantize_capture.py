@@ -18,9 +18,8 @@ from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import PipelineManifest
-from vlm_edge.runtime.captioning import CaptioningPipeline
-from vlm_edge.runtime.dual_encoder import DualEncoderPipeline
-from vlm_edge.runtime.pipeline import Pipeline, build_pipeline
+from vlm_edge.runtime.capabilities import Batch, Pipeline, ZeroShot, captions, zero_shot
+from vlm_edge.runtime.pipeline import build_pipeline
 
 HELD_OUT_EVERY = 8
 """One sample in so many is kept from the calibration, and what is quantized is checked on it."""
@@ -179,7 +178,7 @@ def capture_inputs(
                 _run_sample(pipeline, image, sample.text, dataset.prompts)
             ticker.advance()
     check_unreadable(dataset.name, "calibration", skipped, samples)
-    if isinstance(pipeline, DualEncoderPipeline):
+    if zero_shot(pipeline):
         _run_texts(pipeline, dataset, writers)
     return Capture(captured, samples, held_out, skipped)
 
@@ -194,15 +193,15 @@ def _hold_out(writers: Sequence[CaptureWriter], index: int, count: int) -> bool:
 
 
 def _run_sample(pipeline: Pipeline, image: Any, question: str, prompts: Sequence[str]) -> None:
-    if isinstance(pipeline, DualEncoderPipeline):
+    if zero_shot(pipeline):  # its texts are run apart
         pipeline.embed_images([image])
-    elif isinstance(pipeline, CaptioningPipeline):
-        pipeline.query(image, question, (), prompts)
+    elif captions(pipeline):
+        pipeline.caption(image, *prompts[:1])
     else:
-        pipeline.rehearse([image], [question])
+        pipeline.dry_run(Batch([image], [question]))
 
 
-def _run_texts(pipeline: DualEncoderPipeline, dataset: Dataset, writers: Sequence[CaptureWriter]) -> None:
+def _run_texts(pipeline: ZeroShot, dataset: Dataset, writers: Sequence[CaptureWriter]) -> None:
     """Every label in every prompt, or the samples' own texts where the data set has no labels."""
     labelled = [prompt.replace("{}", label) for prompt in dataset.prompts or ("{}",) for label in dataset.labels]
     texts = labelled or list(dict.fromkeys(sample.text for sample in dataset.samples if sample.text))

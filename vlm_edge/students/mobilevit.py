@@ -60,7 +60,10 @@ class MobileViTStudent(nn.Module):
         self.post_layernorm = nn.LayerNorm(teacher_hidden)
 
     def forward(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **_: Any
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,  # noqa: ARG002
+        **_: Any,
     ) -> BaseModelOutputWithPooling:
         """``interpolate_pos_encoding`` is accepted for the surrounding model's sake: there are no positions here.
 

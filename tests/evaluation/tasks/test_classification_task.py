@@ -55,6 +55,7 @@ def test_top_1_and_top_5_of_the_ensembled_prompts(task, tmp_path):
 def test_an_engine_that_gives_no_numbers_is_never_right(task):
     class Broken:
         manifest = SimpleNamespace(image=IMAGE)
+        capabilities = frozenset({"embeds", "classifies"})
 
         def embed_images(self, images):
             return np.full((len(images), 3), np.nan, np.float32)

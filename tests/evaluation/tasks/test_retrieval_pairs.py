@@ -11,23 +11,19 @@ from tiny_graphs import IMAGE
 
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.data.dataset import Dataset, Sample
-from vlm_edge.evaluation.tasks import TASKS
+from vlm_edge.evaluation.tasks import tasks_of, tasks_of_kind
 from vlm_edge.evaluation.tasks.retrieval import run
 from vlm_edge.evaluation.tasks.retrieval_pairs import chosen_pairs, pair_scores
-from vlm_edge.runtime import MatchingPipeline
 
 
-class Judge(MatchingPipeline):
+class Judge:
     """Stands in for a pipeline: judges pairs by a matrix (images, texts), and embeds by two others."""
 
     def __init__(self, logits, images=None, texts=None):
         self.logits, self.images, self.texts = np.float32(logits), images, texts
         self.asked = set()
         self.manifest = SimpleNamespace(image=IMAGE)
-
-    @property
-    def has_embeddings(self):
-        return self.images is not None
+        self.capabilities = frozenset({"scores"} if images is None else {"scores", "embeds"})
 
     def encode_images(self, images, *, batch_size=16):
         return np.array([[[np.asarray(Image.open(image))[0, 0, 0]]] for image in images], np.float32)
@@ -102,4 +98,4 @@ def test_as_many_candidates_as_there_are_at_most():
 
 
 def test_the_table_takes_such_a_pipeline():
-    assert MatchingPipeline in TASKS["retrieval"].pipelines
+    assert tasks_of_kind("matching") == tasks_of(Judge(np.eye(2))) == ["retrieval"]

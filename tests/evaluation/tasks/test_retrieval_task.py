@@ -16,7 +16,8 @@ from vlm_edge.core.stage import SilentProgress, TaskSpec
 from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.accuracy import evaluate
-from vlm_edge.evaluation.tasks.retrieval import ranks, run, sharing_captions
+from vlm_edge.evaluation.tasks.base import Query
+from vlm_edge.evaluation.tasks.retrieval import answer, ranks, run, sharing_captions
 from vlm_edge.runtime import load_pipeline
 
 WORDS = ["what", "color", "is", "it", "red", "blue", "no", "yes", "green"]
@@ -24,6 +25,8 @@ WORDS = ["what", "color", "is", "it", "red", "blue", "no", "yes", "green"]
 
 class Embedder:
     """Stands in for a pipeline: gives the embeddings that it was made with."""
+
+    capabilities = frozenset({"embeds"})
 
     def __init__(self, images, texts):
         self.images, self.texts = images, texts
@@ -104,7 +107,7 @@ def test_every_recall_is_a_count_over_the_ranking(tmp_path):
     assert 0 < np.mean(both) < 1
     assert outcomes.embeddings.text.rows == len(everything)
     assert outcomes.embeddings.text_rows[1] == (1, 2)
-    assert pipeline.query(pixels[3], everything[5], (), ()) == pytest.approx(similar[3, 5], abs=1e-6)
+    assert answer(pipeline, Query(pixels[3], everything[5])) == pytest.approx(similar[3, 5], abs=1e-6)
 
 
 def test_a_caption_of_several_images_is_right_for_each(tmp_path):

@@ -21,7 +21,7 @@ class OpenVinoLowering(Lowering):
     def on(cls, isa: str) -> OpenVinoLowering:
         return cls(weight_bits=7 if isa == "x86" else 8)
 
-    def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
+    def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:  # noqa: ARG002
         if scheme in STATIC:
             yield RetargetActivations(self.signed)
             yield FloatConcatenations()

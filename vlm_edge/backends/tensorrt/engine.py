@@ -40,7 +40,12 @@ class TensorRtEngine:
     name = "tensorrt"
 
     def __init__(
-        self, model_path: Path, component: Component, *, threads: int, options: Mapping[str, str | int | float | bool]
+        self,
+        model_path: Path,
+        component: Component,
+        *,
+        threads: int,  # noqa: ARG002
+        options: Mapping[str, str | int | float | bool],
     ) -> None:
         trt = require_tensorrt()
         read_options("tensorrt", EngineOptions, options)

@@ -33,7 +33,7 @@ class TensorRtLowering(Lowering):
     def place(self, model: ir.Model, held_out: Feeds, left_out: frozenset[str]) -> ir.Model:
         return place_pairs(model, held_out, left_out)
 
-    def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
+    def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:  # noqa: ARG002
         if scheme in STATIC:
             yield SymmetricActivations()
         elif scheme == "int4-weights":

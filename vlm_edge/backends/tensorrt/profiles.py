@@ -35,7 +35,7 @@ def dimension_ranges(manifest: PipelineManifest, max_batch: int) -> dict[str, Ra
     longest = fixed or (manifest.text.max_length if manifest.text else 1)
     usual = fixed or min(16, longest)
     made = manifest.generation.max_new_tokens if manifest.generation else 1
-    prompt = longest if manifest.pipeline in ("generate", "captioning") else 1
+    prompt = 1 if "text_encoder" in manifest.components else longest  # the text, unless an encoder reads it
     past = prompt + made - 1
     known = {
         "question_tokens": (1, usual, longest),

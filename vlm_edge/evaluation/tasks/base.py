@@ -1,4 +1,4 @@
-"""What a task kind's evaluation is made of, and what all of them do alike: reading images."""
+"""The parts of a task's evaluation, and the images that all tasks read alike."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlm_edge.backends.base import Array
 from vlm_edge.core.stage import Progress
-from vlm_edge.data.dataset import Dataset, Sample, TaskKind
+from vlm_edge.data.dataset import Dataset, Sample
+from vlm_edge.data.kinds import TaskKind
 from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings
 from vlm_edge.evaluation.outcomes import Outcomes
 from vlm_edge.processing.images import Pixels, read_image
 from vlm_edge.processing.manifest import ImageProcessing
+from vlm_edge.runtime.capabilities import Capability
 
 IMAGES_AT_ONCE = 16
 Floats = NDArray[np.float64]
@@ -57,6 +60,15 @@ class Summary:
     kinds: tuple[Floats, ...]
 
 
+class Query(NamedTuple):
+    """One sample as a latency measurement asks it: an RGB image in memory, its text, and the data set's classes."""
+
+    image: Pixels
+    text: str
+    labels: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class TaskEvaluation:
     """One row of the table of tasks.
@@ -64,8 +76,9 @@ class TaskEvaluation:
     Args:
         kind: the kind of data set.
         primary: what the field calls the metric that is reported as ``accuracy``.
-        pipelines: the runtime's classes that can do the task.
+        needs: capabilities of which a pipeline has to have one.
         run: (pipeline, data set, progress) -> rows. Its scores begin with ``accuracy``.
+        answer: (pipeline, query) -> the answer: the path whose latency is measured.
         metrics: further columns of its scores, beside ``accuracy``.
         units: of the metrics whose scores are no shares, which are in 0..1.
         summaries: the metrics that are no mean of per-sample scores.
@@ -73,8 +86,9 @@ class TaskEvaluation:
 
     kind: TaskKind
     primary: str
-    pipelines: tuple[type, ...]
+    needs: tuple[Capability, ...]
     run: Callable[[Any, Dataset, Progress], Rows]
+    answer: Callable[[Any, Query], object]
     metrics: tuple[str, ...] = ()
     units: Mapping[str, str] = field(default_factory=dict)
     summaries: tuple[Summary, ...] = ()
@@ -112,6 +126,25 @@ def decoded_images(
 def readable_samples(dataset: Dataset, unreadable: Mapping[Path, str]) -> list[Sample]:
     """The samples whose image could be read, in the data set's order."""
     return [sample for sample in dataset.samples if sample.image not in unreadable]
+
+
+def every_image(
+    compute: Callable[[Sequence[Pixels]], Array], spec: ImageProcessing, dataset: Dataset, progress: Progress
+) -> tuple[Array, list[Sample], list[int], dict[Path, str]]:
+    """``compute`` applied to every image, some at a time.
+
+    Returns:
+        Its results (images, dim); the samples whose image could be read; the row of each one's image; and the reason
+        for every image that could not be read.
+    """
+    unreadable: dict[Path, str] = {}
+    parts: list[Array] = []
+    row_of: dict[Path, int] = {}
+    for images in decoded_images(spec, dataset, progress, unreadable):
+        parts.append(compute(list(images.values())))
+        row_of |= {path: row for row, path in enumerate(images, start=len(row_of))}
+    samples = readable_samples(dataset, unreadable)
+    return np.concatenate(parts), samples, [row_of[sample.image] for sample in samples], unreadable
 
 
 def _decode(paths: Sequence[Path], spec: ImageProcessing, unreadable: dict[Path, str]) -> dict[Path, Pixels]:

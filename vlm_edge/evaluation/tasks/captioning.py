@@ -7,11 +7,11 @@ from pathlib import Path
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.evaluation.cider import cider_scores
-from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples
-from vlm_edge.runtime import CaptioningPipeline
+from vlm_edge.evaluation.tasks.base import Query, Rows, TaskEvaluation, decoded_images, readable_samples
+from vlm_edge.runtime.capabilities import Captions
 
 
-def run(pipeline: CaptioningPipeline, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: Captions, dataset: Dataset, progress: Progress) -> Rows:
     """Caption every image, begun as the data set's prompt says.
 
     Document frequencies are those of all references of ``dataset``, also where the image cannot be read. The score is
@@ -38,11 +38,17 @@ def run(pipeline: CaptioningPipeline, dataset: Dataset, progress: Progress) -> R
     )
 
 
+def answer(pipeline: Captions, query: Query) -> str:
+    """One caption, end to end, begun as the data set's prompt says."""
+    return pipeline.caption(query.image, *query.prompts[:1])
+
+
 CAPTIONING = TaskEvaluation(
     kind="captioning",
     primary="CIDEr",
-    pipelines=(CaptioningPipeline,),
+    needs=("captions",),
     run=run,
+    answer=answer,
     metrics=("cider",),
     units={"accuracy": "CIDEr", "cider": "CIDEr"},
 )

@@ -5,8 +5,8 @@ Zero-shot by a dual encoder, whose classes are embedded texts, or by a vision to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,31 +15,13 @@ from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
-from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples
-from vlm_edge.processing.images import Pixels
-from vlm_edge.processing.manifest import ImageProcessing
-from vlm_edge.runtime import DualEncoderPipeline, EmbeddingPipeline
+from vlm_edge.evaluation.tasks.base import Query, Rows, TaskEvaluation, every_image
+from vlm_edge.runtime.capabilities import Classifies, ZeroShot, zero_shot
 
 TOP = 5
 
 
-def every_image(
-    compute: Callable[[Sequence[Pixels]], Array], spec: ImageProcessing, dataset: Dataset, progress: Progress
-) -> tuple[Array, list[Sample], list[int], dict[Path, str]]:
-    """What ``compute`` makes of images, some at a time: (images, dim); the samples whose image could be read, each
-    one's row, and why the other images could not.
-    """
-    unreadable: dict[Path, str] = {}
-    parts: list[Array] = []
-    row_of: dict[Path, int] = {}
-    for images in decoded_images(spec, dataset, progress, unreadable):
-        parts.append(compute(list(images.values())))
-        row_of |= {path: row for row, path in enumerate(images, start=len(row_of))}
-    samples = readable_samples(dataset, unreadable)
-    return np.concatenate(parts), samples, [row_of[sample.image] for sample in samples], unreadable
-
-
-def run(pipeline: DualEncoderPipeline | EmbeddingPipeline, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: Any, dataset: Dataset, progress: Progress) -> Rows:
     """Rank the classes for every image; of equal classes, the earlier goes first.
 
     ``top5`` is given when there are more than five classes. Where a broken engine gives no finite numbers, no class is
@@ -48,8 +30,12 @@ def run(pipeline: DualEncoderPipeline | EmbeddingPipeline, dataset: Dataset, pro
     Raises:
         VlmEdgeError: a vision tower has no class head, or its classes lack some of the data set's.
     """
-    if isinstance(pipeline, EmbeddingPipeline):
-        return _by_head(pipeline, dataset, progress)
+    if zero_shot(pipeline):
+        return _zero_shot(pipeline, dataset, progress)
+    return _by_head(pipeline, dataset, progress)
+
+
+def _zero_shot(pipeline: ZeroShot, dataset: Dataset, progress: Progress) -> Rows:
     classes = pipeline.label_embeddings(dataset.labels, dataset.prompts)
     embedded, samples, rows, unreadable = every_image(pipeline.embed_images, pipeline.manifest.image, dataset, progress)
     scores, predictions = _ranked((embedded @ classes.T)[rows], dataset.labels, samples)
@@ -63,7 +49,7 @@ def run(pipeline: DualEncoderPipeline | EmbeddingPipeline, dataset: Dataset, pro
     return Rows(samples, scores, predictions, unreadable, embeddings=embeddings)
 
 
-def _by_head(pipeline: EmbeddingPipeline, dataset: Dataset, progress: Progress) -> Rows:
+def _by_head(pipeline: Classifies, dataset: Dataset, progress: Progress) -> Rows:
     labels = pipeline.manifest.labels or ()
     if lacking := [label for label in dataset.labels if label not in labels]:
         known = ", ".join(labels[:5]) or "none"
@@ -91,10 +77,20 @@ def _ranked(
     return scores, [labels[first] for first in ranking[:, 0]]
 
 
+def answer(pipeline: Any, query: Query) -> Array:
+    """One image, end to end: the probabilities of its classes, or its embedding where the model has no class head."""
+    images = [query.image]
+    if zero_shot(pipeline):
+        return pipeline.classify(images, query.labels, query.prompts)
+    given: Array = pipeline.classify(images) if pipeline.manifest.labels else pipeline.embed_images(images)
+    return given
+
+
 CLASSIFICATION = TaskEvaluation(
     kind="classification",
     primary="top-1 accuracy",
-    pipelines=(DualEncoderPipeline, EmbeddingPipeline),
+    needs=("classifies",),
     run=run,
+    answer=answer,
     metrics=("top5",),
 )

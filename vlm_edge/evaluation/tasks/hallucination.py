@@ -6,11 +6,12 @@ from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.evaluation.outcomes import Outcomes
 from vlm_edge.evaluation.tasks.base import Floats, Rows, Summary, TaskEvaluation
-from vlm_edge.evaluation.tasks.vqa import ANSWERING, Answering, answer_dataset
+from vlm_edge.evaluation.tasks.vqa import answer, answer_dataset
 from vlm_edge.evaluation.yes_no import answer_columns, f1, precision, recall, says_yes, yes_ratio
+from vlm_edge.runtime.capabilities import Answers
 
 
-def run(pipeline: Answering, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: Answers, dataset: Dataset, progress: Progress) -> Rows:
     """Answer every question; what an answer says is read as POPE reads it."""
     answers = answer_dataset(pipeline, dataset, progress)
     expected = [sample.answers[0] for sample in answers.samples]
@@ -35,8 +36,9 @@ _KINDS = (answer_columns([True, False], [True, True]), answer_columns([True, Fal
 HALLUCINATION = TaskEvaluation(
     kind="hallucination",
     primary="yes-or-no accuracy",
-    pipelines=ANSWERING,
+    needs=("answers",),
     run=run,
+    answer=answer,
     summaries=(
         Summary("precision", _columns, precision, _KINDS),
         Summary("recall", _columns, recall, _KINDS),

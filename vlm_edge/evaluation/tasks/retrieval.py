@@ -20,16 +20,15 @@ from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
-from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation
-from vlm_edge.evaluation.tasks.classification import every_image
+from vlm_edge.evaluation.tasks.base import Query, Rows, TaskEvaluation, every_image
 from vlm_edge.evaluation.tasks.retrieval_pairs import pair_scores
-from vlm_edge.runtime import DualEncoderPipeline, MatchingPipeline
+from vlm_edge.runtime.capabilities import Pipeline, embeds, scores
 
 CUTOFFS = (1, 5, 10)
 QUERIES_AT_ONCE = 512
 
 
-def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: Pipeline, dataset: Dataset, progress: Progress) -> Rows:
     """Rank all captions for every image and all images for every caption.
 
     A sample is an image with its captions. Its score from text to image is the share of its captions that find it, so
@@ -40,9 +39,8 @@ def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, prog
     Raises:
         VlmEdgeError: there are fewer than two images or two captions.
     """
-    embeds = not isinstance(pipeline, MatchingPipeline) or pipeline.has_embeddings
     embedded, samples, rows, unreadable = every_image(
-        pipeline.embed_images if embeds else _none, pipeline.manifest.image, dataset, progress
+        pipeline.embed_images if embeds(pipeline) else _none, pipeline.manifest.image, dataset, progress
     )
     captions = list(dict.fromkeys(caption for sample in samples for caption in sample.answers))
     if len(samples) < 2 or len(captions) < 2:
@@ -51,31 +49,31 @@ def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, prog
             "give at least two images with different captions",
         )
     images = embedded[rows]
-    texts = pipeline.embed_texts(captions, cut=True) if embeds else _none(captions)
+    texts = pipeline.embed_texts(captions, cut=True) if embeds(pipeline) else _none(captions)
     position = {caption: row for row, caption in enumerate(captions)}
     owned = [[position[caption] for caption in sample.answers] for sample in samples]
     owners: list[list[int]] = [[] for _ in captions]
     for row, own in enumerate(owned):
         for caption in own:
             owners[caption].append(row)
-    if isinstance(pipeline, MatchingPipeline):
-        cosines = images @ texts.T if embeds else None
+    if scores(pipeline):
+        cosines = images @ texts.T if embeds(pipeline) else None
         pairs = pair_scores(pipeline, [sample.image for sample in samples], captions, cosines, progress)
         image_ranks, first = placed(pairs, owned)
         text_ranks, _ = placed(pairs.T, owners)
     else:
         image_ranks, first = ranks(images, texts, owned)
         text_ranks, _ = ranks(texts, images, owners)
-    scores: dict[str, Sequence[float]] = {"accuracy": []}
+    columns: dict[str, Sequence[float]] = {"accuracy": []}
     for cutoff in CUTOFFS:
-        scores[f"recall_at_{cutoff}[image-to-text]"] = (image_ranks < cutoff).astype(float).tolist()
+        columns[f"recall_at_{cutoff}[image-to-text]"] = (image_ranks < cutoff).astype(float).tolist()
         found = (text_ranks < cutoff).astype(float)
-        scores[f"recall_at_{cutoff}[text-to-image]"] = [float(found[own].mean()) for own in owned]
-    both = zip(scores["recall_at_1[image-to-text]"], scores["recall_at_1[text-to-image]"], strict=True)
-    scores["accuracy"] = [(image + text) / 2 for image, text in both]
+        columns[f"recall_at_{cutoff}[text-to-image]"] = [float(found[own].mean()) for own in owned]
+    both = zip(columns["recall_at_1[image-to-text]"], columns["recall_at_1[text-to-image]"], strict=True)
+    columns["accuracy"] = [(image + text) / 2 for image, text in both]
     return Rows(
         samples=samples,
-        scores=scores,
+        scores=columns,
         predictions=[captions[row] for row in first],
         unreadable=unreadable,
         groups=sharing_captions(samples),
@@ -85,9 +83,17 @@ def run(pipeline: DualEncoderPipeline | MatchingPipeline, dataset: Dataset, prog
             image_rows=tuple(range(len(samples))),
             text_rows=tuple(map(tuple, owned)),
         )
-        if embeds
+        if embeds(pipeline)
         else None,
     )
+
+
+def answer(pipeline: Pipeline, query: Query) -> Array:
+    """One image with one text, end to end: the probability that they match (1,), or their cosine (1, 1)."""
+    if scores(pipeline):
+        return pipeline.match([query.image], [query.text])
+    assert embeds(pipeline)
+    return pipeline.embed_images([query.image]) @ pipeline.embed_texts([query.text]).T
 
 
 def _none(inputs: Sequence[object]) -> Array:
@@ -141,7 +147,8 @@ def sharing_captions(samples: Sequence[Sample]) -> list[str]:
 RETRIEVAL = TaskEvaluation(
     kind="retrieval",
     primary="mean R@1 of both directions",
-    pipelines=(DualEncoderPipeline, MatchingPipeline),
+    needs=("scores", "embeds"),
     run=run,
+    answer=answer,
     metrics=("recall_at_1", "recall_at_5", "recall_at_10"),
 )

@@ -1,4 +1,4 @@
-"""What a model that judges pairs of an image and a text gives retrieval: a score of every pair that is worth judging.
+"""Retrieval by a model that scores pairs of an image and a text.
 
 As BLIP is evaluated (Li et al. 2022, arXiv:2201.12086, section 4.1; train_retrieval.py of its code): embeddings choose
 :data:`CANDIDATES` for each query, and those are ranked anew by the fusion's logit for "match" plus the cosine. Whatever
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.base import Array
 from vlm_edge.core.stage import Progress
-from vlm_edge.runtime import MatchingPipeline
+from vlm_edge.runtime.capabilities import Scores
 
 CANDIDATES = 128
 """As many as BLIP's authors judge on Flickr30K (k_test in configs/retrieval_flickr.yaml)."""
 
 
 def pair_scores(
-    pipeline: MatchingPipeline,
+    pipeline: Scores,
     images: Sequence[Path],
     texts: Sequence[str],
     cosines: Array | None,

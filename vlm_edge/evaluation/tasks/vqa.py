@@ -8,19 +8,23 @@ from pathlib import Path
 
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset, Sample
-from vlm_edge.evaluation.tasks.base import Rows, TaskEvaluation, decoded_images, readable_samples, samples_by_image
+from vlm_edge.evaluation.tasks.base import (
+    Query,
+    Rows,
+    TaskEvaluation,
+    decoded_images,
+    readable_samples,
+    samples_by_image,
+)
 from vlm_edge.evaluation.vqa_score import vqa_score
 from vlm_edge.processing.images import Pixels
-from vlm_edge.runtime import AnswerHeadPipeline, GeneratePipeline, VqaPipeline
+from vlm_edge.runtime.capabilities import Answers
 
 QUESTIONS_AT_ONCE = 64
-Answering = VqaPipeline | GeneratePipeline | AnswerHeadPipeline
-ANSWERING = (VqaPipeline, GeneratePipeline, AnswerHeadPipeline)
-"""Pipelines that answer questions, whether they write the answers or choose them from a list."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class Answered:
     """An entry a sample: the answer's text and its token ids (its place, where answers are chosen from a list).
     ``unreadable`` gives the reason by image."""
 
@@ -31,7 +35,7 @@ class Answers:
 
 
 def answer_questions(
-    pipeline: Answering, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
+    pipeline: Answers, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
 ) -> dict[str, list[int]]:
     """Sample id -> token ids of the answer, for all that is asked of these images.
 
@@ -48,7 +52,7 @@ def answer_questions(
     return answers
 
 
-def answer_dataset(pipeline: Answering, dataset: Dataset, progress: Progress) -> Answers:
+def answer_dataset(pipeline: Answers, dataset: Dataset, progress: Progress) -> Answered:
     """Answer every question whose image can be read."""
     asked = samples_by_image(dataset)
     unreadable: dict[Path, str] = {}
@@ -57,10 +61,10 @@ def answer_dataset(pipeline: Answering, dataset: Dataset, progress: Progress) ->
         answers |= answer_questions(pipeline, images, asked)
     samples = readable_samples(dataset, unreadable)
     tokens = [answers[sample.id] for sample in samples]
-    return Answers(samples, [pipeline.decode(ids) for ids in tokens], tokens, unreadable)
+    return Answered(samples, [pipeline.decode(ids) for ids in tokens], tokens, unreadable)
 
 
-def run(pipeline: Answering, dataset: Dataset, progress: Progress) -> Rows:
+def run(pipeline: Answers, dataset: Dataset, progress: Progress) -> Rows:
     """Answer every question."""
     answers = answer_dataset(pipeline, dataset, progress)
     given = zip(answers.predictions, answers.samples, strict=True)
@@ -73,4 +77,9 @@ def run(pipeline: Answering, dataset: Dataset, progress: Progress) -> Rows:
     )
 
 
-VQA = TaskEvaluation(kind="vqa", primary="VQA accuracy", pipelines=ANSWERING, run=run)
+def answer(pipeline: Answers, query: Query) -> str:
+    """One question, end to end."""
+    return pipeline.answer(query.image, query.text)
+
+
+VQA = TaskEvaluation(kind="vqa", primary="VQA accuracy", needs=("answers",), run=run, answer=answer)

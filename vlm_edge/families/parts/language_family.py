@@ -35,7 +35,6 @@ class LanguageFamily(Family):
     """
 
     pipeline: PipelineKind = "generate"
-    task_kinds: tuple[str, ...] = ("vqa", "hallucination")
     config_class: Any
     model_class: Any
     image_processor_class: Any

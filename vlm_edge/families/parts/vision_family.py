@@ -42,7 +42,6 @@ class VisionTower(Family):
     """A vision model without text. Subclasses say which."""
 
     pipeline: PipelineKind = "embedding"
-    task_kinds: tuple[str, ...] = ("classification",)
     vision_tower_path = ""
     config_class: Any
     model_classes: Mapping[str, Any]
