@@ -1,4 +1,4 @@
-"""Several runs side by side: metrics, what they differ by, and what else is not the same in them."""
+"""Several runs side by side: metrics and their changes, and differing settings, versions and hosts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ValueRow:
-    """A setting, a version or a fact of the host that is not the same in all runs."""
+    """A setting, a version or a fact of the host that differs between runs."""
 
     name: str
     values: tuple[str, ...]
@@ -39,7 +39,7 @@ class ValueRow:
 
 @dataclass(frozen=True)
 class Compared:
-    """``names`` tell the runs apart; ``heads`` says of each its variant, verdict, commit and start."""
+    """``names``: unique, one a run; ``heads``: each run's variant, verdict, commit and start."""
 
     names: tuple[str, ...]
     heads: tuple[ValueRow, ...]
@@ -55,8 +55,8 @@ def compared(
     """Put runs side by side.
 
     Args:
-        sides: what each was called, its record, and the variant that stands for it.
-        changes: for each run after the first, by metric, what it differs by from the first.
+        sides: for each run its name on the command line, its record and the variant to compare.
+        changes: for each run after the first, its differences from the first by metric.
     """
     records = [record for _, record, _ in sides]
     measured = [{found.metric: found for found in variant.measurements} for _, _, variant in sides]
@@ -79,7 +79,7 @@ def compared(
 
 
 def _names(sides: Sequence[tuple[str, RunRecord, VariantRecord]]) -> tuple[str, ...]:
-    """The runs' names; what the user called them where two are of one name; with a number where that is one too."""
+    """The runs' names; their names on the command line where two are the same; with a number where those are."""
     for names in ([record.name for _, record, _ in sides], [called for called, _, _ in sides]):
         if len(set(names)) == len(names):
             return tuple(names)
@@ -113,14 +113,14 @@ def _place(metric: str) -> tuple[int, str, int, str]:
 
 
 def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe whose stages are found by name, so that one more stage doesn't move the others."""
+    """A recipe with its stages by name, so that one more stage doesn't move the others."""
     stages = [stage for stage in recipe.get("stages", []) if isinstance(stage, dict)]
     named = {str(stage.get("name")): {k: v for k, v in stage.items() if k != "name"} for stage in stages}
     return {**recipe, "stages": named, "order of stages": list(named)}
 
 
 def _unlike(runs: Sequence[Lines]) -> tuple[ValueRow, ...]:
-    """The lines that are not the same in all runs, ``-`` where one has no such line."""
+    """The lines that differ between runs, ``-`` where a run has no such line."""
     tables = [dict(lines) for lines in runs]
     names = dict.fromkeys(name for table in tables for name in table)
     rows = [ValueRow(name, tuple(table.get(name, "-") for table in tables)) for name in names]
@@ -128,7 +128,7 @@ def _unlike(runs: Sequence[Lines]) -> tuple[ValueRow, ...]:
 
 
 def shown_metrics(comparison: Compared) -> list[MetricRow]:
-    """All but the drops and ratios of slices against each run's own baseline, which only JSON has."""
+    """Rows for tables: all but drops and ratios of slices against a run's own baseline, which only JSON has."""
     rows = []
     for row in comparison.metrics:
         base, part = split_metric(row.metric)
@@ -152,7 +152,7 @@ def difference_text(difference: Difference | None) -> str:
 
 
 def change_text(change: Difference | None) -> str:
-    """The difference below a value: its reason, where there is none, is among :func:`reasons`."""
+    """The difference in a cell, ``not compared`` where there is none: its reason is among :func:`reasons`."""
     return difference_text(change) if change is None or change.measured is not None else "not compared"
 
 
@@ -161,7 +161,7 @@ def _rounded(found: Measurement) -> dict[str, float]:
 
 
 def reasons(comparison: Compared) -> list[str]:
-    """Why metrics could not be compared, or not sample by sample; each reason once, with its metrics."""
+    """Reasons that metrics were not compared, or not sample by sample; each once, with its metrics."""
     lines: dict[str, list[str]] = {}
     for row in comparison.metrics:
         for name, change in zip(comparison.names, row.changes, strict=True):
@@ -172,7 +172,7 @@ def reasons(comparison: Compared) -> list[str]:
 
 
 def compared_json(comparison: Compared) -> dict[str, Any]:
-    """JSON values."""
+    """The comparison as JSON values."""
     names = comparison.names
     return {
         "runs": [
@@ -195,13 +195,13 @@ def compared_json(comparison: Compared) -> dict[str, Any]:
 
 
 def value_tables(comparison: Compared) -> list[tuple[str, tuple[ValueRow, ...]]]:
-    """The titles and rows of what differs besides the metrics."""
+    """Titles and rows of differing settings, versions and host facts."""
     tables = [("Recipe", comparison.recipe), ("Versions", comparison.versions), ("Host", comparison.host)]
     return [(title, rows) for title, rows in tables if rows]
 
 
 def same_text(comparison: Compared) -> str:
-    """Which of recipe, versions and host are the same in all runs."""
+    """``recipe, host are the same``: those that no run differs in; empty if there are none."""
     same = [what for what in ("recipe", "versions", "host") if not getattr(comparison, what)]
     return plain(same) + (" are" if len(same) > 1 else " is") + " the same" if same else ""
 

@@ -1,4 +1,4 @@
-"""Text from outside, made harmless for each place that it is shown in: one function a kind of output.
+"""Escaping of text from outside: one function for each kind of output.
 
 Names in recipes, data and records come from whoever wrote them. A control character can move a terminal's cursor, a
 direction mark can turn a line round, a line that starts with ``::`` is a command to GitHub's runner.
@@ -25,7 +25,7 @@ _BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 
 
 def visible(text: object, keep: str = "") -> str:
-    """Text with ``\\x1b``, ``\\u202e`` and the like for characters that are not seen but act, but for those to keep."""
+    """Invisible characters that act (controls, direction marks) written as ``\\x1b``; those in ``keep`` stay."""
 
     def shown(found: re.Match[str]) -> str:
         character = found[0]
@@ -47,12 +47,12 @@ def terminal(text: object) -> str:
 
 
 def terminal_lines(text: object) -> str:
-    """A message of several lines for a terminal, those after the first set in."""
+    """A message of several lines for a terminal, indented after the first."""
     return "\n  ".join(terminal(line) for line in str(text).split("\n"))
 
 
 def on_terminal(value: T) -> T:
-    """A record, a gate or a comparison of which every text is :func:`terminal`'s."""
+    """Escape every text of a record, a gate or a comparison by :func:`terminal`."""
     changed: T = _each_text(value, terminal)
     return changed
 
@@ -87,7 +87,7 @@ def markdown(text: object) -> str:
 
 
 def markdown_block(text: str) -> list[str]:
-    """Lines to stand in a block of code fenced by three backticks."""
+    """Lines for a block of code that is fenced by three backticks."""
     return [visible(line.replace("```", "'''"), keep="\t") for line in text.split("\n")]
 
 
@@ -97,7 +97,7 @@ def markup(text: object) -> str:
 
 
 def xml_text(text: object) -> str:
-    """Text that an XML 1.0 document can hold (section 2.2), yet to be escaped by what writes the document."""
+    """Text of characters that XML 1.0 allows (section 2.2); the XML writer escapes its markup."""
     return visible(text, keep="\t\n")
 
 
@@ -112,6 +112,6 @@ def command_property(text: object) -> str:
 
 
 def json_text(value: Any) -> str:
-    """One JSON document and a newline; what is not seen but acts is written as ``\\uXXXX``, which JSON reads back."""
+    """One JSON document and a newline; invisible characters that act are ``\\uXXXX``, which JSON reads back."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).replace("##[", "#\\u0023[")
     return _UNSEEN.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text) + "\n"

@@ -1,4 +1,4 @@
-"""What a gate says, in plain lines: for a terminal, a log, a JUnit file and a failed test."""
+"""A gate's judgement in plain lines, for a terminal, a log, a JUnit file and a failed test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlm_edge.report.numbers import VERDICT_WORDS, bound_text, measured_text, re
 
 
 def gate_headline(gate: Gate) -> str:
-    """The verdict in one sentence: ``quickstart: MISSED: compile: 1 missed, 1 undecided of 4 budgets``."""
+    """The verdict in one sentence, with the run that it was held against."""
     against = f" (against {gate.against})" if gate.against else ""
     total = len(gate.judgements)
     if not total:
@@ -17,18 +17,17 @@ def gate_headline(gate: Gate) -> str:
     if gate.verdict is Verdict.PASS:
         within = "its one budget" if total == 1 else f"all {total} budgets"
         return f"{gate.run}: MET: {gate.variant} is within {within}{against}"
-    verdicts = [judgement.verdict for judgement in gate.judgements]
-    counts = [
-        f"{verdicts.count(verdict)} {VERDICT_WORDS[verdict].lower()}"
-        for verdict in (Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED)
-        if verdict in verdicts
-    ]
-    word = VERDICT_WORDS[gate.verdict]
-    return f"{gate.run}: {word}: {gate.variant}: {', '.join(counts)} of {total} budgets{against}"
+    counts = {verdict: sum(each.verdict is verdict for each in gate.judgements) for verdict in VERDICT_WORDS}
+    unmet = ", ".join(
+        f"{count} {VERDICT_WORDS[verdict].lower()}"
+        for verdict, count in counts.items()
+        if count and verdict is not Verdict.PASS
+    )
+    return f"{gate.run}: {VERDICT_WORDS[gate.verdict]}: {gate.variant}: {unmet} of {total} budgets{against}"
 
 
 def gate_lines(gate: Gate) -> list[str]:
-    """For each budget its verdict, name, value, interval, n and bound, and below them the reason; the verdict last."""
+    """A line for each budget (verdict, name, value, interval, n, bound; its reason below), notes, the verdict."""
     gate = on_terminal(gate)
     rows = [(VERDICT_WORDS[each.verdict], each.budget, found_text(each), bound_text(each)) for each in gate.judgements]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]

@@ -21,8 +21,8 @@ _LEVELS = {Verdict.FAIL: "error", Verdict.NOT_MEASURED: "error", Verdict.UNDECID
 
 def annotate(gate: Gate) -> list[str]:
     """One workflow command for each budget that is not met, the missed ones first: GitHub shows ten of a kind."""
-    order = [Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED]
-    unmet = sorted((each for each in gate.judgements if each.verdict in order), key=lambda e: order.index(e.verdict))
+    order = list(VERDICT_WORDS)
+    unmet = sorted((each for each in gate.judgements if each.verdict in _LEVELS), key=lambda e: order.index(e.verdict))
     return [
         workflow_command(
             _LEVELS[each.verdict],
@@ -39,7 +39,7 @@ def workflow_command(level: str, title: str, message: str) -> str:
 
 
 def job_summary(record: RunRecord, gate: Gate) -> str:
-    """The verdict and every budget, and folded below it the whole run."""
+    """The verdict, every budget, and the whole run in a fold."""
     head = render.markdown("summary.md", gate=gate)
     whole = f"\n<details><summary>The whole run</summary>\n\n{run_markdown(record)}\n</details>\n"
     if len((head + whole).encode()) > SUMMARY_BYTES:
@@ -48,5 +48,5 @@ def job_summary(record: RunRecord, gate: Gate) -> str:
 
 
 def crash_summary(name: str, message: str) -> str:
-    """What the summary says of a run or gate that gave no verdict."""
+    """The job summary of a run or gate that gave no verdict."""
     return f"## {markdown(name)}: NO VERDICT\n\n{markdown(message)}\n"

@@ -14,7 +14,7 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.report import render
 from vlm_edge.report.compare import Compared, reasons, same_text, shown_metrics, value_tables
-from vlm_edge.report.ladder import INCOMPLETE, deciding_variant, headline, ladder_of, remarks
+from vlm_edge.report.ladder import INCOMPLETE, deciding_variant, headline, judged_metrics, ladder_of, remarks
 from vlm_edge.report.numbers import VERDICT_WORDS, format_of, limit_of, measured_text, named_format
 from vlm_edge.report.pareto import pareto_picture, pareto_points
 from vlm_edge.report.render import Head
@@ -45,7 +45,7 @@ MOST_SENSITIVE = 12
 
 Regressions = Mapping[str, Sequence[Mapping[str, Any]]]
 View = dict[str, Any] | None
-"""Values that a section's template shows; None: nothing to show, and the section is left out."""
+"""Values for a section's template; None leaves the section out."""
 
 
 def run_html(record: RunRecord, regressions: Regressions | None = None) -> str:
@@ -93,7 +93,7 @@ def compare_html(comparison: Compared) -> str:
 
 
 def _top(record: RunRecord) -> dict[str, Any]:
-    """The verdict in large letters, facts of the run, every budget (the unmet ones first), and remarks."""
+    """The verdict as a word and a sentence, facts of the run, every budget (the worst first), and remarks."""
     variant = deciding_variant(record)
     judgements = variant.verdicts if variant else []
     kind, word = record.verdict.value, VERDICT_WORDS[record.verdict]
@@ -114,7 +114,7 @@ def _top(record: RunRecord) -> dict[str, Any]:
         "best": record.best or "none met every budget",
         "commit": record.commit or "unknown",
     }
-    order = (Verdict.FAIL, Verdict.NOT_MEASURED, Verdict.UNDECIDED, Verdict.PASS)
+    order = list(VERDICT_WORDS)
     return {
         "word": word,
         "kind": kind,
@@ -197,7 +197,7 @@ def _tasks(record: RunRecord, *, slices: bool) -> View:
 
 
 def _task(rows: Sequence[TaskRow], variant: VariantRecord, slices: bool) -> dict[str, Any]:
-    judged = {judgement.metric: judgement for judgement in variant.verdicts}
+    judged = judged_metrics(variant)
     drops = [row.drop for row in rows if row.drop is not None]
     limits = [limit_of(judged[drop.metric]) for drop in drops if drop.metric in judged]
     ends = [0.0, *limits, *(end for drop in drops for end in (drop.low, drop.high))]

@@ -1,8 +1,8 @@
-"""A run as JUnit XML, for what reads nothing else: Jenkins, GitLab, Azure, Buildkite.
+"""A run as JUnit XML, which Jenkins, GitLab, Azure and Buildkite read.
 
 One testsuite a variant, one testcase a budget. A missed budget is a ``failure`` of type ``missed``, an undecided one a
-``failure`` of type ``undecided``, one that was not measured an ``error``, so that whatever is not a pass is red.
-Variants that don't decide the run can't make it red: what they miss is ``skipped``, with the verdict in its message.
+``failure`` of type ``undecided``, one that was not measured an ``error``, so that every verdict but a pass is red.
+Variants that don't decide the run can't make it red: budgets they miss are ``skipped``, with the verdict as message.
 
 The file is valid by Jenkins's junit-10.xsd and by the schema of Ant's JUnit task (Windy Road's JUnit.xsd), which asks
 for a local time without a zone (UTC here) and for a host name (no host's name is in the record: ``localhost``).
@@ -30,7 +30,7 @@ _ELEMENTS = {
 
 
 def run_junit(record: RunRecord, gate: Gate) -> bytes:
-    """The XML of a run, of which ``gate`` judged one variant."""
+    """The XML of a run; ``gate`` is the judgement of its deciding variant."""
     root = ElementTree.Element("testsuites")
     for index, variant in enumerate(record.variants):
         decides = variant.name == gate.variant
@@ -105,7 +105,7 @@ def _case(judgement: Judgement, classname: str, decides: bool) -> ElementTree.El
 
 
 def _facts(record: RunRecord, variant: VariantRecord, gate: Gate | None) -> dict[str, Any]:
-    """What a reader needs to know where the numbers come from."""
+    """Properties of a suite: verdict, commit, seed, artifacts, host and versions."""
     verdict = gate.verdict if gate else variant.verdict
     facts: dict[str, Any] = {"verdict": verdict.value, "decides": gate is not None, "dropped": variant.dropped}
     if gate is not None and gate.against:

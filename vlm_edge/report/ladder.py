@@ -1,4 +1,4 @@
-"""The ladder as a grid: variants down, metrics across, ready to be drawn as a table or as Markdown."""
+"""The ladder as a grid of text: variants down, metrics across."""
 
 from __future__ import annotations
 
@@ -25,19 +25,15 @@ from vlm_edge.report.numbers import (
 from vlm_edge.report.views import at_one_load
 
 INCOMPLETE = "INCOMPLETE"
-"""In place of the verdict of a run that did not reach its end."""
+"""Stands for the verdict of a run that did not reach its end."""
 
 _WANTED = ("accuracy", "latency_p90_ms", "size_bytes", "latency_p50_ms", "parameters", "peak_rss_mb")
-"""Metrics that are shown first, after those that a budget bounds."""
-
-
-_WORST_LAST = (Verdict.PASS, Verdict.UNDECIDED, Verdict.NOT_MEASURED, Verdict.FAIL)
-"""Of two bounds on one metric a cell shows the one that is further from being met."""
+"""Metrics shown first where room is short, after those that a budget bounds."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One metric. ``n`` and ``bound`` are what every row shares, None when the rows differ or have none."""
+    """One metric. ``n`` and ``bound`` are those of every row, None where rows differ or have none."""
 
     metric: str
     title: str
@@ -48,7 +44,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one variant has of one metric; ``verdict`` is None where no budget bounds it.
+    """One metric of one variant; ``verdict`` is None where no budget bounds it.
 
     ``judged`` is the verdict in words, with the bound if the column doesn't show it: ``MISSED (>= 5 x)``.
     """
@@ -77,7 +73,7 @@ class Ladder:
 
 
 def ladder_of(record: RunRecord, *, most_columns: int | None = None) -> Ladder:
-    """Lay out a run record; latencies that no budget bounds as in one sitting (:func:`.views.at_one_load`).
+    """Lay out a run record. Latencies that no budget bounds are given at one load (:func:`.views.at_one_load`).
 
     Args:
         most_columns: show at most this many metrics: those that a budget bounds first, then accuracy, p90 and size,
@@ -104,6 +100,12 @@ def unmet(variant: VariantRecord) -> list[str]:
     ]
 
 
+def judged_metrics(variant: VariantRecord) -> dict[str, Judgement]:
+    """Judgements by metric; of two bounds on one metric the one with the worse verdict."""
+    order = list(VERDICT_WORDS)
+    return {each.metric: each for each in sorted(variant.verdicts, key=lambda each: -order.index(each.verdict))}
+
+
 def headline(record: RunRecord) -> str:
     """The verdict in one sentence."""
     if record.incomplete is not None:
@@ -112,7 +114,7 @@ def headline(record: RunRecord) -> str:
 
 
 def row_text(record: RunRecord) -> str:
-    """The last variant in one line for a terminal, to be shown while the others are still to come."""
+    """The last variant in one line for a terminal, printed while a run goes on."""
     record = on_terminal(record)
     ladder = ladder_of(record, most_columns=6)
     row = ladder.rows[-1]
@@ -125,7 +127,7 @@ def row_text(record: RunRecord) -> str:
 
 
 def remarks(record: RunRecord) -> list[str]:
-    """What a reader of the table has to know besides: parts not measured, samples skipped, variants left out."""
+    """Sentences below the table: parts not measured, samples skipped, layers not calibrated, variants left out."""
     lines = []
     for variant in record.variants:
         if variant.unmeasured:
@@ -173,7 +175,7 @@ def _column(metric: str, record: RunRecord, shown: Mapping[str, Mapping[str, Mea
 def _row(
     variant: VariantRecord, columns: tuple[Column, ...], record: RunRecord, measured: Mapping[str, Measurement]
 ) -> Row:
-    judged = {each.metric: each for verdict in _WORST_LAST for each in variant.verdicts if each.verdict is verdict}
+    judged = judged_metrics(variant)
     if variant is record.variants[0] and (record.incomplete is not None or variant.name != record.decided_by):
         judged = {}  # nobody expects the baseline to be faster than itself
     cells = tuple(_cell(measured.get(column.metric), judged.get(column.metric), column) for column in columns)

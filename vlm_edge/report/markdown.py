@@ -1,4 +1,4 @@
-"""A run, or a comparison of runs, as Markdown: what the HTML page says, without its pictures."""
+"""A run, or a comparison of runs, as Markdown: the HTML page without its pictures."""
 
 from __future__ import annotations
 

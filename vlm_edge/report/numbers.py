@@ -1,4 +1,4 @@
-"""How a measurement is written: the metric's name, its unit, its interval and n."""
+"""Text of measurements and verdicts: a metric's title, value, unit, interval, n and bound."""
 
 from __future__ import annotations
 
@@ -65,11 +65,12 @@ _OTHERS = {
 _NAMED = METRICS | {name: MetricFormat(title, "%", 100.0) for name, title in _SHARES.items()} | _OTHERS
 
 VERDICT_WORDS: dict[Verdict, str] = {
-    Verdict.PASS: "pass",
     Verdict.FAIL: "MISSED",
-    Verdict.UNDECIDED: "UNDECIDED",
     Verdict.NOT_MEASURED: "NOT MEASURED",
+    Verdict.UNDECIDED: "UNDECIDED",
+    Verdict.PASS: "pass",
 }
+"""The worst first."""
 
 _PART = re.compile(r"(?P<base>[^\[]*)(?:\[(?P<part>.*)\])?", re.DOTALL)
 
@@ -81,7 +82,7 @@ def split_metric(metric: str) -> tuple[str, str | None]:
 
 
 def named_format(metric: str, unit: str = "") -> MetricFormat:
-    """The format of a metric by its name; one that is not known is a plain number in ``unit``.
+    """The format of a metric by its name; an unknown one is a plain number in ``unit``.
 
     ``accuracy[color]`` is written as an accuracy, ``f1_drop_pt`` in points, ``f1_ratio`` as what was kept.
     """
@@ -131,7 +132,7 @@ def interval_text(measurement: Measurement) -> str:
 
 
 def measurement_text(measurement: Measurement) -> str:
-    """One number with all that belongs to it: ``98.31 % [98.02, 98.60], n 9673``; ``4.12 MB, exact``."""
+    """Value, unit, interval and n: ``98.31 % [98.02, 98.60], n 9673``; ``4.12 MB, exact``."""
     value = f"{value_text(measurement)} {format_of(measurement).unit}".strip()
     if is_exact(measurement):
         return f"{value}, exact"
@@ -139,7 +140,7 @@ def measurement_text(measurement: Measurement) -> str:
 
 
 def bound_text(judgement: Judgement) -> str:
-    """The bound in the unit in which its metric is shown: ``<= 31.5 MB`` for a bound kept in bytes."""
+    """The bound in the unit that its metric is shown in: ``<= 31.5 MB`` for a bound kept in bytes."""
     form = format_of(judgement.measured) if judgement.measured else named_format(judgement.metric)
     side, _, limit = judgement.bound.partition(" ")
     return f"{side} {float(limit) * form.scale:g} {form.unit}".strip()
@@ -151,7 +152,7 @@ def limit_of(judgement: Judgement) -> float:
 
 
 def judgement_text(judgement: Judgement) -> str:
-    """``latency.p90_speedup: 4.12 x [4.05, 4.20], n 400; the bound is >= 5 x``; then why it is not decided, if so.
+    """``latency.p90_speedup: 4.12 x [4.05, 4.20], n 400; the bound is >= 5 x``; then why it is open.
 
     Six significant digits, so that a value close to its bound is seen on the side where it is.
     """
@@ -171,7 +172,7 @@ def measured_text(found: Measurement) -> str:
 
 
 def reason_text(judgement: Judgement) -> str:
-    """Why there is no verdict, with the number of samples that would give one; empty where there is nothing to say."""
+    """Why a verdict is open, and about how many samples would decide it; empty if neither is known."""
     reason = judgement.reason or ""
     if judgement.needed_n is None or f"{judgement.needed_n:,}" in reason:
         return reason

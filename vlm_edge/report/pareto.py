@@ -1,4 +1,4 @@
-"""The picture of accuracy against latency against size: which variants no other beats."""
+"""The Pareto picture: accuracy against latency, with the size on disk as the area of a dot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATENCIES = ("latency_p90_ms", "latency_p50_ms")
 LARGEST_RADIUS = 20.0
 SMALLEST_RADIUS = 4.0
 _LETTER = 8.0
-"""Width of one letter of a label, in pixels, on the safe side; ideographs take two."""
+"""An upper bound of a label's width for each letter, in pixels; ideographs take two."""
 _LINE = 15.0
 
 Place = tuple[float, float]
@@ -28,7 +28,7 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """One variant. ``size`` is in bytes, None where it isn't known; ``role`` is ``baseline``, ``best`` or empty."""
+    """One variant. ``size`` is in bytes, None if unknown; ``role`` is ``baseline``, ``best`` or empty."""
 
     name: str
     latency: Measurement
@@ -40,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle that a label takes or must not touch."""
+    """A rectangle, in pixels: a label, or one that labels must not touch."""
 
     left: float
     top: float
@@ -96,7 +96,7 @@ class Picture:
 
 
 def pareto_points(record: RunRecord) -> list[Point]:
-    """The variants that have an accuracy and a latency, as in one sitting: p90 where all have it, else p50."""
+    """The variants with an accuracy and a latency at one load: p90 where all have it, else p50."""
     shown = at_one_load(record)
     found = [(variant, shown[variant.name]) for variant in record.variants]
     measured = [(variant, metrics) for variant, metrics in found if "accuracy" in metrics]
@@ -115,7 +115,7 @@ def pareto_points(record: RunRecord) -> list[Point]:
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The points that none is at once faster and more accurate than (or equal in one), fastest first."""
+    """The Pareto front of latency and accuracy, fastest first."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda each: (each.latency.value, -each.accuracy.value)):
         if not kept or point.accuracy.value > kept[-1].accuracy.value:
@@ -124,7 +124,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 
 def beaten(point: Point, points: Sequence[Point]) -> bool:
-    """Whether another is no worse in accuracy, latency and size, and better in one of them."""
+    """Whether another point is no worse in accuracy, latency and size, and better in one of them."""
     return any(_beats(other, point) for other in points)
 
 

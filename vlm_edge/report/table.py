@@ -27,7 +27,7 @@ _STYLES = {
 
 
 def run_summary(record: RunRecord, console: Console) -> RenderableType:
-    """What ends ``vlm-edge run``: the ladder, what a reader has to know besides, the unmet budgets, the verdict."""
+    """The end of ``vlm-edge run``: the ladder, remarks, the unmet budgets, the verdict."""
     record = on_terminal(record)
     variant = deciding_variant(record)
     table, hidden = _fitted(record, console)
@@ -68,7 +68,7 @@ def ladder_table(ladder: Ladder) -> Table:
 
 
 def stages_table(record: RunRecord) -> Table:
-    """Every stage run: the variant that it belongs to, whether it came from the store, how long it took."""
+    """Every stage run: its variant, its artifact, whether it came from the store, its duration in seconds."""
     record = on_terminal(record)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     for title in ("variant", "stage", "artifact", "from the store"):

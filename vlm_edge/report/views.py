@@ -1,4 +1,4 @@
-"""The parts of a run record that the HTML page and the Markdown show alike: slices, components, layers, flat facts."""
+"""Rows of a run record for HTML and Markdown: metrics and slices, components, layers, host and versions as lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.report.numbers import named_format, split_metric
 
 NOT_OF_THE_TASK = ("latency_", "cold_start", "throughput", "cost_", "size_", "parameters", "macs", "peak_rss")
-"""How the names of metrics begin that say nothing of the answers."""
+"""Prefixes of metrics that do not measure the answers."""
 
 Lines = list[tuple[str, str]]
 """Names and values, both as text."""
@@ -22,7 +22,7 @@ Lines = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One metric of the task, or one slice of its primary metric: the baseline's, the variant's, and what was lost."""
+    """One metric of the task, or one slice of its primary metric: the baseline's, the variant's, drop and ratio."""
 
     metric: str
     baseline: Measurement | None
@@ -60,7 +60,7 @@ class LayerRow:
 
     @property
     def worst_db(self) -> float:
-        """What the layer's output has lost; without it, the smaller of the other two."""
+        """The output's ratio; where it was not measured, the smaller of the other two."""
         own = [each for each in (self.weight_db, self.input_db) if each is not None]
         return self.output_db if self.output_db is not None else min(own, default=float("inf"))
 
@@ -114,8 +114,8 @@ def at_one_load(record: RunRecord, *, but: Collection[str] = ()) -> dict[str, di
 def task_rows(record: RunRecord, variant: VariantRecord, *, slices: bool) -> list[TaskRow]:
     """The task's metrics of a variant beside the baseline's: those of all samples, or those of the slices.
 
-    A metric's drop and ratio stand in its row, so they have none of their own. What the primary metric is given for by
-    part is a slice (``accuracy[color]``); ``recall_at_1[image-to-text]`` is a metric.
+    A metric's drop and ratio stand in its row. A part of the primary metric is a slice (``accuracy[color]``);
+    ``recall_at_1[image-to-text]`` is a metric.
     """
     found, before = metrics_of(variant), metrics_of(record.variants[0])
     names = {part for base, part in map(split_metric, found) if base == "accuracy" and part is not None}
@@ -131,7 +131,7 @@ def task_rows(record: RunRecord, variant: VariantRecord, *, slices: bool) -> lis
 
 
 def _belongs_to_another(base: str, part: str | None, found: Mapping[str, Measurement]) -> bool:
-    """Whether it is the drop or the ratio of a metric that is there itself."""
+    """Whether it is the drop or the ratio of another metric that was measured."""
     suffix = f"[{part}]" if part is not None else ""
     return any(base.endswith(kind) and f"{base.removesuffix(kind)}{suffix}" in found for kind in ("_drop_pt", "_ratio"))
 
@@ -158,7 +158,7 @@ def control_of(record: RunRecord) -> list[Measurement]:
 
 
 def quantize_run(variant: VariantRecord) -> StageRun | None:
-    """The last stage run of a variant that says how its components were quantized."""
+    """The last stage run of a variant whose facts give its components' schemes."""
     quantized = [
         run for run in variant.runs if isinstance(run.facts.get("components"), dict) and run.stage != "compile"
     ]
@@ -258,16 +258,16 @@ def host_lines(record: RunRecord) -> Lines:
 
 
 def version_lines(record: RunRecord) -> Lines:
-    """Versions of what decided the results, and of what else is installed."""
+    """Versions of the packages that decide the results, and of the others installed."""
     installed = record.host.get("packages")
     others = installed if isinstance(installed, Mapping) else {}
     return sorted(flat({**others, **record.versions}))
 
 
 def shared_conditions(record: RunRecord) -> tuple[Lines, dict[str, Lines]]:
-    """What was true on the host while every variant was measured, and by variant what differed.
+    """Conditions that were the same while every variant was measured, and by variant those that differed.
 
-    What the record says of its host at the end of the run is left out where it was the same.
+    Facts of the record's host are left out where they were the same.
     """
     host = {f"host.{key}": text for key, text in flat(record.host)}
     flats = {
