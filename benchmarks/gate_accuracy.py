@@ -12,7 +12,7 @@ candidate loses each right answer with a certain chance. So the true drop is har
 
 The bars. Of gates of an engine against itself (churn alone), at most 1% FAIL, and none PASSes a budget that it misses.
 No engine that loses twice a bound which the set is too small to resolve PASSes it. A true drop of twice a bound of one
-point FAILs in at least 95% of gates, on sets as large as numerics.power.samples_to_tell says for 99%. Each end of the
+point FAILs in at least 95% of gates, on sets as large as samples_to_tell plans for 99%. Each end of the
 drop's interval misses the truth in at most 2.5% of gates, allowing for the simulation's own scatter: three standard
 errors above that.
 """
@@ -24,6 +24,7 @@ import json
 import math
 import sys
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,8 @@ from vlm_edge.core.budget import AccuracyBudget, Budgets, Verdict, bounds_of, ju
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.statistics.power import samples_to_tell, smallest_drop
+from vlm_edge.statistics.intervals import CONFIDENCE, normal_quantile
+from vlm_edge.statistics.power import smallest_drop
 
 ACCURACY = 0.93
 ALIKE = 4.0
@@ -177,6 +179,27 @@ def planned(world: World, bound: float) -> World:
     n = samples_to_tell(bound, world.drop, float((change**2).mean()), float(effect), sure=PLANNED)
     name = f"{world.name}: n planned, design effect {effect:.1f}"
     return World(**{**asdict(world), "images": math.ceil(n / world.questions), "name": name})
+
+
+def samples_to_tell(
+    bound: float,
+    drop: float,
+    changed: float,
+    design_effect: float = 1.0,
+    confidence: float = CONFIDENCE,
+    sure: float = 0.95,
+) -> int:
+    """The samples that tell a true ``drop`` from ``bound`` (both in 0..1) in the share ``sure`` of all sets.
+
+    Args:
+        changed: the share of samples whose answer turns from right to wrong or back.
+        design_effect: variance of the mean drop relative to that of as many independent samples.
+
+    Liu, Hsueh, Hsieh & Chen, Statistics in Medicine 21 (2002) 231, section 4:
+    n = (z + z_sure)^2 (changed - drop^2) / (drop - bound)^2, times the design effect.
+    """
+    z = normal_quantile(confidence) + NormalDist().inv_cdf(sure)
+    return math.ceil(design_effect * z * z * (changed - drop * drop) / (drop - bound) ** 2)
 
 
 def coverage(world: World, gates: int, seed: int) -> list[Row]:

@@ -293,17 +293,18 @@ PEERS: dict[str, tuple[str, Callable[[Path, Path, Any], None]]] = {
 def row_of(
     name: str, engine: dict[str, Any] | None, times: dict[str, list[list[float]]], capture: Any
 ) -> dict[str, Any]:
-    from vlm_edge.statistics.intervals import percentile, percentile_ratio_interval
+    from vlm_edge.statistics.intervals import percentile
+    from vlm_edge.statistics.timing import ratio_interval
 
     if engine is None or name not in times:
         return {"name": name, "failed": True}
     mine, baseline = times[name], times[BASELINE]
     pooled = np.concatenate(mine)
-    interval = percentile_ratio_interval(baseline, mine, 0.5, seed=0)
-    value = percentile(np.concatenate(baseline), 0.5) / percentile(pooled, 0.5)
+    speedup = ratio_interval([[block] for block in baseline], [[block] for block in mine], 0.5, confidence=0.95)
+    assert speedup is not None, "two blocks or more"
     return {
         "name": name,
-        "speedup": {"low": interval.low, "value": value, "high": interval.high},
+        "speedup": speedup._asdict(),
         "cosine": worst_cosine(engine, capture),
         "p50_ms": percentile(pooled, 0.5),
         "size_bytes": sum(size_bytes(Path(file)) for file in engine["files"].values()),

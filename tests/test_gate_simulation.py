@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.power import normal_power
+
+from vlm_edge.statistics.intervals import paired_change
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -83,3 +89,31 @@ def test_a_missed_bar_ends_with_1(simulation, monkeypatch, capsys, met, code):
     monkeypatch.setattr(sys, "argv", ["gate_accuracy.py", "--json"])
     assert simulation.main() == code
     assert json.loads(capsys.readouterr().out)["rows"][0]["count"] == 3
+
+
+def power_of_z_test(distance, spread, n):
+    """The chance that the lower end of a two-sided 95% interval clears a bound, from statsmodels."""
+    return normal_power(distance / spread, n, 0.025, alternative="larger", sigma=1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.001, 0.05), st.floats(1.2, 3), st.floats(1, 4), st.floats(1, 6))
+def test_samples_to_tell_gives_the_asked_power(simulation, bound, factor, churn, effect):
+    drop = factor * bound
+    changed = min(1.0, churn * drop)
+    needed = simulation.samples_to_tell(bound, drop, changed, effect)
+    spread = math.sqrt((changed - drop**2) * effect)
+    assert power_of_z_test(drop - bound, spread, needed) >= 0.95 - 1e-9
+    assert power_of_z_test(drop - bound, spread, needed - 1) < 0.95
+
+
+def test_samples_to_tell_with_the_real_interval(simulation):
+    """A drop of 4 points against a bound of 2: of independent samples, planned for 99%, nearly every set tells."""
+    n = simulation.samples_to_tell(0.02, 0.04, 0.06, sure=0.99)
+    generator = np.random.default_rng(5)
+    found = 0
+    for seed in range(60):
+        change = generator.choice([1.0, -1.0, 0.0], n, p=[0.05, 0.01, 0.94])
+        before = np.where(change == 0, 1.0, (change + 1) / 2)
+        found += paired_change(before, before - change, np.arange(n), seed=seed, resamples=300).drop.low > 0.02
+    assert found >= stats.binom.ppf(1e-4, 60, 0.99)

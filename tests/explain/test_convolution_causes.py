@@ -78,7 +78,7 @@ class TestMobileVit:
     def test_levels_that_are_called_unchanged_are(self, tmp_path: Path) -> None:
         """What is claimed are pairs that onnxruntime put in: between them elements only move."""
         view = view_of(integer(), tmp_path)
-        finding = findings(view)["levels-rounded-again"]
+        finding = findings(view)["requantized-unchanged"]
         quantizers = [node for node in finding.nodes if node.op_type == "QuantizeLinear"]
         assert quantizers
         known = {node.name for node in integer().graph.node}

@@ -18,7 +18,6 @@ from vlm_edge.statistics.intervals import (
     paired_change,
     percentile,
     percentile_interval,
-    percentile_ratio_interval,
     ratio_of_ratios,
     tango_interval,
     wilson_interval,
@@ -272,25 +271,3 @@ def test_too_few_values_give_no_interval(quantile, n):
     assert minimal_n(quantile) == n
     assert percentile_interval(np.arange(n - 1), quantile) is None
     assert percentile_interval(np.arange(n), quantile) is not None
-
-
-def test_percentile_ratio_agrees_with_a_plain_loop_over_uneven_blocks():
-    generator = np.random.default_rng(2)
-    slow = [generator.gamma(20, 1, size) for size in (8, 5, 12, 8, 3, 16)]
-    fast = [generator.gamma(20, 0.25, size) for size in (4, 8, 8, 9, 16, 2)]
-    draws = np.random.default_rng(11).integers(0, 6, (2000, 6))
-    ratios = [
-        percentile(np.concatenate([slow[i] for i in draw]), 0.9)
-        / percentile(np.concatenate([fast[i] for i in draw]), 0.9)
-        for draw in draws
-    ]
-    ours = percentile_ratio_interval(slow, fast, 0.9, seed=3, resamples=8000)
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    assert ours.low == pytest.approx(low, rel=0.03)
-    assert ours.high == pytest.approx(high, rel=0.03)
-
-
-def test_percentile_ratio_of_blocks_that_slow_down_together_is_exact():
-    base = [np.random.default_rng(i).random(8) * (1 + i) for i in range(10)]
-    interval = percentile_ratio_interval([4 * block for block in base], base, 0.9, seed=0)
-    assert interval == pytest.approx((4, 4))

@@ -1,4 +1,4 @@
-"""Where an engine's time goes, what of it runs in integers, and what would make it faster."""
+"""Explain an engine's speed: the time of each operator, integer and float products, causes of slow ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlm_edge.processing.sealing import MANIFEST_NAME
 
 @dataclass(frozen=True)
 class Asked:
-    """What ``explain`` is asked: ``runs`` is 0 where no time is to be taken."""
+    """Settings of :func:`explain`: ``runs`` is 0 for no timing; ``dims`` sizes of named free dimensions."""
 
     runs: int = 20
     threads: int = 1
@@ -106,7 +106,7 @@ def _jobs(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[E
 
 
 def _fed(feeds: Mapping[str, Feed], name: str, asked: Asked) -> tuple[Feed | None, str]:
-    """A component's feed, and in words where it is from."""
+    """A component's feed, and its origin in words."""
     if name not in feeds:
         return None, "noise"
     return feeds[name], "a sample of the data" if asked.task is not None else "a query with a noise image"

@@ -17,11 +17,11 @@ from vlm_edge.runtime.capabilities import Batch
 from vlm_edge.runtime.pipeline import build_pipeline
 
 MORE_TOKENS = 3
-"""Tokens that are decoded: the last step has a past."""
+"""Tokens to decode, so that the last step has a past."""
 
 
 def pipeline_feeds(folder: Path, manifest: PipelineManifest, task: TaskSpec | None, threads: int) -> dict[str, Feed]:
-    """Component -> what it was fed last while the pipeline answered one query: a decoder's is a step with a past.
+    """Inputs of each component's last call while the pipeline answers one query: a decoder's is a step with a past.
 
     With ``task`` the query is the first readable one of its test split, else noise in the manifest's size with a few
     words. A component that the query doesn't use is left out.

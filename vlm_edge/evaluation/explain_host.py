@@ -1,4 +1,4 @@
-"""What a CPU can do with 8-bit integers: what it lacks by its flags, and how fast onnxruntime's kernels are on it."""
+"""A CPU's 8-bit integer kernels: those that it lacks by its flags, and the measured speed of onnxruntime's."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _LACKS = {
     "dot product": "INT8 products are widened by hand and gain little over float",
     "i8mm": "no 8-bit matrix instruction: products run on the dot product",
 }
-"""Of each kernel that INT8 would use (:data:`vlm_edge.machine.KERNELS`), what its absence means, the worst first."""
+"""Consequence of the absence of each INT8 kernel (:data:`vlm_edge.machine.KERNELS`), the worst first."""
 
 
 def lacks(of: Machine, isa: frozenset[str]) -> dict[str, str]:
-    """Each kernel that this CPU lacks, in the order in which it matters, and what that means."""
+    """Kernels that a CPU lacks, the worst first, each with the consequence."""
     have = kernels(of, isa)
     return {name: means for name, means in _LACKS.items() if not have.get(name, True)}
 
 
 def describe_host() -> tuple[dict[str, Any], Machine, frozenset[str]]:
-    """The record's parts that matter here, the machine, and its instruction sets."""
+    """CPU, cores, instruction sets and lacking kernels as JSON values; the kind of machine; its instruction sets."""
     record = host_record()
     family, isa = machine(record["machine"]), frozenset(record["isa"])
     rows = [{"name": name, "means": means} for name, means in lacks(family, isa).items()]
@@ -44,7 +44,7 @@ def describe_host() -> tuple[dict[str, Any], Machine, frozenset[str]]:
 
 
 def measure_speed() -> Int8Speed:
-    """Time one matrix product in each form, on one thread, in turns; the least of a few runs each (about 0.1 s)."""
+    """Time one matrix product in each pair of types, on one thread, in turns; the least of 12 runs (about 0.1 s)."""
     generator = np.random.default_rng(0)
     runs = [_float_product(generator), *(_integer_product(generator, *types) for types in (_U8S8, _U8U8, _S8S8))]
     best = [float("inf")] * len(runs)

@@ -1,6 +1,6 @@
-"""Why an INT8 graph is slower than it could be: the table of causes, and what of it holds for a graph.
+"""Causes of slow INT8 graphs: the table of them, and the findings for one graph.
 
-To add a cause, write a detector (:mod:`vlm_edge.explain.detectors`, or ``int8_kernels``) and an entry here.
+To add a cause, write a detector (:mod:`vlm_edge.explain.detectors`, or ``kernels``) and an entry here.
 Causes are tried in the table's order, root causes first: a node counts for the first one that claims it, so no time is
 counted twice.
 """
@@ -22,7 +22,7 @@ from vlm_edge.explain.view import Hit, Int8View
 class Cause:
     """One entry: ``name`` for programs, ``title`` and ``why`` for people, ``remedy`` is the next step.
 
-    consequence: it is reported even where other causes claim all of its nodes, and says which ones do.
+    consequence: it is reported even where other causes claim all of its nodes, with the names of those causes.
     """
 
     name: str
@@ -75,13 +75,13 @@ CAUSES: tuple[Cause, ...] = (
         "without new calibration; in other tools activation_type=QUInt8",
     ),
     Cause(
-        "levels-rounded-again",
-        "levels restored and rounded to what they were",
-        detect.rounded_again,
+        "requantized-unchanged",
+        "values dequantized and quantized again to the same integers",
+        detect.requantized_unchanged,
         "onnxruntime moves Q/DQ past Reshape, Transpose and the like when it loads a graph, and leaves pairs there "
         "that change nothing",
-        "`vlm-edge compile` races such graphs against float and keeps what is faster; in other tools put "
-        "DequantizeLinear behind what only moves elements, right before what computes in float",
+        "`vlm-edge compile` times such graphs against float and keeps the faster; in other tools put "
+        "DequantizeLinear after the operators that only move elements, right before one that computes in float",
     ),
     Cause(
         "qdq-around-float-op",
@@ -89,25 +89,25 @@ CAUSES: tuple[Cause, ...] = (
         detect.float_only_operators,
         "normalization, GELU and the like have no integer kernel: values are quantized and dequantized for nothing; "
         "Sigmoid (SiLU) and Softmax have one that is slower than the float operator",
-        "quantize only what multiplies: `vlm-edge quantize` leaves Q/DQ only in front of linear layers and around "
+        "quantize only products: `vlm-edge quantize` leaves Q/DQ only in front of linear layers and around "
         "dense convolutions; in other tools op_types_to_quantize=['MatMul', 'Gemm'] and "
         "OpTypesToExcludeOutputQuantization=['MatMul', 'Gemm']",
     ),
     Cause(
         "partly-quantized",
-        "an integer kernel exists, but not all it needs is quantized",
+        "an integer kernel exists, but not every input and output that it needs is quantized",
         detect.partly_quantized,
         "onnxruntime fuses an operator with the Q/DQ around it only when all inputs (and, but for MatMul, the output) "
         "have them, so it computes in float between Q/DQ that run",
-        "leave the operator in float (exclude it from quantization) or quantize what is missing; `vlm-edge quantize` "
-        "takes such pairs out",
+        "leave the operator in float (exclude it from quantization) or quantize the missing input or output; "
+        "`vlm-edge quantize` removes such pairs",
     ),
     Cause(
         "weight-dequantized",
         "weights dequantized at every run",
         detect.weights_dequantized,
-        "onnxruntime never folds DequantizeLinear of a constant; one that no fusion takes up turns int8 weights into "
-        "float anew in every run",
+        "onnxruntime never folds DequantizeLinear of a constant; one that is not fused turns int8 weights into "
+        "float again in every run",
         "`quantize: {components: {NAME: int8-weights}}` stores them as Cast and Mul, which are folded when the session "
         "loads; or quantize the data too (int8), so that the weights stay integers",
         consequence=True,
@@ -116,7 +116,7 @@ CAUSES: tuple[Cause, ...] = (
         "integer-convolution",
         "convolutions that lose in INT8",
         kernels.integer_convolutions,
-        "ConvInteger has no fast kernel, and QLinearConv no gain where few products are added up (the first layer)",
+        "ConvInteger has no fast kernel; QLinearConv gains nothing where an output sums few products (the first layer)",
         "leave them in float: `vlm-edge quantize` does; in other tools nodes_to_exclude, and no Conv in "
         "quantize_dynamic",
     ),
@@ -124,9 +124,9 @@ CAUSES: tuple[Cause, ...] = (
         "layout-transposes",
         "transposes around QLinearConv",
         kernels.layout_transposes,
-        "QLinearConv runs channels last, everything else channels first",
-        "convolutions that follow each other all in INT8, or all in float: `vlm-edge compile` races both, transposes "
-        "and all, and keeps what is faster",
+        "QLinearConv runs channels last, all other operators channels first",
+        "keep convolutions that follow each other all in INT8, or all in float: `vlm-edge compile` times both, with "
+        "their transposes, and keeps the faster",
     ),
     Cause(
         "smoothing-not-folded",
@@ -146,16 +146,16 @@ CAUSES: tuple[Cause, ...] = (
         "dynamic-quantization",
         "ranges of the data recomputed at every run",
         kernels.dynamic_ranges,
-        "dynamic quantization looks through the data for its range before it multiplies",
+        "dynamic quantization searches the data for its range before it multiplies",
         "calibrate: `quantize: {components: {NAME: int8}}` with the task's data; `vlm-edge compile` then takes them "
         "only where they are faster",
     ),
     Cause(
         "unfused-qdq",
-        "Q/DQ that nothing fused",
+        "Q/DQ that was not fused",
         detect.unfused_pairs,
         "values are quantized and dequantized around operators that run in float",
-        "take the pairs out, or leave their operators out of quantization: `vlm-edge quantize` keeps only those in "
+        "remove the pairs, or exclude their operators from quantization: `vlm-edge quantize` keeps only those in "
         "front of linear layers and around dense convolutions",
     ),
     Cause(
@@ -177,21 +177,21 @@ CAUSES: tuple[Cause, ...] = (
         "duplicated-weights",
         "equal weights stored more than once",
         kernels.stored_twice,
-        "the same tensor stands in the file under several names, and in memory as well",
+        "the same tensor is in the file, and in memory, under several names",
         "`vlm-edge compile` stores them once",
     ),
 )
-"""Root causes before what follows from them."""
+"""Root causes before their consequences."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """A cause that holds for a graph.
 
-    nodes: those that count for it; for a consequence also those of other causes. reasons: how often each occurs.
-    cost: the share of the graph's time that the remedy is estimated to give back, of the nodes that count for no other
-    cause. time: the share that all its nodes take. Both are None where nothing was timed.
-    counted_in: the other causes that nodes of a consequence count for, with how many.
+    nodes: those that count for it; for a consequence also those of other causes. reasons: the number of each.
+    cost: the share of the graph's time that the remedy is estimated to save, over nodes that count for no other cause.
+    time: the share that all its nodes take. Both are None where nothing was timed.
+    counted_in: for a consequence, the number of its nodes that count for each other cause.
     """
 
     cause: Cause
@@ -208,7 +208,7 @@ class Finding:
 
 
 def explain_graph(view: Int8View, shares: Mapping[int, float] | None) -> list[Finding]:
-    """Every cause that holds, the costliest first; what others account for stands at the end.
+    """Every cause that holds, the costliest first; consequences that other causes account for come last.
 
     Args:
         shares: position of a node in ``view.graph`` -> its share of the run's time; None where nothing was timed, and

@@ -1,4 +1,4 @@
-"""Q/DQ that should not be there: one function a cause.
+"""Detectors of needless Q/DQ: one function for each cause.
 
 A detector reads an :class:`Int8View` and yields :class:`Hit`; :mod:`vlm_edge.explain.causes` has the table of
 causes that they belong to. How onnxruntime fuses Q/DQ is in its sources: core/optimizer/qdq_transformer
@@ -17,10 +17,10 @@ from vlm_edge.explain.view import INTEGER_ELEMENTWISE, Hit, Int8View
 from vlm_edge.graphs.ops import FLOAT_PRODUCTS, INTEGER_OPERATORS
 
 FUSED_GEMM = "MatMulAddFusion"
-"""Part of the name that onnxruntime gives a Gemm which it made of MatMul and Add (and an activation: FusedGemm)."""
+"""Part of the name of a Gemm that onnxruntime made of MatMul and Add (with an activation: FusedGemm)."""
 
 CONVERTED = "qdq_s8_to_u8"
-"""The start of the names that onnxruntime gives the parameters of an s8 quantizer which it turned to u8."""
+"""Prefix of the names of parameters of an s8 quantizer that onnxruntime turned to u8."""
 
 _GEMMS = ("Gemm", "FusedGemm")
 
@@ -80,24 +80,24 @@ def signed_activations(view: Int8View) -> Iterator[Hit]:
             yield Hit(node, 0.0, "s8 Q/DQ, turned to u8 when the session loaded: that costs nothing")
 
 
-def rounded_again(view: Int8View) -> Iterator[Hit]:
-    """QuantizeLinear of dequantized values to the very levels that they were, and what restored them for it alone."""
+def requantized_unchanged(view: Int8View) -> Iterator[Hit]:
+    """QuantizeLinear that gives dequantized values their old integers, and the DequantizeLinear that only it reads."""
     for node in view.graph.nodes:
         restored = view.data_dequantizer(node.input[0]) if node.op_type == "QuantizeLinear" else None
         if restored is None or not _same_parameters(view, node, restored):
             continue
-        yield Hit(node, 1.0, "rounded to the levels that were there")
+        yield Hit(node, 1.0, "quantized to the same integers as before")
         if all(reader.op_type == "QuantizeLinear" for reader in view.readers(restored.output[0])):
-            yield Hit(restored, 1.0, "restored to be rounded again")
+            yield Hit(restored, 1.0, "dequantized only to be quantized again")
 
 
 def float_only_operators(view: Int8View) -> Iterator[Hit]:
-    """Q/DQ around what runs in floating point anyway, and integer forms that lose against the float one."""
+    """Q/DQ around operators that run in float, and integer operators that are slower than the float one."""
     for node in view.graph.nodes:
         if view.is_float_only(node):
             for name in node.input:
                 if view.weight_dequantizer(name) is not None and not _is_dequantized(view, name):
-                    continue  # rows of a table: the table is what is dequantized for too much
+                    continue  # rows of a table: dequantizing the whole table is the cause
                 yield from _leftovers(view, name, f"Q/DQ around {_shown(node)}, which runs in float")
                 yield from _stray_quantizer(view, name)
         elif node.op_type == "Mul" and any(_is_sigmoid(view, name) for name in node.input):
@@ -116,7 +116,7 @@ def float_only_operators(view: Int8View) -> Iterator[Hit]:
 
 
 def partly_quantized(view: Int8View) -> Iterator[Hit]:
-    """Operators with an integer kernel that needs more of their inputs and outputs quantized than are."""
+    """Operators whose integer kernel needs an input or output quantized that is not."""
     for node in view.graph.nodes:
         known = node.op_type in FLOAT_PRODUCTS or node.op_type in INTEGER_ELEMENTWISE
         if not known or not any(view.data_dequantizer(name) for name in node.input if name):
@@ -130,7 +130,7 @@ def partly_quantized(view: Int8View) -> Iterator[Hit]:
 
 
 def weights_dequantized(view: Int8View) -> Iterator[Hit]:
-    """DequantizeLinear of a constant: onnxruntime doesn't fold it, so it runs every time."""
+    """DequantizeLinear of a constant: onnxruntime doesn't fold it, so it runs in every run."""
     for node in view.graph.nodes:
         if node.op_type == "DequantizeLinear" and view.of_weight(node):
             direct = [reader for reader in view.graph.consumers[node.output[0]] if reader.op_type == "Gather"]
@@ -139,13 +139,13 @@ def weights_dequantized(view: Int8View) -> Iterator[Hit]:
 
 
 def unfused_pairs(view: Int8View) -> Iterator[Hit]:
-    """Q/DQ that no other cause explains: quantized to be dequantized again."""
+    """Q/DQ that no other cause explains."""
     for node in view.graph.nodes:
         if node.op_type != "DequantizeLinear" or view.of_weight(node) or view.restores_convolution(node):
             continue
         readers = list(view.readers(node.output[0]))
         if readers:
-            yield Hit(node, 1.0, f"restored for {readers[0].op_type}")
+            yield Hit(node, 1.0, f"dequantized for {readers[0].op_type}")
 
 
 def _is_pair(node: onnx.NodeProto) -> bool:
@@ -153,7 +153,7 @@ def _is_pair(node: onnx.NodeProto) -> bool:
 
 
 def _shown(node: onnx.NodeProto) -> str:
-    """The operator, by the name that it is known by: x * Sigmoid(alpha * x) with alpha 1 is SiLU."""
+    """The operator's usual name: x * Sigmoid(alpha * x) with alpha 1 is SiLU."""
     silu = node.op_type == "QuickGelu" and attribute(node, "alpha", 1.702) == 1
     return "SiLU (QuickGelu)" if silu else str(node.op_type)
 
@@ -174,7 +174,7 @@ def _reads_kernel_output(view: Int8View, node: onnx.NodeProto) -> bool:
 
 
 def _is_dequantized(view: Int8View, name: str) -> bool:
-    """Whether ``name`` is what a DequantizeLinear puts out."""
+    """Whether ``name`` is the output of a DequantizeLinear."""
     producer = view.graph.producers.get(name)
     return producer is not None and producer.op_type == "DequantizeLinear"
 
@@ -187,7 +187,7 @@ def _is_sigmoid(view: Int8View, name: str) -> bool:
 
 
 def _stray_quantizer(view: Int8View, name: str) -> Iterator[Hit]:
-    """The QuantizeLinear of float values above ``name``, where all that reads them runs in float."""
+    """The QuantizeLinear of float values above ``name``, where all readers run in float."""
     found = view.data_dequantizer(name)
     above = view.graph.producers.get(found.input[0]) if found is not None else None
     if above is None or above.op_type != "QuantizeLinear":
@@ -195,11 +195,11 @@ def _stray_quantizer(view: Int8View, name: str) -> Iterator[Hit]:
     restored = list(view.readers(above.output[0]))
     readers = [reader for each in restored for reader in view.readers(each.output[0])]
     if all(each.op_type == "DequantizeLinear" for each in restored) and all(map(view.is_float_only, readers)):
-        yield Hit(above, 1.0, "QuantizeLinear, only to be dequantized for what runs in float")
+        yield Hit(above, 1.0, "QuantizeLinear, whose values are dequantized for operators in float")
 
 
 def _leftovers(view: Int8View, name: str, reason: str) -> Iterator[Hit]:
-    """The Q/DQ above ``name`` that an integer kernel, or none at all, would make needless."""
+    """The Q/DQ above ``name`` that an integer kernel would not need, nor a float one without quantization."""
     for node in view.leftover_chain(name) if name else ():
         yield Hit(node, 1.0, reason)
 
@@ -219,14 +219,14 @@ def _products_below(view: Int8View, nodes: list[onnx.NodeProto], reason: str) ->
 
 
 def _is_whole_unit(view: Int8View, node: onnx.NodeProto) -> bool:
-    """Whether every input is dequantized and every reader of the output quantizes: what fuses when the types agree."""
+    """Whether every input is dequantized and a reader of the output quantizes: fused where the types agree."""
     readers = view.graph.consumers[node.output[0]]
     inputs = [name for name in node.input if name]
     return all(view.dequantizer(name) for name in inputs) and any(each.op_type == "QuantizeLinear" for each in readers)
 
 
 def _missing_quantizer(view: Int8View, node: onnx.NodeProto) -> str:
-    """Which quantizer keeps a float operator from its integer kernel, or ""."""
+    """The quantizer that a float operator lacks for its integer kernel, in words, or ""."""
     for index, name in enumerate(node.input[:2] if node.op_type in FLOAT_PRODUCTS else node.input):
         if name and view.dequantizer(name) is None:
             return f"its input {index} is not quantized"
@@ -241,9 +241,9 @@ def _missing_quantizer(view: Int8View, node: onnx.NodeProto) -> str:
 
 def _weight_reason(view: Int8View, reader: onnx.NodeProto | None) -> str:
     if reader is None:
-        return "restored for the graph's output"
+        return "dequantized for the graph's output"
     if reader.op_type == "Gather":
-        return "Gather: the whole table is restored to read a few rows"
+        return "Gather: the whole table is dequantized to read a few rows"
     if reader.op_type in FLOAT_PRODUCTS:
         quantized = view.data_dequantizer(reader.input[0]) is not None
         return f"{reader.op_type} on {'quantized data that was not fused' if quantized else 'float data'}"

@@ -15,7 +15,7 @@ from vlm_edge.explain.view import Int8View
 from vlm_edge.graphs.ops import ATTENTIONS
 
 NAMES_SHOWN = 4
-"""Nodes of a finding that are named."""
+"""Most nodes that a finding names."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Timing:
 
 
 def graph_facts(view: Int8View, findings: list[Finding], timing: Timing | None) -> dict[str, Any]:
-    """JSON values: counts by what nodes do, ``kinds`` and ``operators`` with their time, and ``findings`` in order."""
+    """JSON values: counts of nodes, ``kinds`` and ``operators`` with their time, and ``findings`` in order."""
     return {
         **_counts(view, findings),
         "kinds": _by_kind(view, timing),
@@ -43,12 +43,12 @@ def graph_facts(view: Int8View, findings: list[Finding], timing: Timing | None) 
 
 
 def node_name(node: onnx.NodeProto) -> str:
-    """A node's name, or what it writes where it has none."""
+    """A node's name, or its operator and output where it has none."""
     return str(node.name) or f"{node.op_type} -> {node.output[0]}"
 
 
 def _counts(view: Int8View, findings: list[Finding]) -> dict[str, Any]:
-    """What runs in integers, what in float and why, and the Q/DQ that run."""
+    """Counts of operators in integers, of products in float by reason, and of the Q/DQ that run."""
     causes = {id(node): finding.cause.name for finding in reversed(findings) for node in finding.nodes}
     integer: Counter[str] = Counter()
     reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -81,7 +81,7 @@ def _counts(view: Int8View, findings: list[Finding]) -> dict[str, Any]:
 
 
 def _why_float(view: Int8View, node: onnx.NodeProto) -> str:
-    """Why a product that no cause claims runs in float."""
+    """The reason that a product runs in float, where no cause claims it."""
     if node.op_type in ATTENTIONS:
         return "attention: computed in float by design"
     if any(view.weight_dequantizer(name) for name in node.input[:2]):

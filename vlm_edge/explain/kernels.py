@@ -1,4 +1,4 @@
-"""Operators that run in another form than the fastest: one function a cause, as in :mod:`detectors`."""
+"""Detectors of slow kernels, casts, transposes and weights: one function for each cause, as in :mod:`detectors`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vlm_edge.explain.proto_graph import attribute
 from vlm_edge.explain.view import Hit, Int8View
 
 SMALLEST_WEIGHT = 1024
-"""Elements of a weight below which float32 costs nothing worth a line."""
+"""Elements of a weight; a smaller one in float32 is not reported."""
 
 BLOCKED = "_nchwc"
-"""The end of the name of an operator in onnxruntime's blocked layout (core/optimizer/nchwc_transformer.cc)."""
+"""Suffix of operators in onnxruntime's blocked layout (core/optimizer/nchwc_transformer.cc)."""
 
 FEW_PRODUCTS = 64
-"""Products that a convolution's output adds up, below which QLinearConv was twice as slow as Conv (3 x 3 over 3
-channels), while it was 2 to 3 times faster above and even for depthwise ones."""
+"""Products summed in one output of a convolution. Below this QLinearConv was twice as slow as Conv (3 x 3 over 3
+channels); above, and for depthwise convolutions, it was 2 to 3 times as fast."""
 
 
 def float16_casts(view: Int8View) -> Iterator[Hit]:
@@ -36,7 +36,7 @@ def integer_convolutions(view: Int8View) -> Iterator[Hit]:
         elif node.op_type == "QLinearConv" and attribute(node, "group", 1) == 1:
             weight = view.graph.initializers.get(node.input[3])
             if weight is not None and int(np.prod(weight.dims[1:])) < FEW_PRODUCTS:
-                yield Hit(node, 0.5, f"adds up {int(np.prod(weight.dims[1:]))} products, too few to gain")
+                yield Hit(node, 0.5, f"sums {int(np.prod(weight.dims[1:]))} products an output, too few to gain")
 
 
 def layout_transposes(view: Int8View) -> Iterator[Hit]:
@@ -50,7 +50,7 @@ def layout_transposes(view: Int8View) -> Iterator[Hit]:
 
 
 def dynamic_ranges(view: Int8View) -> Iterator[Hit]:
-    """Ranges of the data taken anew at every run."""
+    """Dynamic quantization: the range of the data is searched in every run."""
     for node in view.graph.nodes:
         if node.op_type == "DynamicQuantizeLinear":
             yield Hit(node, 1.0, "finds the range and quantizes")
@@ -69,7 +69,7 @@ def unfolded_smoothing(view: Int8View) -> Iterator[Hit]:
 
 
 def asymmetric_weights(view: Int8View) -> Iterator[Hit]:
-    """Weights whose zero point is not 0: u8 ones have a slower kernel on x86, all need another sum over the data."""
+    """Weights whose zero point is not 0: all need another sum over the data, u8 ones run a slower kernel on x86."""
     slower = 1 - 1 / view.speed.u8u8_over_u8s8 if view.machine == "x86" else 0.0
     for node in view.graph.nodes:
         found = view.weight_of(node)
@@ -81,7 +81,7 @@ def asymmetric_weights(view: Int8View) -> Iterator[Hit]:
         if unsigned and slower:
             yield Hit(node, slower, f"{node.op_type} with u8 weights")
         elif value is not None and value.any():
-            yield Hit(node, 0.05, f"{node.op_type} with weights off centre")
+            yield Hit(node, 0.05, f"{node.op_type} with a weight zero point other than 0")
 
 
 def saturating_weights(view: Int8View) -> Iterator[Hit]:
@@ -92,8 +92,8 @@ def saturating_weights(view: Int8View) -> Iterator[Hit]:
         found = view.weight_of(node)
         if found is None or view.data_dtype(node) not in (np.uint8, None):
             continue
-        levels = view.read(found[0])
-        if levels is not None and levels.dtype == np.int8 and int(np.abs(levels.astype(np.int16)).max(initial=0)) > 64:
+        weight = view.read(found[0])
+        if weight is not None and weight.dtype == np.int8 and int(np.abs(weight.astype(np.int16)).max(initial=0)) > 64:
             yield Hit(node, 0.0, "u8 x s8 may saturate at 16 bits")
 
 
@@ -120,7 +120,7 @@ def stored_twice(view: Int8View) -> Iterator[Hit]:
 
 
 def decompressed(view: Int8View, product: onnx.NodeProto) -> str:
-    """Why a weight is float in the session: it was int8 in the file and multiplied back when it was loaded, or "".
+    """In words that a product's weight is int8 in the file and dequantized when the session loads; "" for others.
 
     onnxruntime names a convolution that it gives a blocked layout after its output, and its weight anew.
     """

@@ -1,4 +1,4 @@
-"""A graph beside what onnxruntime made of it when it loaded it: which operators run in integers, and what is left."""
+"""A graph as stored and as onnxruntime runs it: the kind, types and quantizers of each operator."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Kind = Literal[
 ]
 
 INTEGER_ELEMENTWISE = frozenset({"Add", "Mul", "LeakyRelu", "Concat", "AveragePool", "GlobalAveragePool", "Where"})
-"""Operators besides products for which onnxruntime has a QLinear kernel that pays (Sigmoid's and Softmax's don't)."""
+"""Operators, not products, that onnxruntime runs faster in integers (Sigmoid and Softmax are slower)."""
 
 WEIGHT_ONLY = frozenset({"MatMulNBits", "GatherBlockQuantized"})
-"""Operators that read integer weights and compute in float, but for MatMulNBits at an accuracy level of 4."""
+"""Operators with integer weights that compute in float; MatMulNBits in integers at an accuracy level of 4."""
 
 MOVES = SHAPE_OPERATORS | {"Concat", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "GatherND"}
 _CONVERSIONS = frozenset({"Cast", "ReorderInput", "ReorderOutput"})
@@ -45,7 +45,7 @@ _OUTPUT_ZERO_POINTS = {
 
 @dataclass(frozen=True)
 class Int8Speed:
-    """How much longer one matrix product takes: float32 than u8 x s8, u8 x u8 than u8 x s8, s8 x s8 than u8 x s8.
+    """Times of one matrix product in float32, u8 x u8 and s8 x s8, relative to u8 x s8.
 
     The defaults were measured on a Zen 4 core with AVX512-VNNI and onnxruntime 1.31 (64 x 512 x 512, one thread).
     """
@@ -58,18 +58,18 @@ class Int8Speed:
 
 @dataclass(frozen=True)
 class Int8View:
-    """What the detectors of :mod:`vlm_edge.explain.causes` read.
+    """The input of the detectors of :mod:`vlm_edge.explain.causes`.
 
     Args:
         source: the graph as it is in the file.
         graph: the graph as onnxruntime runs it.
-        machine: of the host that runs it.
+        machine: the host's kind of CPU.
         isa: instruction sets of the host, as Linux names them.
-        speed: of the integer kernels on the host.
+        speed: of the host's integer kernels.
         read: the value of an initializer of ``source``, None where there is none of that name.
         equal_weights: names of initializers of ``source`` with the same type, shape and bytes, and those bytes.
-        chosen: each layer's form was chosen for it (``int8`` of `vlm-edge quantize`, searched by `vlm-edge compile`):
-            what isn't in the usual integer form was faster in another one, or too noisy.
+        chosen: `vlm-edge quantize` and `vlm-edge compile` chose the form of each layer (scheme ``int8``): a layer that
+            is dynamic or in float was faster so, or too noisy in INT8.
     """
 
     source: Graph
@@ -88,7 +88,7 @@ class Int8View:
 
     @property
     def slow_signed(self) -> bool:
-        """Whether the kernel for s8 data is the slow one: x86, unless it was measured to be as fast."""
+        """Whether products of s8 data run on a slow kernel: on x86, unless it was measured to be fast."""
         return self.machine == "x86" and (not self.speed.measured or self.speed.s8s8_over_u8s8 > 2)
 
     @cached_property
@@ -104,11 +104,11 @@ class Int8View:
         return name in self.graph.initializers or (producer is not None and producer.op_type == "Constant")
 
     def dtype(self, name: str) -> np.dtype[Any] | None:
-        """Of a quantized tensor of ``graph``; None where it can't be told."""
+        """The integer type of a quantized tensor of ``graph``; None if unknown."""
         return _dtype(self.graph, name)
 
     def small(self, name: str) -> NDArray[Any] | None:
-        """The value of a constant that is stored in the graph itself."""
+        """The value of a constant in the graph itself; None for one in a file beside it."""
         tensor = self.graph.initializers.get(name)
         if tensor is not None and tensor.data_location == onnx.TensorProto.EXTERNAL:
             return None
@@ -139,7 +139,7 @@ class Int8View:
         return found if found is not None and self.of_weight(found) else None
 
     def restores_convolution(self, node: onnx.NodeProto) -> bool:
-        """Whether a DequantizeLinear gives what a QLinearConv wrote, which has no float output, to a float operator."""
+        """Whether a DequantizeLinear follows a QLinearConv, which has no float output, for a float operator."""
         if node.op_type != "DequantizeLinear":
             return False
         above = self.graph.producers.get(node.input[0])
@@ -151,9 +151,9 @@ class Int8View:
         return not readers or any(reader.op_type != "QuantizeLinear" for reader in readers)
 
     def leftover_chain(self, name: str) -> Iterator[onnx.NodeProto]:
-        """Q/DQ above ``name`` that an integer kernel would not need: up to the quantizer of the float values.
+        """Q/DQ above ``name`` that an integer kernel would not need, up to the quantizer of the float values.
 
-        What restores a QLinearConv's output is not among them.
+        The DequantizeLinear of a QLinearConv's output is not among them.
         """
         node = self.graph.producers.get(name)
         while node is not None and (node.op_type in SHAPE_OPERATORS or node.op_type in _QUANTIZERS):
@@ -165,7 +165,7 @@ class Int8View:
             node = above
 
     def readers(self, name: str) -> Iterator[onnx.NodeProto]:
-        """What reads ``name``, directly or through operators that only move elements."""
+        """Readers of ``name``, directly or through operators that only move elements."""
         for reader in self.graph.consumers[name]:
             if reader.op_type in SHAPE_OPERATORS:
                 for output in reader.output:
@@ -174,11 +174,11 @@ class Int8View:
                 yield reader
 
     def data_dtype(self, node: onnx.NodeProto) -> np.dtype[Any] | None:
-        """Of the first operand of an operator that multiplies integers."""
+        """The type of the first operand of an integer product."""
         return self.dtype(node.input[0])
 
     def weight_of(self, node: onnx.NodeProto) -> tuple[str, str] | None:
-        """Names of the constant weight and of its zero point ("" if none) of an operator that multiplies integers."""
+        """Names of the constant weight and its zero point ("" if none) of an integer product."""
         product = PRODUCTS.get(node.op_type)
         if product is None or not product.integer or node.op_type in WEIGHT_ONLY:
             return None
@@ -188,7 +188,7 @@ class Int8View:
         return node.input[weight], node.input[zero_point] if len(node.input) > zero_point else ""
 
     def kind(self, node: onnx.NodeProto) -> Kind:
-        """What a node of ``graph`` does, for the sums of the report."""
+        """The kind of a node of ``graph``, by which the report adds up times."""
         if node.op_type in WEIGHT_ONLY and attribute(node, "accuracy_level", 0) != INTEGER_PRODUCTS:
             return "int8 weights"
         if node.op_type in INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
@@ -204,17 +204,17 @@ class Int8View:
         return "layout" if node.op_type in MOVES or node.op_type in _FREE else "other float"
 
     def is_float_only(self, node: onnx.NodeProto) -> bool:
-        """Whether onnxruntime has no integer kernel worth having that Q/DQ around the node could become."""
+        """Whether onnxruntime has no integer kernel for the node that is faster than the float one."""
         known = FLOAT_PRODUCTS | ATTENTIONS | INTEGER_ELEMENTWISE | MOVES | _QUANTIZERS | _CONVERSIONS | _FREE
-        return node.op_type not in known and self.kind(node) == "other float" and not _keeps_levels(node)
+        return node.op_type not in known and self.kind(node) == "other float" and not _keeps_quantized(node)
 
 
 @dataclass(frozen=True)
 class Hit:
     """A node that a cause makes slower.
 
-    recovers: the share of the node's time that the remedy is estimated to give back.
-    reason: what about this node, a few words; equal reasons are counted.
+    recovers: the share of the node's time that the remedy is estimated to save.
+    reason: a few words on this node; equal reasons are counted.
     """
 
     node: onnx.NodeProto
@@ -222,8 +222,8 @@ class Hit:
     reason: str = ""
 
 
-def _keeps_levels(node: onnx.NodeProto) -> bool:
-    """Operators that work on quantized values as they are, or vanish into the range of a quantizer."""
+def _keeps_quantized(node: onnx.NodeProto) -> bool:
+    """Whether an operator works on quantized values as they are, or is folded into a quantizer's range."""
     return node.op_type in ("MaxPool", "Relu", "Clip", "Resize", "ArgMax")
 
 

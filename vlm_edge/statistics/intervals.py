@@ -9,7 +9,7 @@ chapters 8 (resample the units that were sampled) and 13 (percentile interval); 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -166,41 +166,6 @@ def minimal_n(quantile: float, confidence: float = CONFIDENCE) -> int:
     """The fewest values for which :func:`percentile_interval` has both ends."""
     rarer = min(quantile, 1 - quantile)
     return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-rarer))
-
-
-def percentile_ratio_interval(
-    baseline: Sequence[ArrayLike],
-    candidate: Sequence[ArrayLike],
-    quantile: float,
-    *,
-    seed: int,
-    confidence: float = CONFIDENCE,
-    resamples: int = 2_000,
-) -> Interval:
-    """Interval of (baseline percentile) / (candidate percentile) over blocks that were measured in turn.
-
-    ``baseline[i]`` and ``candidate[i]`` are the values of the i-th pair of blocks. Pairs of blocks are resampled, so
-    what slowed a neighbouring block down is drawn together with it. Bootstrap percentile interval.
-    """
-    draws = np.random.default_rng(seed).multinomial(len(baseline), np.full(len(baseline), 1 / len(baseline)), resamples)
-    ratios = _weighted_percentiles(baseline, draws, quantile) / _weighted_percentiles(candidate, draws, quantile)
-    return middle(ratios, confidence)
-
-
-def _weighted_percentiles(blocks: Sequence[ArrayLike], draws: NDArray[np.int64], quantile: float) -> Floats:
-    """Percentile of the pooled values for each draw: (resamples,). draws (resamples, blocks): times a block counts."""
-    arrays = [np.asarray(block, np.float64) for block in blocks]
-    values = np.concatenate(arrays)
-    order = np.argsort(values, kind="stable")
-    owner = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])[order]
-    ordered = values[order]
-    result = np.empty(len(draws))
-    rows = max(1, _CHUNK_CELLS // len(values))
-    for start in range(0, len(draws), rows):
-        reached = np.cumsum(draws[start : start + rows, owner], axis=1)
-        needed = np.ceil(quantile * reached[:, -1:] - _ROUNDING)
-        result[start : start + rows] = ordered[(reached >= needed).argmax(axis=1)]
-    return result
 
 
 def middle(draws: Floats, confidence: float) -> Interval:

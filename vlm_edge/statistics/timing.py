@@ -1,8 +1,8 @@
-"""Percentiles of query times, and their ratios, when the queries come in rounds of fresh processes.
+"""Percentiles of query times and their ratios, for queries in rounds of fresh processes.
 
-The times of one process are alike (where its memory lies, what its neighbours did in that second), so queries are no
-independent evidence, and two processes of one engine differ. Rounds are: each has processes of its own. Intervals are
-therefore taken over rounds, with Student's t.
+Queries of one process are not independent: they share its memory layout and the load of that moment, and two processes
+of one engine differ. Rounds are independent, as each has its own processes. Intervals are therefore taken over rounds,
+with Student's t.
 
 Sources: Kalibera & Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013 (replicate at the highest level that
 varies); Woodruff, JASA 47 (1952) 635 (interval of a percentile from that of the share below it); Reddi et al., MLPerf
@@ -24,11 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 from vlm_edge.statistics.intervals import CONFIDENCE, Interval, percentile, percentile_interval
 
 LOOKED_AT = 0.97
-"""Confidence of an interval that may have ended the measurement by being narrow. With looks after 6, 12, 18 ... rounds
-a nominal 97% holds the true ratio in 95% of simulated runs or more (benchmarks/gate_latency.py --simulate)."""
+"""Confidence of an interval whose narrowness may end the measurement. With looks after 6, 12, 18 ... rounds a nominal
+97% holds the true ratio in 95% of simulated runs or more (benchmarks/gate_latency.py --simulate)."""
 LOOKED_AGAIN = 0.998
-"""The same for a measurement that went on because its verdict was open, with looks at 2, 4, 8 ... times the rounds: it
-ends where its interval leaves the bound, so that it has to be wider for one look."""
+"""Confidence while a verdict is open, with looks at 2, 4, 8 ... times the rounds. It is higher, since the measurement
+ends at the first look whose interval excludes the bound."""
 QUERIES_CONFIDENCE = 0.99
 _ROUNDING = 1e-9
 

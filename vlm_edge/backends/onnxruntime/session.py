@@ -20,13 +20,13 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.explain.facts import Timing
 
 LARGEST_INLINE_BYTES = 65536
-"""Constants above this lie in a file beside the session's graph, which is then read quickly; scales stay inside."""
+"""Larger constants are written to a file beside the session's graph, so that it is read quickly."""
 WARM_UPS = 2
 _KERNEL_TIME = "_kernel_time"
 
 
 class LoadedGraph:
-    """One ONNX file in a session as the engine makes it; the session's own graph is written to ``scratch``.
+    """An ONNX file in a session with the engine's settings; the optimized graph is written to ``scratch``.
 
     Raises:
         VlmEdgeError: onnxruntime can't load the file.
@@ -48,10 +48,10 @@ class LoadedGraph:
         return {each.name: (_TYPES[each.type], tuple(each.shape)) for each in self._session.get_inputs()}
 
     def time(self, feed: Feed, runs: int) -> Timing:
-        """Median over ``runs``: of the whole run in the engine's session, then of each node in a profiled one.
+        """Median time of a whole run in the engine's session, and of each node in a profiled one.
 
-        The profiled session runs the graph that the first one made, whose nodes are numbered and not rewritten again;
-        so every event belongs to one node.
+        The profiled session runs the optimized graph with numbered nodes and without further optimization, so that
+        every event belongs to one node.
 
         Raises:
             VlmEdgeError: the feed doesn't fit the graph.
@@ -86,7 +86,7 @@ class LoadedGraph:
         except ORT_ERRORS as error:
             raise VlmEdgeError(
                 f"{self._path}: onnxruntime: {error}",
-                "--no-time explains it without running it; --data or --inputs give it true inputs",
+                "--no-time explains it without running it; --data or --inputs give real inputs",
             ) from error
 
 

@@ -55,7 +55,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class PluginCause:
-    """An entry of :data:`PLUGIN_CAUSES`. recovers: the share of a kernel's time that the remedy gives back."""
+    """An entry of :data:`PLUGIN_CAUSES`. recovers: the share of a kernel's time that the remedy saves."""
 
     name: str
     title: str
@@ -71,7 +71,7 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
         "products in float",
         lambda kernel: kernel.is_product and kernel.kind == "float product" and kernel.type != "MatMul",
         0.67,
-        "their data or weights are not quantized, or in a way that the plug-in's low-precision pass leaves out",
+        "their data or weights are not quantized, or in a form that the plug-in's low-precision pass skips",
         "`quantize: {components: {NAME: int8}}` for an OpenVINO target",
     ),
     PluginCause(
@@ -79,8 +79,8 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
         "FakeQuantize run on its own",
         lambda kernel: kernel.type == "FakeQuantize",
         1.0,
-        "a quantizer that no kernel before it took up",
-        "leave the operator behind it out of quantization",
+        "a quantizer that was not fused into the kernel before it",
+        "exclude the operator after it from quantization",
     ),
     PluginCause(
         "layout-transposes",
@@ -88,7 +88,7 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
         lambda kernel: kernel.type == "Reorder",
         1.0,
         "kernels of different layouts follow each other",
-        "neighbouring convolutions all in INT8, or all in float",
+        "keep neighbouring convolutions all in INT8, or all in float",
     ),
 )
 
@@ -126,7 +126,7 @@ def explain_component(job: ExplainJob) -> dict[str, Any]:
 
 
 def kernels_of(compiled: Any, node_ms: Mapping[str, float] | None) -> list[Kernel]:
-    """What the compiled model runs; with times, only what took any."""
+    """The operations of the compiled model; with times, only those that took any."""
     found = []
     for operator in compiled.get_runtime_model().get_ordered_ops():
         info = operator.get_rt_info()
