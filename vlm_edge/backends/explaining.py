@@ -1,4 +1,4 @@
-"""One compiled component to explain, and a feed of the right shapes where none is given."""
+"""The job of an explainer: one compiled component, and a feed of the right shapes where none is given."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vlm_edge.machine import Machine
 from vlm_edge.processing.manifest import Component
 
 USUAL_TOKENS = 16
-"""Length of a text whose length is free, where nothing says how long it is."""
+"""Size of a free dimension that is neither a batch nor a number of images."""
 
 
 @dataclass(frozen=True)
 class ExplainJob:
-    """One file to look at: a component's, or a graph on its own (its options are the engine's defaults).
+    """One file to explain: a component's, or a single graph (with the engine's default options).
 
-    ``feed`` is what it is timed with, ``fed`` says in words where that is from; without one it is noise, whose free
-    dimensions have the sizes of ``dims``. ``runs`` is 0 where no time is to be taken. ``scheme``: how the component was
-    quantized, as the manifest tells; ``component``: its row there. ``machine``, ``isa`` and ``speed`` are the host's.
+    ``feed``: the inputs to time it with, ``fed`` their origin in words; without them noise, with the sizes of ``dims``
+    for free dimensions. ``runs`` is 0 for no timing. ``scheme``: the component's quantization scheme, ``component`` its
+    row in the manifest. ``machine``, ``isa`` and ``speed`` are the host's.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ExplainJob:
 def generated_feed(
     inputs: Mapping[str, tuple[Any, tuple[int | str | None, ...]]], dims: Mapping[str, int]
 ) -> dict[str, Array]:
-    """Arrays of the inputs' types and shapes: normal numbers, ones for integers and for what is true or false.
+    """Arrays of the inputs' types and shapes: normal numbers for floats, ones for integers and booleans.
 
     A dimension without a number takes it from ``dims`` by its name. Where it is not there, the first one (the batch)
     is 1, and so is each that counts images; ``past + new`` is the sum of both; any other is :data:`USUAL_TOKENS`.

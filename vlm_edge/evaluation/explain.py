@@ -32,9 +32,9 @@ class Asked:
 
 
 def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
-    """Look at a graph's or a compiled component's file, or at every component of a folder with a manifest; JSON values.
+    """Explain the file of a graph or a compiled component, or every component of a folder with a manifest; JSON values.
 
-    ``components`` maps a name to what the explainer of its engine gives; ``host`` says what the CPU lacks.
+    ``components`` maps a name to the values of its backend's explainer; ``host`` lists the kernels that the CPU lacks.
 
     Raises:
         VlmEdgeError: it can't be read or run, its engine has no explainer, or a component is unknown.
@@ -61,17 +61,17 @@ def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
 
 
 def _explainer(file: Path, engine: str, path: Path) -> Callable[[ExplainJob], dict[str, Any]]:
-    """What explains a file: by the backend that compiles into files of its kind, the folder's own first."""
+    """The explainer of the backend that compiles into files of this kind, the folder's own backend first."""
     own = backend(engine)
     spec = next((each for each in (own, *backends().values()) if file.suffix in each.files), own)
     if not spec.explain:
-        raise VlmEdgeError(f"{path}: {spec.name} says nothing here of what it runs, so NOT MEASURED", spec.explain_hint)
+        raise VlmEdgeError(f"{path}: {spec.name} can't be explained here, so NOT MEASURED", spec.explain_hint)
     explainer: Callable[[ExplainJob], dict[str, Any]] = resolve(spec.explain)
     return explainer
 
 
 def _jobs(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[ExplainJob]:
-    """Every file to look at, with what it is fed where that is known."""
+    """Every file to explain, with its feed where that is known."""
     if manifest is None:
         if not path.is_file():
             raise VlmEdgeError(f"{path}: no such file or folder", "give an .onnx file or a folder with a manifest.json")

@@ -1,4 +1,4 @@
-"""Feeds for `explain`: true inputs of the pipeline, or a file of arrays."""
+"""Feeds for `explain`: inputs of a component in a pipeline, or a file of arrays."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ def read_feed(path: Path) -> Feed:
         with np.load(path) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except ValueError as error:
-        raise VlmEdgeError(f"{path}: it holds something else than arrays of numbers", hint) from error
+        raise VlmEdgeError(f"{path}: it holds objects that are no arrays of numbers", hint) from error

@@ -1,4 +1,4 @@
-"""Report on a graph as JSON: which nodes run in integers, which don't and why, time by operator, findings."""
+"""Facts of a graph as JSON: nodes in integers, nodes in float and why, time by operator, findings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Timing:
-    """p50_ms: of a whole run. node_ms: median by position in the session's graph, the profiler's clock."""
+    """p50_ms: of a whole run. node_ms: the profiler's median by a node's position in the session's graph."""
 
     runs: int
     p50_ms: float

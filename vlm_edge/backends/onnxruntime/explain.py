@@ -23,7 +23,7 @@ from vlm_edge.explain.view import Int8View
 
 
 def explain_component(job: ExplainJob) -> dict[str, Any]:
-    """One ONNX file: counts of its nodes, fallbacks, leftovers, time by operator, and ranked findings; JSON values.
+    """Explain one ONNX file: integer and float nodes, Q/DQ left, time by operator, ranked findings; JSON values.
 
     Raises:
         VlmEdgeError: onnxruntime can't load the file, or the feed doesn't fit it.
@@ -55,7 +55,7 @@ def explain_component(job: ExplainJob) -> dict[str, Any]:
 
 
 def equal_weights(model: onnx.ModelProto, folder: Path) -> tuple[tuple[tuple[str, ...], int], ...]:
-    """Names of large initializers that hold the same bytes in the same type and shape, with those bytes."""
+    """Names of large initializers of the same type, shape and content, with their size in bytes."""
     groups: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
     sizes: dict[tuple[Any, ...], int] = {}
     for tensor in model.graph.initializer:

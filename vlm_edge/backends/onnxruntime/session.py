@@ -1,4 +1,4 @@
-"""The graph that an onnxruntime session made of a file, and the time of each of its operators."""
+"""An onnxruntime session's optimized graph, and the time of each of its operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explain a model as OpenVINO's CPU plug-in runs it, as far as its API tells: kernels, their precision, their time.
+"""Explain a model as OpenVINO's CPU plug-in runs it: its kernels, their precision and time.
 
 The compiled model's runtime model names every kernel (``layerType``, ``primitiveType`` such as brgemm_avx512_i8, the
 last part of which is the precision), and the request's profile its time:
@@ -94,7 +94,7 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
 
 
 def explain_component(job: ExplainJob) -> dict[str, Any]:
-    """The same JSON values as for an ONNX graph, without what OpenVINO doesn't tell.
+    """The JSON values of an ONNX graph's explanation, as far as OpenVINO's API gives them.
 
     With a ``component`` and a ``feed`` the model gets the shapes that the engine would fix for it.
 
