@@ -77,7 +77,7 @@ QUESTIONS = {
     "How is an image preprocessed?": r"^def preprocess\(",
     "Which models can be pruned?": r"^\| BLIP, questions \|",
     "Where is the HTML report?": r"With --html the page is written beside the record, as report\.html",
-    "How do I add an engine?": r"^class Engine\(",
+    "How do I add an engine?": r"^class BackendSpec:",
 }
 """A row of docs/index.md, and a pattern of its answer in the place that the row leads to."""
 

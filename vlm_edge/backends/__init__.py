@@ -102,7 +102,7 @@ BACKENDS: dict[str, BackendSpec] = {row.name: row for row in _ROWS}
 
 
 @functools.cache
-def _entries() -> dict[str, EntryPoint]:
+def installed() -> dict[str, EntryPoint]:
     """The entry points of installed packages by name."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=ENTRY_POINTS):
@@ -123,9 +123,9 @@ def backend(name: str) -> BackendSpec:
     """
     if name in BACKENDS:
         return BACKENDS[name]
-    if name not in _entries():
-        raise VlmEdgeError(f"engine {name!r} is unknown", near(name, [*BACKENDS, *_entries()]))
-    entry = _entries()[name]
+    if name not in installed():
+        raise VlmEdgeError(f"engine {name!r} is unknown", near(name, [*BACKENDS, *installed()]))
+    entry = installed()[name]
     try:
         spec: Any = entry.load()
     except (ImportError, AttributeError) as error:
@@ -139,7 +139,7 @@ def backend(name: str) -> BackendSpec:
 
 def backends() -> dict[str, BackendSpec]:
     """All rows by name: those of the package, then those of installed packages."""
-    return BACKENDS | {name: backend(name) for name in _entries()}
+    return BACKENDS | {name: backend(name) for name in installed()}
 
 
 def resolve(attribute: str) -> Any:
