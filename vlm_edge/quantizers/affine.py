@@ -128,9 +128,16 @@ class Agreement:
         return float(np.clip(10 * np.log10(ratio), -200, 200)) if ratio > 0 else -200.0
 
 
-def agreement(pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> dict[str, Agreement]:
-    """Agreement of every output by name, over (references, values) of many runs; empty outputs are passed over."""
-    totals: dict[str, Agreement] = {}
+def agreement(
+    pairs: Iterable[tuple[Mapping[str, Array], Mapping[str, Array]]], totals: dict[str, Agreement] | None = None
+) -> dict[str, Agreement]:
+    """Agreement of every output by name, over (references, values) of many runs; empty outputs are passed over.
+
+    Args:
+        pairs: the runs.
+        totals: of runs before, which these are added to.
+    """
+    totals = {} if totals is None else totals
     for references, values in pairs:
         for name, reference in references.items():
             if reference.size:
