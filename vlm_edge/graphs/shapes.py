@@ -39,9 +39,10 @@ class ShapeSession:
         self._names: dict[str, str] = {}
         editor = Editor(graph)
         for name, value in wanted.items():
-            if value.producer() is not None:
+            producer = value.producer()
+            if producer is not None:
                 shape = ir.node("Shape", [value], outputs=[ir.Value(name=editor.fresh(f"{name}_shape"))])
-                graph.append(shape)
+                graph.insert_after(producer, shape)
                 graph.outputs.append(shape.outputs[0])
                 self._names[name] = str(shape.outputs[0].name)
         remove_unused(listening)

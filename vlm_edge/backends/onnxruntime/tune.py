@@ -107,6 +107,8 @@ class Tuner:
             self._gains *= best / other
             return {"faster_than_float": 1.0, "reverted": REVERTED}
         facts = {"faster_than_float": round(other / best, 3)}
+        del candidate  # before the next two engines are loaded
+        self._best = None
         return facts if self.load_threaded is None else facts | self._by_clock(self.load_threaded, floating)
 
     def _by_clock(self, load: Load, floating: dict[str, Form]) -> dict[str, Any]:
