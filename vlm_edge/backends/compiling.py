@@ -27,6 +27,8 @@ MARGIN = 0.01
 """A form that is faster by less than this share of the whole component's time is not taken."""
 ROUNDS, SECONDS, MOST_SECONDS = 15, 0.15, 3.0
 """A race lasts at least so many rounds and seconds, but is over after the last."""
+APART = 1.5
+"""It is also over when the slower engine's best round took this times the faster one's worst."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class CompileJob:
 
 
 def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = False) -> list[float]:
-    """The lower quartile of each engine's seconds for all ``feeds``, run in turns after two rounds of warm-up.
+    """The lower quartile of each engine's seconds for all ``feeds``, run in turns after two rounds of warm-up, or one
+    that took half of :data:`MOST_SECONDS`.
 
     The engines have one thread, and CPU time is what counts: with two threads and wall time, a machine with other work
     on it chose forms that were 1.3 times slower. The lower quartile, because what else runs only ever adds. With
@@ -93,9 +96,9 @@ def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = F
     """
     now = time.perf_counter if by_clock else time.process_time
     times: list[list[float]] = [[] for _ in engines]
-    began = time.perf_counter()
+    began, warm_up = time.perf_counter(), 2
     for number in range(10_000):
-        if number == 2:
+        if number == warm_up:
             times, began = [[] for _ in engines], time.perf_counter()
         for engine, own in zip(engines, times, strict=True):
             start = now()
@@ -103,6 +106,12 @@ def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = F
                 engine.infer(feed)
             own.append(now() - start)
         elapsed = time.perf_counter() - began
-        if number >= 4 and (elapsed > MOST_SECONDS or (number >= ROUNDS + 2 and elapsed > SECONDS)):
+        if number == 0 and elapsed > MOST_SECONDS / 2:
+            warm_up = 1
+        measured = number + 1 - warm_up
+        apart = max(map(min, times)) > APART * min(map(max, times))
+        if measured >= 3 and elapsed > MOST_SECONDS:
+            break
+        if measured >= 1 and elapsed > SECONDS and (apart or measured > ROUNDS):
             break
     return [float(np.percentile(own, 0 if by_clock else 25)) for own in times]
