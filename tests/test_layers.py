@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": set(),
     "files": set(),
     "checked": set(),
+    "facts": set(),
     "documents": set(),
     "digests": set(),
     "core": set(),
@@ -51,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"api", "core", "stages", "evaluation", "report", "runtime", "backends", "families", "checkpoints",
             "processing", "zoo", "data"},
 }  # fmt: skip
-ANYONE = {"checked", "digests", "documents", "errors", "files", "machine", "names", "__init__"}
+ANYONE = {"checked", "digests", "documents", "errors", "facts", "files", "machine", "names", "__init__"}
 ON_DEVICE = {"__init__", "base", "feed", "options", "signature", "engine", "fixed_shapes", "cuda_memory"}
 """Modules of backends that a device needs; the others are the layer ``backends (compress)``."""
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")

@@ -78,7 +78,7 @@ def changed(value: Any, odd: str, way: Callable[[str, str], str]) -> Any:
 
 
 def facts_kept(record: RunRecord, hostile: RunRecord, odd: str, way: Callable[[str, str], str]) -> RunRecord:
-    """With the keys of facts as the report looks for them, so that their values are shown."""
+    """With the names of stages and the keys of their facts as the report looks for them, so that values are shown."""
 
     def values(value: Any) -> Any:
         if isinstance(value, dict):
@@ -87,7 +87,8 @@ def facts_kept(record: RunRecord, hostile: RunRecord, odd: str, way: Callable[[s
 
     for variant, own in zip(hostile.variants, record.variants, strict=True):
         runs = [
-            run.model_copy(update={"facts": values(old.facts)}) for run, old in zip(variant.runs, own.runs, strict=True)
+            run.model_copy(update={"facts": values(old.facts), **({"stage": old.stage} if old.facts else {})})
+            for run, old in zip(variant.runs, own.runs, strict=True)
         ]
         variant.runs[:] = runs
     return hostile

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from report_records import QUANTIZED
 
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.report.html import run_html
@@ -30,12 +31,14 @@ def facts_of(*, by_task: bool, fallback: bool = True, count: int = 15) -> dict[s
     """Facts of a quantize run: a ranking, and the last layer left float."""
     last = f"layers.{count - 1}.fc1"
     component = {
+        "asked": "int8",
         "scheme": "int8",
         "sensitivity": ranked(count, by_task=by_task),
         "float_layers": [last],
         "float_because": {last: "max_drop_pt"},
     }
-    facts: dict[str, Any] = {"components": {"vision_encoder": component, "decoder": {"scheme": "none"}}}
+    components = {"vision_encoder": component, "decoder": {"asked": "none", "scheme": "none"}}
+    facts: dict[str, Any] = {**QUANTIZED, "components": components}
     if fallback:
         left = {"component": "vision_encoder", "name": last, "sqnr_db": 44.0, "without_it": interval(61.25)}
         facts["metric_samples"] = {"split": "train", "images": 1533, "samples": 14_000}
@@ -88,7 +91,7 @@ def test_the_most_sensitive_comes_first_and_all_are_there(record: RunRecord, by_
 
 
 def test_a_run_without_a_ranking_has_no_such_part(record: RunRecord) -> None:
-    markup = section(record, {"components": {"vision_encoder": {"scheme": "int8"}}})
+    markup = section(record, {**QUANTIZED, "components": {"vision_encoder": {"asked": "int8", "scheme": "int8"}}})
     assert "vision_encoder" in markup
     assert "most sensitive" not in markup
     assert "left in float" not in markup
@@ -96,5 +99,6 @@ def test_a_run_without_a_ranking_has_no_such_part(record: RunRecord) -> None:
 
 def test_a_record_of_an_earlier_version_is_read(record: RunRecord) -> None:
     """It has no reasons."""
-    rows = {"components": {"x": {"scheme": "int8", "sensitivity": ranked(3, by_task=False)}}}
+    component = {"asked": "int8", "scheme": "int8", "sensitivity": ranked(3, by_task=False)}
+    rows = {**QUANTIZED, "components": {"x": component}}
     assert "float" in text_of(section(record, rows))

@@ -128,7 +128,9 @@ def test_layers_that_compile_runs_uncalibrated_are_named(record: RunRecord) -> N
     before = remarks(record)
     last = record.variants[-1]
     tuned = {"layers": {"dynamic": 41}, "uncalibrated_layers": 41, "uncalibrated": "by DynamicQuantizeMatMul"}
-    run = last.runs[-1].model_copy(update={"stage": "compile", "facts": {"components": {"decoder": {"tuned": tuned}}}})
+    decoder = {"size_bytes": 9, "integer": True, "output": "logits", "cosine": 1.0, "tuned": tuned}
+    facts = {"engine": "onnxruntime", "optimize": "full", "components": {"decoder": decoder}}
+    run = last.runs[-1].model_copy(update={"stage": "compile", "facts": facts})
     changed = last.model_copy(update={"runs": [*last.runs[:-1], run]})
     lines = remarks(record.model_copy(update={"variants": [*record.variants[:-1], changed]}))
     assert [line for line in lines if line not in before] == ["compile: 41 layers of decoder: by DynamicQuantizeMatMul"]

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import yaml
+from known_facts import known
 from onnx import TensorProto, helper, numpy_helper
 from sealed import seal_again
 from tiny_graphs import random_images, random_weights, vqa_answer, write_dual_encoder, write_vqa
@@ -45,7 +46,7 @@ def compiled(source: Path, out: Path, engine: str = "onnxruntime", optimize: str
     source_artifact = Artifact(ArtifactKind.GRAPHS, digest_folder(source), source)
     SPEC.run(CompileConfig(optimize=optimize), StageInputs(source=source_artifact, target=target), work)
     assert not list(scratch.iterdir())
-    return out, work.facts
+    return out, known("compile", work.facts)
 
 
 @pytest.mark.parametrize(("engine", "optimize"), WAYS)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from known_facts import known
 from numpy.typing import NDArray
 from proto_passes import quantize_graph
 from small_mobilevit import INTEGER_CONVOLUTIONS, SIZE, pictures, small_mobilevit
@@ -68,7 +69,7 @@ def compiled(
     inputs = StageInputs(source=Artifact(ArtifactKind.GRAPHS, digest_folder(source), source), target=target)
     SPEC.run(CompileConfig(tune_seconds=tune_seconds), inputs, work)
     assert not list(scratch.iterdir())
-    return out, work.facts["components"]["vision_encoder"]
+    return out, known("compile", work.facts)["components"]["vision_encoder"]
 
 
 def kernels(folder: Path) -> Counter[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from color_task import write_color_task
+from known_facts import known
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
@@ -56,7 +57,7 @@ def run(
     """The new checkpoint, loaded again, and the facts."""
     work = work_in(folder, **arguments)
     distill.run(config, StageInputs(checkpoint(source), checkpoint(teacher or source), task), work)
-    return load_checkpoint(work.out), work.facts
+    return load_checkpoint(work.out), known("distill", work.facts)
 
 
 def pixels(count: int = 2) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from color_task import write_color_task
+from known_facts import known
 from onnx import numpy_helper, parser
 from proto_passes import quantize_graph
 from pydantic import ValidationError
@@ -149,7 +150,7 @@ def quantize(
     target = Target(name="box", engine=engine, threads=1, isa=isa)
     SPEC.run(QuantizeConfig(**config), StageInputs(source, task=task, target=target), work)
     assert list(work.scratch.iterdir()) == []
-    return work.out, work.facts
+    return work.out, known("quantize", work.facts)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ HOSTILE = "<script>alert('x')</script>\"&|`](http://x.example)"
 COMPONENTS = ("vision_encoder", "text_encoder", "decoder", "preprocessing", "other")
 
 
+QUANTIZED = {"isa": "x86-vnni", "calibration_samples": 224, "held_out_samples": 32}
+
+
 def measured(metric: str, value: float, spread: float = 0.01, n: int = 400, unit: str = "ms") -> Measurement:
     return Measurement(metric=metric, low=value - spread, value=value, high=value + spread, n=n, unit=unit)
 
@@ -96,9 +99,8 @@ def _with_layers(run: StageRun) -> StageRun:
         "size_bytes": 1_100_000,
         "layers": layers,
     }
-    return run.model_copy(
-        update={"facts": {"components": {"vision_encoder": component, "decoder": {"scheme": "none"}}}}
-    )
+    components = {"vision_encoder": component, "decoder": {"asked": "none", "scheme": "none"}}
+    return run.model_copy(update={"facts": {**QUANTIZED, "components": components}})
 
 
 def regressions_of(record: RunRecord) -> dict[str, list[dict[str, Any]]]:

@@ -30,7 +30,6 @@ def toy_stage(
         log.append(name)
         text = (inputs.source.path / "model.txt").read_text()
         (work.out / "model.txt").write_text(f"{text}{name}({config.strength:g})\n")
-        work.facts["steps"] = len(text.splitlines())
         if os.environ.get("KILL_IN") == name:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from vlm_edge.checked import first_fault
 from vlm_edge.core.budget import Judgement, Verdict
@@ -17,6 +17,7 @@ from vlm_edge.core.checked import Digest, JsonObject, Timestamp
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.plan import BASELINE
 from vlm_edge.errors import VlmEdgeError, shown
+from vlm_edge.facts import FACTS, Facts, facts_fault
 
 FORMAT: Literal[2] = 2
 RECORD_NAME = "run.json"
@@ -25,6 +26,7 @@ OUTCOMES_FOLDER = "outcomes"
 REGRESSIONS_NAME = "regressions.json"
 
 
+_Facts = TypeVar("_Facts", bound=Facts)
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -44,6 +46,19 @@ class StageRun(_Record):
     implied: bool
     wall_s: Seconds
     facts: JsonObject = {}
+
+    @field_validator("facts")
+    @classmethod
+    def _of_the_stage(cls, facts: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Hold the facts of a stage that is known to their model."""
+        if problem := facts_fault(facts, FACTS.get(str(info.data.get("stage")))):
+            raise ValueError(problem)
+        return facts
+
+    def facts_as(self, kind: type[_Facts]) -> _Facts | None:
+        """The facts, if this is the stage that writes ``kind``, and wrote some; else None."""
+        written = FACTS.get(self.stage) is kind and bool(self.facts)
+        return kind.model_validate(self.facts) if written else None
 
 
 class VariantRecord(_Record):

@@ -23,9 +23,10 @@ from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, 
 from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import OUTCOMES_FOLDER, RunRecord, StageRun, VariantRecord, best_of
 from vlm_edge.core.run_folder import RunFolder
-from vlm_edge.core.stage import Progress, StageInputs, StageWork
-from vlm_edge.core.store import Store, key_of
+from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
+from vlm_edge.core.store import StageRecord, Store, key_of
 from vlm_edge.core.toolbox import Toolbox
+from vlm_edge.facts import facts_fault
 from vlm_edge.files import writing_to
 
 
@@ -95,11 +96,11 @@ class Runner:
         """The stage run's artifact: found in the store, or made now."""
         spec, identity = step.spec, self.identity(step, source)
         key = key_of(identity)
-        found = self.store.find(key)
+        found = self._found(key, spec)
         cached = found is not None
         if found is None:
             with self.store.begin(key) as (out, state):
-                found = self.store.find(key)  # another process may have made it while this one waited for the lock
+                found = self._found(key, spec)  # another process may have made it while this one waited for the lock
                 if found is None:
                     facts: dict[str, Any] = {}
                     cache = self.store.shared(spec.name)
@@ -129,6 +130,11 @@ class Runner:
         )
         return artifact, run
 
+    def _found(self, key: str, spec: StageSpec) -> tuple[Artifact, StageRecord] | None:
+        """The finished stage run, if the store has it with facts that a run record can hold."""
+        found = self.store.find(key)
+        return None if found is None or facts_fault(found[1].facts, spec.facts) else found
+
     def planned(self) -> list[PlannedRun]:
         """Every stage run of the plan, and whether the store has it."""
         rows, records = [], self.store.records()
@@ -136,7 +142,7 @@ class Runner:
             source: Artifact | None = self.teacher
             for step in variant.steps:
                 key = key_of(self.identity(step, source)) if source is not None else None
-                found = self.store.find(key) if key is not None else None
+                found = self._found(key, step.spec) if key is not None else None
                 seconds = found[1].wall_s if found is not None else expected_seconds(step, records)
                 rows.append(PlannedRun(variant.name, step.spec.name, step.implied, key, found is not None, seconds))
                 source = found[0] if found is not None else None

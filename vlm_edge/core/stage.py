@@ -16,6 +16,7 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.target import Target
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.facts import Facts
 
 
 class Level(StrEnum):
@@ -181,7 +182,8 @@ class StageSpec:
     ``packages`` are the distributions whose versions change the output. ``reads`` names the optional inputs
     (``teacher``, ``task``, ``target``) and the ``metric`` that the stage uses; what it does not read is no part of its
     key. ``host_bound`` marks an output that belongs to this host. ``implied`` are the settings with which it runs where
-    a recipe lists no stage between its two kinds; None: only where it is listed. ``summary`` is its help, a sentence.
+    a recipe lists no stage between its two kinds; None: only where it is listed. ``facts`` is the model of what it
+    writes into ``work.facts``; None: any JSON object. ``summary`` is its help, a sentence.
 
     ``check`` gives (setting, what is wrong) of all that can be told before anything runs; ``splits`` names the parts of
     the task's data that a config reads. ``untrained``, of a stage that trains for long, writes its output as it is
@@ -198,6 +200,7 @@ class StageSpec:
     reads: frozenset[str] = frozenset()
     host_bound: bool = False
     implied: Mapping[str, Any] | None = None
+    facts: type[Facts] | None = None
     summary: str = ""
     check: Callable[[Any, Named], list[tuple[str, str]]] = no_faults
     splits: Callable[[Any], tuple[Literal["calibration", "train"], ...]] = lambda _: ()

@@ -218,28 +218,29 @@ def _layers(record: RunRecord) -> View:
     found = last_quantized(record)
     if found is None:
         return None
-    variant, run = found
-    layers, ranked = layer_rows(run), sensitivity_rows(run)
+    variant, facts = found
+    layers, ranked, drawn = layer_rows(facts), sensitivity_rows(facts), facts.metric_samples
     noise = [db for row in layers for db in (row.weight_db, row.input_db, row.output_db) if db is not None]
     by_task = any(row.drop is not None for row in ranked)
-    ranked.sort(key=lambda row: (0.0 if row.drop is None else -row.drop[1], row.sqnr_db))
-    fallback, drawn = run.facts.get("task_drop"), run.facts.get("metric_samples", {})
+    ranked.sort(key=lambda row: (0.0 if row.drop is None else -row.drop.value, row.sqnr_db))
     return {
         "variant": variant.name,
-        "components": component_rows(run),
+        "components": component_rows(facts),
         "layers": layers,
         "worst": sorted(layers, key=lambda row: row.worst_db)[:WORST_LAYERS],
         "scale": scale_over(noise, 0, 100),
         "by_task": by_task,
         "ranked": _ranking(ranked, by_task),
         "most": _ranking(ranked[:MOST_SENSITIVE], by_task),
-        "fallback": fallback if isinstance(fallback, Mapping) else None,
-        "measured_on": f"{drawn.get('images', 0):,} images of the {drawn.get('split', '?')} split",
+        "fallback": facts.task_drop,
+        "measured_on": f"{drawn.images:,} images of the {drawn.split} split" if drawn else "",
     }
 
 
 def _ranking(rows: Sequence[SensitivityRow], by_task: bool) -> dict[str, Any]:
-    ends = [0.0, *(end for row in rows for end in row.drop or ())] if by_task else [row.sqnr_db for row in rows]
+    drops = [row.drop for row in rows if row.drop is not None]
+    ends = [0.0, *(end for drop in drops for end in (drop.low, drop.high))]
+    ends = ends if by_task else [row.sqnr_db for row in rows]
     return {"rows": rows, "scale": scale_over(ends, 0, 100)}
 
 

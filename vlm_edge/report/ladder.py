@@ -9,6 +9,7 @@ from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.gate import gate_of
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.facts import CompileFacts
 from vlm_edge.report.escape import on_terminal
 from vlm_edge.report.gate import gate_headline
 from vlm_edge.report.numbers import (
@@ -137,9 +138,11 @@ def remarks(record: RunRecord) -> list[str]:
             more = f" (and {len(names) - 3} more, see run.json)" if len(names) > 3 else ""
             lines.append(f"{variant.name}: {len(names)} samples skipped: {'; '.join(names[:3])}{more}")
         for run in variant.runs:
-            for name, fact in dict(run.facts.get("components") or {}).items():
-                if run.stage == "compile" and (count := fact.get("tuned", {}).get("uncalibrated_layers")):
-                    lines.append(f"{variant.name}: {count} layers of {name}: {fact['tuned']['uncalibrated']}")
+            compiled = run.facts_as(CompileFacts)
+            for name, fact in compiled.components.items() if compiled else ():
+                if fact.tuned and fact.tuned.uncalibrated_layers:
+                    layers = f"{fact.tuned.uncalibrated_layers} layers of {name}"
+                    lines.append(f"{variant.name}: {layers}: {fact.tuned.uncalibrated}")
         if variant.dropped:
             why = "was" if variant.unmeasured else "missed a budget and was"
             lines.append(f"{variant.name}: {why} left out of what follows (on_miss: drop)")

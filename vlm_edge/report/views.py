@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.core.record import REGRESSIONS_NAME, RunRecord, StageRun, VariantRecord
+from vlm_edge.core.record import REGRESSIONS_NAME, RunRecord, VariantRecord
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.facts import Interval, QuantizeFacts
 from vlm_edge.report.numbers import named_format, split_metric
 
 NOT_OF_THE_TASK = ("latency_", "cold_start", "throughput", "cost_", "size_", "parameters", "macs", "peak_rss")
@@ -67,14 +68,16 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class SensitivityRow:
-    """One layer quantized alone: noise in dB, and the drop of the task's metric in points (low, value, high) where it
-    was measured. ``why`` tells what a layer that is float in the result was left so for."""
+    """One layer quantized alone: noise in dB, and the drop of the task's metric in points where it was measured.
+
+    ``why`` tells what a layer that is float in the result was left so for.
+    """
 
     component: str
     name: str
     operator: str
     sqnr_db: float
-    drop: tuple[float, float, float] | None
+    drop: Interval | None
     is_float: bool
     why: str
 
@@ -157,68 +160,57 @@ def control_of(record: RunRecord) -> list[Measurement]:
     return [found for found in record.variants[0].measurements if found.metric.endswith("_control")]
 
 
-def quantize_run(variant: VariantRecord) -> StageRun | None:
-    """The last stage run of a variant whose facts give its components' schemes."""
-    quantized = [
-        run for run in variant.runs if isinstance(run.facts.get("components"), dict) and run.stage != "compile"
-    ]
-    return next((run for run in reversed(quantized) if any("scheme" in fact for fact in _components(run))), None)
+def quantize_facts(variant: VariantRecord) -> QuantizeFacts | None:
+    """How a variant's components were quantized, the last time that they were."""
+    found = (run.facts_as(QuantizeFacts) for run in reversed(variant.runs))
+    return next((facts for facts in found if facts is not None), None)
 
 
-def last_quantized(record: RunRecord) -> tuple[VariantRecord, StageRun] | None:
-    """The deciding variant and its quantize run, or those of the last variant that was quantized."""
+def last_quantized(record: RunRecord) -> tuple[VariantRecord, QuantizeFacts] | None:
+    """The deciding variant and how it was quantized, or the last variant that was quantized."""
     decides = [variant for variant in record.variants if variant.name == record.decided_by]
     for variant in (*decides, *reversed(record.variants)):
-        if (run := quantize_run(variant)) is not None:
-            return variant, run
+        if (facts := quantize_facts(variant)) is not None:
+            return variant, facts
     return None
 
 
-def _components(run: StageRun) -> list[dict[str, Any]]:
-    return [fact for fact in run.facts["components"].values() if isinstance(fact, dict)]
-
-
-def component_rows(run: StageRun) -> list[ComponentRow]:
+def component_rows(facts: QuantizeFacts) -> list[ComponentRow]:
     """Every output of every component, in the record's order."""
     rows = []
-    for component, fact in run.facts["components"].items():
-        scheme = fact.get("scheme", "")
-        asked = "" if fact.get("asked", scheme) == scheme else fact["asked"]
-        sizes = [fact[key] for key in ("float_size_bytes", "size_bytes") if fact.get(key) is not None]
+    for component, fact in facts.components.items():
+        asked = "" if fact.asked == fact.scheme else fact.asked
+        sizes = [each for each in (fact.float_size_bytes, fact.size_bytes) if each is not None]
         size = " → ".join(f"{each / 1e6:,.2f}" for each in sizes)
-        for output, value in (fact.get("outputs") or {"": {}}).items():
-            cosine, sqnr = (plain(value[key]) if key in value else "" for key in ("cosine", "sqnr_db"))
-            rows.append(ComponentRow(component, scheme, asked, output, cosine, sqnr, size))
+        outputs = [(output, plain(each.cosine), plain(each.sqnr_db)) for output, each in fact.outputs.items()]
+        rows += [ComponentRow(component, fact.scheme, asked, *each, size) for each in outputs or [("", "", "")]]
     return rows
 
 
-def layer_rows(run: StageRun) -> list[LayerRow]:
+def layer_rows(facts: QuantizeFacts) -> list[LayerRow]:
     """Every quantized layer, in the graphs' order."""
     return [
-        LayerRow(
-            component,
-            str(layer.get("name", "")),
-            str(layer.get("operator", "")),
-            layer.get("weight_sqnr_db"),
-            layer.get("input_sqnr_db"),
-            layer.get("output_sqnr_db"),
-        )
-        for component, fact in run.facts["components"].items()
-        for layer in (fact.get("layers", []) if isinstance(fact, dict) else [])
+        LayerRow(component, each.name, each.operator, each.weight_sqnr_db, each.input_sqnr_db, each.output_sqnr_db)
+        for component, fact in facts.components.items()
+        for each in fact.layers
     ]
 
 
-def sensitivity_rows(run: StageRun) -> list[SensitivityRow]:
+def sensitivity_rows(facts: QuantizeFacts) -> list[SensitivityRow]:
     """Every layer that was ranked, in the components' order."""
-    rows = []
-    for component, fact in run.facts["components"].items():
-        for layer in fact.get("sensitivity", []) if isinstance(fact, dict) else []:
-            name, drop = str(layer.get("name", "")), layer.get("drop_pt")
-            interval = None if drop is None else (float(drop["low"]), float(drop["value"]), float(drop["high"]))
-            why = str(fact.get("float_because", {}).get(name, ""))
-            operator, is_float = str(layer.get("operator", "")), bool(layer.get("float"))
-            rows.append(SensitivityRow(component, name, operator, layer["sqnr_db"], interval, is_float, why))
-    return rows
+    return [
+        SensitivityRow(
+            component,
+            each.name,
+            each.operator,
+            each.sqnr_db,
+            each.drop_pt,
+            each.is_float,
+            fact.float_because.get(each.name, ""),
+        )
+        for component, fact in facts.components.items()
+        for each in fact.sensitivity
+    ]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Lines:

@@ -12,6 +12,7 @@ from vlm_edge.backends import BACKENDS
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import StageConfig, StageInputs, StageSpec, StageWork
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.facts import CompileFacts
 
 if TYPE_CHECKING:
     from vlm_edge.core.target import Target
@@ -144,6 +145,7 @@ SPEC = StageSpec(
     source=ArtifactKind.GRAPHS,
     output=ArtifactKind.ENGINE,
     run=run,
+    facts=CompileFacts,
     packages=("onnx", *(package for spec in BACKENDS.values() for package in spec.packages)),
     reads=frozenset({"target"}),
     host_bound=True,

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Named, StageConfig, StageInputs, StageSpec, StageWork, TrainingCost, fault_of
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.facts import DistillFacts
 from vlm_edge.names import near
 from vlm_edge.stages.training_config import TrainingConfig
 from vlm_edge.students import STUDENTS, StudentConfig
@@ -249,6 +250,7 @@ SPEC = StageSpec(
     source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.CHECKPOINT,
     run=run,
+    facts=DistillFacts,
     packages=("torch", "transformers"),
     reads=frozenset({"teacher", "task"}),
     untrained=write_untrained,

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Progress, StageConfig, StageInputs, StageSpec, StageWork
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.facts import ExportFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,6 +176,7 @@ SPEC = StageSpec(
     source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.GRAPHS,
     run=run,
+    facts=ExportFacts,
     packages=("torch", "transformers", "onnx", "onnxscript", "onnx-ir"),
     implied={},
     summary="Export a model to one ONNX graph per component, each checked against torch.",

@@ -14,6 +14,7 @@ from pydantic import Field
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.facts import PruneFacts
 from vlm_edge.stages.training_config import TrainingConfig
 
 
@@ -135,6 +136,7 @@ SPEC = StageSpec(
     source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.CHECKPOINT,
     run=run,
+    facts=PruneFacts,
     packages=("torch", "transformers", "pillow"),
     reads=frozenset({"teacher", "task"}),
     summary="Remove the least important cross-attention heads, then train to recover against the dense teacher.",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import key_of
+from vlm_edge.facts import QuantizeFacts
 from vlm_edge.stages.quantize_attempt import prepare, quantize_graph
 from vlm_edge.stages.quantize_component import ComponentQuantizer
 from vlm_edge.stages.quantize_config import (
@@ -168,6 +169,7 @@ SPEC = StageSpec(
     source=ArtifactKind.GRAPHS,
     output=ArtifactKind.GRAPHS,
     run=run,
+    facts=QuantizeFacts,
     packages=("nncf", "onnx", "onnxruntime", "numpy"),
     reads=frozenset({"task", "target", "metric"}),
     host_bound=True,
