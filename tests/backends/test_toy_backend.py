@@ -150,10 +150,10 @@ def test_it_is_gated_and_reported(place: Path, record: RunRecord) -> None:
     assert "vision_encoder" in page
 
 
-def test_explain_says_that_it_has_no_words_for_it(place: Path, record: RunRecord) -> None:
+def test_explain_refuses_it_with_the_next_step(place: Path, record: RunRecord) -> None:
     found = invoke(place, "explain", str(place / "runs" / record.name))
     assert found.exit_code == 1
-    assert "toy says nothing here of what it runs, so NOT MEASURED" in found.stderr
+    assert "toy can't be explained here, so NOT MEASURED" in found.stderr
     assert "hint: explain the folder of graphs" in found.stderr
 
 

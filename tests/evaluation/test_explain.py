@@ -17,12 +17,10 @@ from proto_passes import dynamic_linears
 from tiny_graphs import write_dual_encoder, write_vqa
 
 from vlm_edge.backends.explaining import USUAL_TOKENS, generated_feed
-from vlm_edge.backends.onnxruntime.explain import equal_weights
-from vlm_edge.backends.onnxruntime.session import WARM_UPS, LoadedGraph, median_node_ms
+from vlm_edge.backends.onnxruntime.explain import WARM_UPS, LoadedGraph, equal_weights, median_node_ms
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.explain import Asked, explain
-from vlm_edge.evaluation.explain_feeds import pipeline_feeds, read_feed
+from vlm_edge.evaluation.explain import Asked, explain, pipeline_feeds, read_feed
 from vlm_edge.evaluation.explain_host import lacks, measure_speed
 from vlm_edge.processing.manifest import EngineInfo, read_manifest, write_manifest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,13 @@ class Timing:
 
 def graph_facts(view: Int8View, findings: list[Finding], timing: Timing | None) -> dict[str, Any]:
     """JSON values: counts of nodes, ``kinds`` and ``operators`` with their time, and ``findings`` in order."""
+    node_ms = timing.node_ms if timing else {}
+    rows = [(node.op_type, view.kind(node), node_ms.get(place, 0.0)) for place, node in enumerate(view.graph.nodes)]
+    timed = timing is not None
     return {
         **_counts(view, findings),
-        "kinds": _by_kind(view, timing),
-        "operators": _by_operator(view, timing),
+        "kinds": time_sums((({"kind": kind}, ms) for _, kind, ms in rows), timed=timed),
+        "operators": time_sums((({"operator": name, "kind": kind}, ms) for name, kind, ms in rows), timed=timed),
         "findings": [_finding_facts(finding) for finding in findings],
     }
 
@@ -91,31 +94,19 @@ def _why_float(view: Int8View, node: onnx.NodeProto) -> str:
     return decompressed(view, node) or "not quantized"
 
 
-def _by_kind(view: Int8View, timing: Timing | None) -> list[dict[str, Any]]:
-    return _sums([(view.kind(node), position) for position, node in enumerate(view.graph.nodes)], timing, "kind")
-
-
-def _by_operator(view: Int8View, timing: Timing | None) -> list[dict[str, Any]]:
-    rows = [((node.op_type, view.kind(node)), position) for position, node in enumerate(view.graph.nodes)]
-    sums = _sums(rows, timing, "operator")
-    return [{**row, "operator": row["operator"][0], "kind": row["operator"][1]} for row in sums]
-
-
-def _sums(rows: list[tuple[Any, int]], timing: Timing | None, title: str) -> list[dict[str, Any]]:
-    """Count, time and share by key, the most expensive first."""
-    counts = Counter(key for key, _ in rows)
-    shares = timing.shares() if timing else {}
-    share: defaultdict[Any, float] = defaultdict(float)
-    ms: defaultdict[Any, float] = defaultdict(float)
-    for key, position in rows:
-        share[key] += shares.get(position, 0.0)
-        ms[key] += timing.node_ms.get(position, 0.0) if timing else 0.0
-    ranked = sorted(counts, key=lambda key: (-share[key], -counts[key]))
-    if timing is None:
-        return [{title: key, "count": counts[key]} for key in ranked]
-    return [
-        {title: key, "count": counts[key], "ms": round(ms[key], 4), "share": round(share[key], 4)} for key in ranked
-    ]
+def time_sums(rows: Iterable[tuple[Mapping[str, str], float]], *, timed: bool) -> list[dict[str, Any]]:
+    """Count, ms and share of the rows of one label, the most expensive first; times only where it is ``timed``."""
+    counts: Counter[tuple[tuple[str, str], ...]] = Counter()
+    ms: defaultdict[tuple[tuple[str, str], ...], float] = defaultdict(float)
+    for label, row_ms in rows:
+        counts[tuple(label.items())] += 1
+        ms[tuple(label.items())] += row_ms
+    total = sum(ms.values()) or 1.0
+    found: list[dict[str, Any]] = []
+    for key in sorted(counts, key=lambda key: (-ms[key], -counts[key])):
+        times = {"ms": round(ms[key], 4), "share": round(ms[key] / total, 4)} if timed else {}
+        found.append({**dict(key), "count": counts[key], **times})
+    return found
 
 
 def _finding_facts(finding: Finding) -> dict[str, Any]:

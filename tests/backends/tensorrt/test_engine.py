@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,8 @@ from tiny_graphs import DECODER, DIM, HEADS, WORDS, component, parse, random_wei
 from vlm_edge.backends import engine_available, load_engine
 from vlm_edge.backends.tensorrt import cuda_memory
 from vlm_edge.backends.tensorrt import engine as tensorrt
-from vlm_edge.backends.tensorrt.compile import build_plan
+from vlm_edge.backends.tensorrt.compile import plan_of
+from vlm_edge.backends.tensorrt.profiles import Range
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component
 
@@ -193,6 +195,10 @@ def decoder(tmp_path: Path) -> tuple[Path, Component]:
     model = parse(DECODER, random_weights(2))
     onnx.save(model, tmp_path / "decoder.onnx")
     return tmp_path / "decoder.onnx", component(model, "decoder.onnx")
+
+
+def build_plan(graph: Path, row: Component, ranges: Mapping[str, Range], plan: Path) -> None:
+    plan.write_bytes(plan_of(tensorrt.require_tensorrt(), graph, row, ranges))
 
 
 def feed(batch: int, past: int) -> dict[str, np.ndarray]:

@@ -39,9 +39,10 @@ _GRAPH_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 
-_DTYPES = {
+DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(double)": "float64",
     **{f"tensor({name})": name for name in ("int64", "int32", "bool", "uint8", "int8")},
 }
 
@@ -101,7 +102,7 @@ class OnnxRuntimeEngine:
         self._path = model_path
         self.inputs, self.outputs = component.inputs, component.outputs
         self._output_names = list(component.outputs)
-        inputs = {each.name: (_DTYPES.get(each.type), each.shape or None) for each in self._session.get_inputs()}
+        inputs = {each.name: (DTYPES.get(each.type), each.shape or None) for each in self._session.get_inputs()}
         check_signature(model_path, component, inputs, [output.name for output in self._session.get_outputs()])
 
     @staticmethod

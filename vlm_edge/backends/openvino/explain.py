@@ -22,7 +22,7 @@ from vlm_edge.backends.explaining import ExplainJob, generated_feed
 from vlm_edge.backends.openvino.engine import compile_properties
 from vlm_edge.backends.openvino.fixed_shapes import as_fixed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.explain.facts import NAMES_SHOWN
+from vlm_edge.explain.facts import NAMES_SHOWN, time_sums
 
 _CONSTANT = frozenset({"Input", "Const", "Output", "Result", "Parameter"})
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Deconvolution")
@@ -155,26 +155,13 @@ def kernel_facts(kernels: list[Kernel], *, timed: bool) -> dict[str, Any]:
         ],
         "quantize_dequantize": {"FakeQuantize": quantizers} if quantizers else {},
         "weights_dequantized": {"count": 0, "elements": 0},
-        "kinds": _sums(kernels, lambda kernel: {"kind": kernel.kind}, timed),
-        "operators": _sums(
-            kernels, lambda kernel: {"operator": f"{kernel.type} {kernel.primitive}", "kind": kernel.kind}, timed
+        "kinds": time_sums((({"kind": kernel.kind}, kernel.ms) for kernel in kernels), timed=timed),
+        "operators": time_sums(
+            (({"operator": f"{each.type} {each.primitive}", "kind": each.kind}, each.ms) for each in kernels),
+            timed=timed,
         ),
         "findings": _findings(kernels, timed),
     }
-
-
-def _sums(kernels: list[Kernel], key: Callable[[Kernel], dict[str, str]], timed: bool) -> list[dict[str, Any]]:
-    """Count, time and share by key, the most expensive first."""
-    groups: defaultdict[tuple[tuple[str, str], ...], list[Kernel]] = defaultdict(list)
-    for kernel in kernels:
-        groups[tuple(key(kernel).items())].append(kernel)
-    total = sum(kernel.ms for kernel in kernels) or 1.0
-    rows: list[dict[str, Any]] = []
-    for name, group in sorted(groups.items(), key=lambda row: (-sum(kernel.ms for kernel in row[1]), -len(row[1]))):
-        ms = sum(kernel.ms for kernel in group)
-        times = {"ms": round(ms, 4), "share": round(ms / total, 4)} if timed else {}
-        rows.append({**dict(name), "count": len(group), **times})
-    return rows
 
 
 def _findings(kernels: list[Kernel], timed: bool) -> list[dict[str, Any]]:

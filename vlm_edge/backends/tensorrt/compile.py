@@ -18,21 +18,13 @@ def compile_component(job: CompileJob) -> tuple[Component, dict[str, Any]]:
     """Build the plan of one component; its row in the manifest, and no facts.
 
     Raises:
-        VlmEdgeError: the graph breaks a rule of TensorRT's, or as :func:`build_plan`.
+        VlmEdgeError: the graph breaks a rule of TensorRT's, or as :func:`plan_of`, or TensorRT can't run here.
     """
     require_tensorrt_rules(job.graph)
     plan = job.out / f"{job.graph.stem}.plan"
-    build_plan(job.graph, job.component, dimension_ranges(job.manifest, job.max_batch), plan)
+    ranges = dimension_ranges(job.manifest, job.max_batch)
+    plan.write_bytes(plan_of(require_tensorrt(), job.graph, job.component, ranges))
     return job.component.model_copy(update={"file": plan.name}), {}
-
-
-def build_plan(onnx_path: Path, component: Component, ranges: Mapping[str, Range], plan_path: Path) -> None:
-    """Build one component's plan for this machine's GPU and write it to ``plan_path``; see :func:`plan_of`.
-
-    Raises:
-        VlmEdgeError: TensorRT can't run here, can't parse the graph, or can't build it.
-    """
-    plan_path.write_bytes(plan_of(require_tensorrt(), onnx_path, component, ranges))
 
 
 def plan_of(
