@@ -27,8 +27,8 @@ MARGIN = 0.01
 """A form that is faster by less than this share of the whole component's time is not taken."""
 ROUNDS, SECONDS, MOST_SECONDS = 15, 0.15, 3.0
 """A race lasts at least so many rounds and seconds, but is over after the last."""
-APART = 1.5
-"""It is also over when the slower engine's best round took this times the faster one's worst."""
+APART = 0.5
+"""It is also over after n rounds if the slower engine's best took 1 + APART / n^2 times the faster one's worst."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = F
         if number == 0 and elapsed > MOST_SECONDS / 2:
             warm_up = 1
         measured = number + 1 - warm_up
-        apart = max(map(min, times)) > APART * min(map(max, times))
+        apart = max(map(min, times)) > (1 + APART / max(measured, 1) ** 2) * min(map(max, times))
         if measured >= 3 and elapsed > MOST_SECONDS:
             break
         if measured >= 1 and elapsed > SECONDS and (apart or measured > ROUNDS):

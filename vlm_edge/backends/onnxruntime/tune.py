@@ -49,6 +49,8 @@ class Tuner:
     _best: Engine | None = None
     _began: float = 0.0
     _gains: float = 1.0
+    _ratios: dict[frozenset[tuple[str, Form]], float] = field(default_factory=dict)
+    """Of graphs that lost to the best one."""
 
     def run(self) -> dict[str, Any]:
         """Fill ``forms`` with the fastest found; facts: layers by form, and how much faster it is than as it was."""
@@ -85,30 +87,36 @@ class Tuner:
         forms = self.forms | changes
         if forms == self.forms:
             return
+        ratio, candidate = self._ratio(forms)
+        if candidate is not None and ratio < 1 - MARGIN:
+            self.forms, self._best = forms, candidate
+            self._gains /= ratio
+            self._ratios.clear()
+
+    def _ratio(self, forms: dict[str, Form]) -> tuple[float, Engine | None]:
+        """The time of the graph in these forms over the best one's, and its engine if it was raced only now."""
+        key = frozenset(forms.items())
+        if key in self._ratios:
+            return self._ratios[key], None
         candidate = self.load(self._graph(forms))
         assert self._best is not None
         best, other = race((self._best, candidate), self.feeds)
         self.races += 1
-        if other < best * (1 - MARGIN):
-            self.forms, self._best = forms, candidate
-            self._gains *= best / other
+        self._ratios[key] = other / best
+        return self._ratios[key], candidate
 
     def _against_float(self, layers: Sequence[IntegerLayer]) -> dict[str, Any]:
         """How much faster than the same graph in float; where it isn't, that one is taken."""
         floating: dict[str, Form] = {layer.node: "float" for layer in layers}
         if self.forms == floating:
             return {"faster_than_float": 1.0, "reverted": REVERTED}
-        candidate = self.load(self._graph(floating))
-        assert self._best is not None
-        best, other = race((self._best, candidate), self.feeds)
-        self.races += 1
-        if other < best:
+        ratio = round(self._ratio(floating)[0], 3)
+        if ratio < 1:
             self.forms = floating
-            self._gains *= best / other
+            self._gains /= ratio
             return {"faster_than_float": 1.0, "reverted": REVERTED}
-        facts = {"faster_than_float": round(other / best, 3)}
-        del candidate  # before the next two engines are loaded
-        self._best = None
+        facts = {"faster_than_float": ratio}
+        self._best = None  # before the next two engines are loaded
         return facts if self.load_threaded is None else facts | self._by_clock(self.load_threaded, floating)
 
     def _by_clock(self, load: Load, floating: dict[str, Form]) -> dict[str, Any]:
