@@ -1,4 +1,4 @@
-"""``vlm-edge answer``: ask an engine about one photo or many, through the runtime that ships."""
+"""``vlm-edge answer``: ask an engine about one photo or many, through the runtime of the device."""
 
 from __future__ import annotations
 
@@ -35,12 +35,10 @@ if TYPE_CHECKING:
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1, MOST_NEW_TOKENS),
-    help="Longest answer of a model that writes, in tokens.  [default: the bundle's]",
+    help="Longest generated answer, in tokens.  [default: the bundle's]",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each engine.  [default: the bundle's]")
-@click.option(
-    "--no-verify", is_flag=True, help="Answer from a bundle whose files are not those that its manifest lists."
-)
+@click.option("--no-verify", is_flag=True, help="Answer though the bundle's files differ from its manifest.")
 @json_option
 @pass_settings
 def answer(
@@ -56,11 +54,11 @@ def answer(
 ) -> None:
     """Ask BUNDLE a QUESTION about IMAGE.
 
-    BUNDLE is a folder with a manifest.json: a run's bundle, or what `export` or `compile` wrote; a run's folder will
-    do. IMAGE is a photo; or a folder, a pattern in quotes ('photos/*.jpg'), a .jsonl file with lines like {"image":
-    "1.jpg", "question": "..."}, or - for such lines, or paths, on stdin: the bundle is then opened once, and each
-    photo's answer is a line (with --json, a JSON object). Models that compare images with texts (CLIP) take --label
-    instead of a question.
+    BUNDLE is a folder with a manifest.json: a run's bundle or folder, or one that `export` or `compile` wrote. IMAGE
+    is a photo; or a folder, a pattern in quotes ('photos/*.jpg'), a .jsonl file with lines like {"image": "1.jpg",
+    "question": "..."}, or - for such lines, or paths, on stdin: the bundle is then opened once, and each photo's answer
+    is a line (with --json, a JSON object). Models that compare images with texts (CLIP) take --label instead of a
+    question.
     """
     from vlm_edge.runtime import load_pipeline
 
@@ -84,7 +82,7 @@ def answer(
 
 
 def _answer_many(asked: _Asked, image: str, question: str | None, as_json: bool) -> None:
-    """One line a photo, as it is answered. A photo without an answer is named on stderr, and the others go on.
+    """Print a line for each photo, as it is answered; name a photo without an answer on stderr, and go on.
 
     Raises:
         VlmEdgeError: there is no photo, or some have no answer.
@@ -114,7 +112,7 @@ def bundle_folder(path: Path) -> Path:
 
 
 class _Asked:
-    """A pipeline, and what every photo is asked with."""
+    """A pipeline and the options of every question to it."""
 
     def __init__(
         self,
@@ -131,10 +129,10 @@ class _Asked:
         self._limit = max_new_tokens
 
     def result(self, photo: Photo) -> dict[str, Any]:
-        """The answer about one photo, and what it is an answer to.
+        """The answer about one photo, with the image and the question; JSON values.
 
         Raises:
-            UsageError: the model can't be asked so.
+            UsageError: the model doesn't take these options.
             VlmEdgeError: the photo can't be read, or the question is too long.
         """
         if photo.error is not None:

@@ -1,4 +1,4 @@
-"""``vlm-edge bench``: the latency of an engine, alone or against another, and what goes with it."""
+"""``vlm-edge bench``: measure the latency of an engine, alone or against another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from vlm_edge.machine import usable_cpus
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Manifest of the task's data.")
 @click.option("--baseline", type=click.Path(path_type=Path), help="Another engine, measured in turns with ENGINE.")
-@click.option("--control", is_flag=True, help="Measure ENGINE against itself: what this host can tell apart.")
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Measure ENGINE against itself, for the smallest difference that this host can show.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each engine.  [default: ENGINE's own]")
 @click.option(
     "--seconds",
@@ -36,7 +40,11 @@ from vlm_edge.machine import usable_cpus
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Measure the throughput at this many images at once, too.")
 @click.option("--cold-start", is_flag=True, help="Measure the time from loading to the first answer, too.")
-@click.option("--price-per-hour", type=click.FloatRange(min=0, min_open=True), help="Of the machine, with --batch.")
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Price of the machine, for the cost of 1,000 images; with --batch.",
+)
 @json_option
 @pass_settings
 def bench(
@@ -55,8 +63,8 @@ def bench(
 ) -> None:
     """Measure the latency of ENGINE at batch 1: an RGB image (and a text) in, the answer out.
 
-    With --baseline both engines run in a process each and take turns, so that what slows the machine down slows both
-    down. The time in each component comes from queries of its own. ENGINE is a folder that `export`, `quantize` or
+    With --baseline both engines run in a process each and take turns, so that a slow moment of the machine slows
+    both. The time in each component comes from queries of its own. ENGINE is a folder that `export`, `quantize` or
     `compile` wrote, a bundle, or a run's folder.
     """
     from vlm_edge.api import find_task

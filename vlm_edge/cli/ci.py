@@ -1,4 +1,4 @@
-"""What a CI system reads besides the exit code: a JUnit file, GitHub's job summary and annotations."""
+"""Results for a CI system besides the exit code: a JUnit file, GitHub's job summary and annotations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ci_options(command: _Command) -> _Command:
     command = click.option(
         "--junit",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="Also write the verdicts as JUnit XML; there is such a file however this ends.",
+        help="Also write the verdicts as JUnit XML; the file is written however the command ends.",
     )(command)
     return click.option(
         "--github/--no-github",
@@ -47,10 +47,10 @@ def ci_options(command: _Command) -> _Command:
 
 @contextmanager
 def publishing(name: str, junit: Path | None, github: bool) -> Iterator[Publish]:
-    """Give what publishes a verdict; publish an error if there will be none.
+    """Yield a function that publishes a verdict; after an exception publish that there is none.
 
-    The JUnit file is written at once, with the error that there is no verdict yet, so that neither the file of the run
-    before nor a process that was killed can look like a pass.
+    The JUnit file is written at once, with the error that there is no verdict yet, so that neither an older file nor a
+    killed process looks like a pass.
 
     Raises:
         VlmEdgeError: the JUnit file can't be written.
@@ -87,7 +87,7 @@ def _message(error: BaseException) -> str:
 
 
 def _on_github(commands: list[str], summary: str) -> None:
-    """Workflow commands on stderr, which the runner reads as it reads stdout; the summary where GitHub asks for it."""
+    """Write workflow commands to stderr, which the runner reads too, and the summary to GitHub's file for it."""
     for command in commands:
         click.echo(command, err=True)
     file = os.environ.get("GITHUB_STEP_SUMMARY")

@@ -31,11 +31,11 @@ from vlm_edge.report.escape import json_text
 def compare(
     settings: Settings, runs: tuple[str, ...], variant: str | None, form: str, as_json: bool, output: Path | None
 ) -> None:
-    """Show two or more runs side by side, and what each differs by from the first.
+    """Show two or more runs side by side, with each one's change from the first.
 
     A run is a name under the runs folder, a run's folder, or a run.json. Task metrics are compared sample by sample
-    where both runs kept their outcomes on the same data; what is compared otherwise, or not at all, is said. The exit
-    code is 0 whatever differs: `vlm-edge gate --against` judges.
+    where both runs kept their outcomes on the same data; other metrics say how they were compared, or why not. The
+    exit code is 0 whatever differs: `vlm-edge gate --against` judges.
     """
     if len(runs) < 2:
         raise click.UsageError("give at least two runs")

@@ -1,4 +1,4 @@
-"""``vlm-edge doctor``: what this machine and this installation can do, and what is in the way."""
+"""``vlm-edge doctor``: report on packages, engines, CPU, folders and Hub, with a hint for each problem."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STYLES = {"ok": "green", "note": "cyan", "absent": "yellow", "broken": "bold re
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report. ``broken`` means that no recipe can run; ``absent`` that something optional can't."""
+    """One line of the report. ``broken``: no recipe can run; ``absent``: an optional part is missing."""
 
     section: str
     name: str
@@ -39,9 +39,9 @@ class Check:
 @pass_settings
 @click.pass_context
 def doctor(ctx: click.Context, settings: Settings, as_json: bool) -> None:
-    """Say what this machine and installation can do: packages, engines, CPU, folders, Hub.
+    """Report on this machine and installation: packages, engines, CPU, folders, Hub.
 
-    The exit code is 1 if something without which nothing runs is broken, else 0: engines and extras are optional.
+    The exit code is 1 if a part that every recipe needs is broken, else 0; engines and extras are optional.
     """
     with settings.working() as progress, progress.bar("loading the engines", None):
         checks = [*_python(), *_packages(), *_engines(), *_hardware(), *_folders(settings), *_hub()]
@@ -90,7 +90,7 @@ def normalised(name: str) -> str:
 
 
 def _packages() -> Iterator[Check]:
-    """Every direct dependency, under the smallest extra that asks for it."""
+    """Every direct dependency, under the smallest extra that requires it."""
     asked: dict[str, set[str]] = {}
     for requirement in metadata.requires("vlm-edge") or []:
         extra = next(iter(re.findall(r"extra == ['\"](.+?)['\"]", requirement)), "")

@@ -15,9 +15,11 @@ from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, pr
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Manifest of the task's data.")
 @click.option(
-    "--baseline", type=click.Path(path_type=Path), help="Another engine: also say what ENGINE lost against it, paired."
+    "--baseline", type=click.Path(path_type=Path), help="Another engine: also measure ENGINE's drop against it, paired."
 )
-@click.option("--limit", type=click.IntRange(min=1), help="A seeded draw of so many samples.  [default: all]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Measure on this many samples, drawn with a fixed seed.  [default: all]"
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each engine.  [default: the engine's own]")
 @click.option("--outcomes", type=click.Path(path_type=Path), help="Also write every sample's outcome to this file.")
 @json_option
@@ -34,7 +36,7 @@ def evaluate(
 ) -> None:
     """Measure the accuracy of ENGINE on the test split of the data: every metric of the task, whole and by slice.
 
-    With --baseline also what each lost, paired sample by sample, and how close the embeddings or tokens stayed.
+    With --baseline also each metric's drop, paired sample by sample, and the similarity of embeddings or tokens.
 
     ENGINE is a folder that `export`, `quantize` or `compile` wrote, a bundle, or a run's folder. Images that can't be
     read are left out, named and counted; more than 1% of them is an error.

@@ -1,4 +1,4 @@
-"""``vlm-edge explain``: why a graph or an engine is as fast as it is, and what would make it faster."""
+"""``vlm-edge explain``: explain the speed of a graph or an engine, and the next steps to make it faster."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vlm_edge.report.escape import terminal
 OPERATORS_SHOWN = 8
 NEGLIGIBLE = 0.005
 WAITING = 1.7
-"""A run this many times longer than its operators is worth a remark."""
-NOTHING_FOUND = "nothing that is known makes this graph slower than it could be"
+"""A run this many times longer than its operators gets a remark."""
+NOTHING_FOUND = "no known cause makes this graph slow"
 
 
 def _dims(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, int]:
@@ -40,7 +40,7 @@ def _dims(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> 
 @click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", callback=_dims, help="Size of a free dimension.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.  [default: SOURCE's own]")
 @click.option("--runs", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs to take medians of.")
-@click.option("--no-time", is_flag=True, help="Run nothing: what the session made of the graph, and no times.")
+@click.option("--no-time", is_flag=True, help="Run nothing: explain the optimized graph, without times.")
 @json_option
 @pass_settings
 def explain(
@@ -55,10 +55,10 @@ def explain(
     no_time: bool,
     as_json: bool,
 ) -> None:
-    """Say what of SOURCE runs in INT8, what fell back to float and why, where the time goes, and what to do about it.
+    """Explain what of SOURCE runs in INT8, what in float and why, the time of each operator, and how to make it faster.
 
     SOURCE is an .onnx file, a folder that `export`, `quantize` or `compile` wrote, a bundle, or a run's folder. The
-    graph is loaded as the engine loads it, and what the session made of it is looked through for known causes. Without
+    graph is loaded as the engine loads it, and the optimized graph is searched for known causes. Without
     --data or --inputs the times are of noise in the right shapes, one image (a row of a batch) at a time.
     """
     from vlm_edge.api import find_task
@@ -116,7 +116,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def host_lines(host: dict[str, Any]) -> Iterator[str]:
-    """The CPU, what it lacks, and how its integer kernels compare."""
+    """The CPU, the kernels that it lacks, and the relative times of its products."""
     yield f"{host['cpu'] or host['machine']}: {', '.join(host['isa']) or 'no instruction sets that matter to INT8'}"
     for lack in host["lacks"]:
         yield f"lacks {lack['name']}: {lack['means']}"
@@ -139,7 +139,7 @@ def headline(part: dict[str, Any]) -> str:
 
 
 def state_lines(part: dict[str, Any]) -> Iterator[str]:
-    """What runs in integers, what in float and why, and the Q/DQ that run."""
+    """Operators in integers, products in float by reason, and the Q/DQ that run."""
     if part.get("p50_ms", 0.0) > WAITING * part.get("kernels_ms", 0.0):
         yield f"its operators take {part['kernels_ms']:.3g} ms: threads wait, the machine is busy or the graph is small"
     yield f"in INT8:  {_counted(part['integer']) or 'nothing'}"
@@ -158,7 +158,7 @@ def _operators_table(part: dict[str, Any]) -> Any:
     timed = "p50_ms" in part
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="dim")
     table.add_column("  operator", min_width=28)
-    table.add_column("what it is", min_width=16)
+    table.add_column("kind", min_width=16)
     for title in ("nodes", *(("ms", "share") if timed else ())):
         table.add_column(title, justify="right")
     shown, rest = part["operators"][:OPERATORS_SHOWN], part["operators"][OPERATORS_SHOWN:]
@@ -190,7 +190,7 @@ def _is_negligible_consequence(finding: dict[str, Any]) -> bool:
 
 
 def finding_lines(finding: dict[str, Any]) -> Iterator[str]:
-    """The reasons with how often they occur, some nodes, why it is so, and the next step."""
+    """The reasons with their counts, some nodes, the explanation and the next step."""
     for reason, count in list(finding["reasons"].items())[:4]:
         yield f"{count}x {reason}" if reason else _nodes(count)
     more = ", ..." if finding["nodes"] > len(finding["names"]) else ""

@@ -31,9 +31,9 @@ def _number(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
     return number
 
 
-def _tolerance(option: str, what: str) -> Callable[[_Command], _Command]:
+def _tolerance(option: str, bounded: str) -> Callable[[_Command], _Command]:
     default = Tolerances.model_fields[option[2:].replace("-", "_")].default
-    text = f"With --against: {what} `off` leaves it out.  [default: {default:g}]"
+    text = f"With --against: {bounded} `off` leaves it out.  [default: {default:g}]"
     return click.option(option, metavar="NUMBER", callback=_number, help=text)
 
 
@@ -41,7 +41,7 @@ def _tolerance(option: str, what: str) -> Callable[[_Command], _Command]:
 @click.argument("run")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Take the budgets from this recipe, not the recorded.")
 @click.option("--variant", help="Judge this variant.  [default: the one that decides the run]")
-@click.option("--against", metavar="RUN2", help="Also hold RUN against this run of another commit.")
+@click.option("--against", metavar="RUN2", help="Also compare RUN with this run of another commit.")
 @click.option(
     "--measure",
     type=click.Path(path_type=Path),
@@ -75,10 +75,10 @@ def gate(
     """Judge RUN again from its record: a name under the runs folder, a run's folder, or a run.json.
 
     Nothing is made, and without --measure nothing is measured. Exit codes: 0 every budget met, 3 one missed,
-    4 undecided, 5 not measured; 1 the record or what belongs to it is damaged or missing, 2 usage.
+    4 undecided, 5 not measured; 1 the record or a file of the run is damaged or missing, 2 usage.
 
-    With --against, what RUN lost against RUN2 is judged too, on its interval as everything else: accuracy paired sample
-    by sample, latency by the speed-ups over the same baseline engine on the same host.
+    With --against, changes from RUN2 to RUN are judged too, each on its interval: accuracy paired sample by sample,
+    latency by the speed-ups over the same baseline engine on the same host.
     """
     tolerances = {
         "max_drop_pt": max_drop_pt,

@@ -1,4 +1,4 @@
-"""``vlm-edge gc``: remove what no run refers to from the store."""
+"""``vlm-edge gc``: remove artifacts that no run refers to from the store."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from vlm_edge.files import alone_in
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
 @json_option
 @pass_settings
 def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
-    """Remove artifacts that no record under the runs folder names, and what unfinished stage runs left behind.
+    """Remove artifacts that no record under the runs folder names, and the leftovers of unfinished stage runs.
 
     Of an interrupted run the variants that were measured stay: run it again first if stages beyond those are to stay.
     """
@@ -28,7 +28,7 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     runs, unreadable = find_runs(settings.runs)
     if unreadable:
         raise VlmEdgeError(
-            f"{unreadable[0]}; so what it refers to isn't known, and nothing was removed",
+            f"{unreadable[0]}; its artifacts are unknown, so nothing was removed",
             "mend or remove that record, then run gc again",
         )
     referenced = {digest for run in runs for digest in run.digests}

@@ -1,4 +1,4 @@
-"""``vlm-edge ls``: the runs, and what the store holds."""
+"""``vlm-edge ls``: list the runs, and the artifacts in the store."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FoundRun:
 
 
 def find_runs(runs: Path) -> tuple[list[FoundRun], list[str]]:
-    """Every run under a folder, oldest first, and what is wrong with the records that can't be read."""
+    """Every run under a folder, oldest first, and the faults of records that can't be read."""
     found, faults = [], []
     for folder in sorted(path for path in runs.glob("*") if path.is_dir()):
         paths = [folder / name for name in (RECORD_NAME, PREVIOUS_NAME) if (folder / name).is_file()]
@@ -85,7 +85,7 @@ def age_text(since: str, now: datetime) -> str:
 
 
 def _run_row(run: FoundRun) -> dict[str, Any]:
-    """Of a run that did not end there is no verdict, and the rest is of the one before it."""
+    """A run as JSON values; ``verdict`` is None where the last run did not end."""
     record = run.record
     return {
         "name": record.name,

@@ -1,7 +1,7 @@
-"""``vlm-edge``: the table of commands, the global options, and the edge where errors become exit codes.
+"""``vlm-edge``: the table of commands, the global options, and exit codes.
 
 Exit codes: 0 every budget met (or the command did what it was asked), 1 error, 2 usage (a faulty recipe is one),
-3 a budget missed, 4 undecided, 5 not measured, 130 interrupted, 141 nobody reads the output any more.
+3 a budget missed, 4 undecided, 5 not measured, 130 interrupted, 141 output pipe closed.
 
 Nothing here imports more than click: a command's module is imported when that command is called.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 from vlm_edge import __version__
-from vlm_edge.cli.edge import edge
+from vlm_edge.cli.boundary import error_boundary
 from vlm_edge.cli.settings import Settings
 
-# section -> command -> (module, attribute, what the list of commands says of it)
+# section -> command -> (module, attribute, summary in the list of commands)
 COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Recipes": {
         "init": ("init", "init", "Write a recipe for a model and a target."),
@@ -39,13 +39,13 @@ COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Measuring": {
         "evaluate": ("evaluate", "evaluate", "Measure the accuracy of an engine."),
         "bench": ("bench", "bench", "Measure the latency of an engine, alone or against another."),
-        "explain": ("explain", "explain", "Say why an INT8 graph or engine is slow, and what to do about it."),
+        "explain": ("explain", "explain", "Explain why an INT8 graph or engine is slow, and what to do about it."),
         "answer": ("answer", "answer", "Ask an engine one question about one image."),
     },
-    "House": {
-        "ls": ("ls", "ls", "List the runs and what the store holds."),
-        "gc": ("gc", "gc", "Remove what no run refers to from the store."),
-        "doctor": ("doctor", "doctor", "Say what this machine and installation can do."),
+    "Housekeeping": {
+        "ls": ("ls", "ls", "List the runs and the artifacts in the store."),
+        "gc": ("gc", "gc", "Remove artifacts that no run refers to."),
+        "doctor": ("doctor", "doctor", "Report on this machine, its engines and packages."),
         "zoo": ("zoo", "zoo", "List the models that come with vlm-edge, or create one."),
     },
 }
@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name, summary) for name, (_, _, summary) in section.items()])
 
     def invoke(self, ctx: click.Context) -> object:
-        with edge(ctx):
+        with error_boundary(ctx):
             return super().invoke(ctx)
 
 
@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
     envvar="VLM_EDGE_STORE",
     show_envvar=True,
     show_default=True,
-    help="Where finished artifacts are kept.",
+    help="Folder of finished artifacts.",
 )
 @click.option(
     "--runs",
@@ -107,10 +107,10 @@ class LazyGroup(click.Group):
     envvar="VLM_EDGE_RUNS",
     show_envvar=True,
     show_default=True,
-    help="Where run records and bundles are written.",
+    help="Folder of run records and bundles.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no remarks on stderr.")
-@click.option("-v", "--verbose", count=True, help="More on stderr; twice for everything.")
+@click.option("-v", "--verbose", count=True, help="Libraries' warnings on stderr; twice for all logs.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="vlm-edge")
 @click.pass_context

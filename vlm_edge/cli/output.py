@@ -1,4 +1,4 @@
-"""Where a report goes: to stdout, or to a file whose path is then printed."""
+"""Write a report to stdout, or to a file and print its path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vlm_edge.cli.settings import echo
 from vlm_edge.files import write_atomically
 
 output_option = click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it to this file, and print the path."
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file, and print its path."
 )
 
 

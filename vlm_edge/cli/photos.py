@@ -1,4 +1,4 @@
-"""The photos that ``vlm-edge answer`` is asked about: one, or those of a folder, a pattern, JSON Lines, stdin."""
+"""Photos for ``vlm-edge answer``: one, or those of a folder, a pattern, JSON Lines or stdin."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO
 from vlm_edge.errors import VlmEdgeError
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""Files of a folder that are taken for photos."""
+"""Suffixes of a folder's files that are photos."""
 MOST_LINE_BYTES = 1 << 20
 STDIN = "-"
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo and what is asked about it. ``error``: why the line that stands for it can't be used."""
+    """A photo and the question about it. ``error``: why its line can't be used."""
 
     path: str
     question: str | None = None
@@ -29,13 +29,12 @@ class Photo:
 
 
 def names_many(image: str) -> bool:
-    """Whether ``image`` stands for any number of photos."""
+    """Whether ``image`` names any number of photos: a folder, a pattern, JSON Lines or stdin."""
     return image == STDIN or Path(image).is_dir() or image.endswith(".jsonl") or not _is_one(image)
 
 
 def photos_of(image: str, question: str | None) -> Iterator[Photo]:
-    """The photos that ``image`` stands for; those of stdin as they come. A line's own question goes before
-    ``question``.
+    """The photos that ``image`` names; those of stdin as they arrive. A line's own question replaces ``question``.
 
     Raises:
         VlmEdgeError: there is none, or the file can't be read.

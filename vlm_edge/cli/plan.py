@@ -60,7 +60,7 @@ def _time(row: PlannedRun) -> str:
 
 
 def _total(planned: Sequence[PlannedRun]) -> str:
-    """The time of what is to run, measuring left out; empty where none of it is known."""
+    """The known time of the stage runs to do, without measuring; empty where none is known."""
     known = [row.seconds for row in planned if not row.cached and row.seconds is not None]
     unknown = sum(not row.cached and row.seconds is None for row in planned)
     if not known:

@@ -73,7 +73,7 @@ class _RichTicker:
 
 
 class PlainProgress:
-    """Lines for a log: what takes longer than two seconds is named, then reported every ten, then closed."""
+    """Lines for a log: a step of more than two seconds is named, reported every ten seconds, then closed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -31,7 +31,7 @@ def report(settings: Settings, run: str, form: str, as_json: bool, as_html: bool
     """Show the record of RUN: a name under the runs folder, a run's folder, or a run.json.
 
     With --html the page is written beside the record, as report.html, unless -o says where. The exit code is 0
-    whatever the verdict: `vlm-edge run` and `vlm-edge gate` are what judges.
+    whatever the verdict: `vlm-edge run` and `vlm-edge gate` judge.
     """
     place = find_run(settings.runs, run)
     file = place / RECORD_NAME if place.is_dir() else place
@@ -70,15 +70,6 @@ def _print_table(record: RunRecord) -> None:
     console.print(stages_table(record))
     console.print()
     console.print(run_summary(record, console), crop=False)
-
-
-def find_record(runs: Path, name: str) -> RunRecord:
-    """The record of a run by name, folder or file.
-
-    Raises:
-        VlmEdgeError: there is none, with the runs that there are; or it can't be read.
-    """
-    return read_record(find_run(runs, name))
 
 
 def find_run(runs: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""``vlm-edge run``: the whole recipe, and an exit code that a CI job can rely on."""
+"""``vlm-edge run``: run a whole recipe; the exit code is the verdict."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(
         except BaseException:
             if so_far:
                 place = settings.runs / so_far[0].name
-                settings.remark(f"what was measured before the run ended: `vlm-edge report {place}`")
+                settings.remark(f"the variants that were measured before the run ended: `vlm-edge report {place}`")
             raise
         publish(record, gate_of(record))
     if as_json:

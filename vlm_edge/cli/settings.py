@@ -1,4 +1,4 @@
-"""What the global options say, and how a command prints: data on stdout, everything else on stderr."""
+"""The global options, and printing: data on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Settings:
 
     @contextmanager
     def working(self) -> Iterator[Progress]:
-        """A progress to draw on stderr, while everything that a library prints on stdout goes to stderr as well."""
+        """Yield a progress on stderr; meanwhile libraries' output to stdout goes to stderr too."""
         from vlm_edge.cli.progress import PlainProgress, RichProgress
         from vlm_edge.core.stage import SilentProgress
 
@@ -127,9 +127,9 @@ def logs_on_stderr(verbosity: int) -> Iterator[None]:
 
 @contextmanager
 def stdout_is_stderr() -> Iterator[None]:
-    """Send what Python code and native libraries write to stdout to stderr instead.
+    """Redirect stdout to stderr, for Python code and native libraries.
 
-    Exporters and calibrators print their own remarks there, which would end up in the middle of the data.
+    Exporters and calibrators print remarks on stdout, where they would be mixed with the data.
     """
     python_stdout = sys.stdout
     python_stdout.flush()

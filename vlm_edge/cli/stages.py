@@ -44,7 +44,7 @@ _TRUST = click.Option(
 )
 
 _OPTIONS = {"task": _DATA, "teacher": _TEACHER, "target": _TARGET}
-"""The option that gives an input, by the name that a stage's ``reads`` has for it."""
+"""The option of each input that a stage's ``reads`` may name."""
 _SOURCES = {
     ArtifactKind.CHECKPOINT: "SOURCE is a zoo name (zoo:NAME), a Hugging Face folder or a Hub id.",
     ArtifactKind.GRAPHS: "SOURCE is a folder of graphs, such as `vlm-edge export` writes.",

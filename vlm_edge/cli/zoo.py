@@ -85,8 +85,8 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Any:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     table.add_column("size, MB", justify="right")
-    table.add_column("what it is")
+    table.add_column("summary")
     for row in rows:
-        size = "not there" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:,.1f}"
+        size = "missing" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:,.1f}"
         table.add_row(row["name"], size, row["summary"])
     return table

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from vlm_edge.cli.edge import edge
+from vlm_edge.cli.boundary import error_boundary
 from vlm_edge.cli.main import main
 from vlm_edge.cli.settings import Settings
 from vlm_edge.errors import RecipeError, VlmEdgeError
@@ -28,7 +28,7 @@ def ended_by(action: Callable[[], object], *, debug: bool = False) -> Result:
     @click.pass_context
     def command(ctx: click.Context) -> None:
         ctx.obj = Settings(store=Path("store"), runs=Path("runs"), debug=debug)
-        with edge(ctx):
+        with error_boundary(ctx):
             action()
 
     return CliRunner().invoke(command)

@@ -1,4 +1,4 @@
-"""The edge: what a command raises becomes words on stderr and an exit code."""
+"""The error boundary: an exception of a command becomes a message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIPE_CLOSED = 141
 
 
 @contextmanager
-def edge(ctx: click.Context) -> Iterator[None]:
+def error_boundary(ctx: click.Context) -> Iterator[None]:
     """Turn a command's exceptions into a message and an exit code.
 
     A :class:`VlmEdgeError` is shown with its hint and no traceback, and so is a fault of the disk, a folder or the
@@ -60,10 +60,10 @@ _EXTRAS = {
     **{spec.extra: tuple(name.replace("-", "_") for name in spec.packages) for spec in BACKENDS.values() if spec.extra},
     "demo": ("easy_vqa",),
 }
-"""Modules that an installation for a device alone does not have, by the extra that brings them."""
+"""Modules that the base installation lacks, by the extra that installs them."""
 
 _NATIVE = {number: os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)}
-"""Faults that libraries written in C++ and Rust tell in the text of an exception of their own."""
+"""System errors that C++ and Rust libraries give only as text, in exceptions of their own."""
 
 
 def _explained(error: Exception) -> VlmEdgeError | None:
@@ -98,7 +98,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _save_log() -> str:
-    """Write the current traceback, versions and what was asked below the user's state folder; say where."""
+    """Write traceback, versions and command line to a log below the user's state folder; a hint with its path."""
     import platform
     import tempfile
     import traceback
@@ -139,7 +139,7 @@ _SECRETS = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """A text with ``***`` for what looks like a password or token, and for the values of such variables."""
+    """Replace passwords and tokens, and values of environment variables with such names, by ``***``."""
     values = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8]
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, "***")
