@@ -11,8 +11,7 @@ import tiny_llava
 from byte_tokenizer import write_byte_tokenizer
 
 from vlm_edge.checkpoints import chat_template as templates
-from vlm_edge.checkpoints.chat_template import chat_template, run_template
-from vlm_edge.checkpoints.prompt import MAX_IMAGES, read_prompt
+from vlm_edge.checkpoints.chat_template import MAX_IMAGES, chat_template, read_prompt, run_template
 from vlm_edge.errors import VlmEdgeError
 
 HOSTILE = {

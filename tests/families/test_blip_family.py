@@ -20,8 +20,9 @@ from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
+from vlm_edge.families.blip import TextEncoder, decoder_parts
 from vlm_edge.families.loading import load_checkpoint
-from vlm_edge.families.parts.blip_components import Decoder, TextEncoder
+from vlm_edge.families.parts.cached_decoder import MaskedDecoder
 from vlm_edge.processing.manifest import Generation, ImageProcessing
 
 SUBJECTS = ["BLIP, questions"]
@@ -235,5 +236,6 @@ def test_no_mask_stays_behind_on_the_cpu(tiny_blip: Path) -> None:
     ids = torch.zeros(2, 4, dtype=torch.int64, device="meta")
     cross = TextEncoder(model)(ids, torch.ones_like(ids), torch.zeros(2, 17, 32, device="meta"))
     ones = torch.ones_like(ids)
-    logits, *_ = Decoder(model)(ids, ones, ones, *cross, *(tensor[:, :, :0] for tensor in cross))
+    decoder = MaskedDecoder(*decoder_parts(model))
+    logits, *_ = decoder(ids, ones, ones, *cross, *(tensor[:, :, :0] for tensor in cross))
     assert logits.device.type == "meta"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vlm_edge.families.base import TrainingBatch
+from vlm_edge.families.blip import TextEncoder, answer_logits, decoder_parts, question_slots
 from vlm_edge.families.loading import load_checkpoint
-from vlm_edge.families.parts.blip_components import Decoder, TextEncoder
-from vlm_edge.families.parts.blip_training import answer_logits, question_slots
+from vlm_edge.families.parts.cached_decoder import MaskedDecoder
 
 IMAGES, TOKENS = 4, 6
 
@@ -74,7 +74,8 @@ def test_it_is_what_the_exported_modules_compute(model: Any, features: Tensor) -
     cross = TextEncoder(model)(batch.input_ids, batch.attention_mask, features[batch.image_index])
     past = [torch.zeros(6, 4, 0, 8, dtype=torch.float64)] * 4
     tokens = torch.ones_like(batch.decoder_input_ids)
-    expected = Decoder(model)(batch.decoder_input_ids, tokens, batch.attention_mask, *cross, *past)[0]
+    decoder = MaskedDecoder(*decoder_parts(model))
+    expected = decoder(batch.decoder_input_ids, tokens, batch.attention_mask, *cross, *past)[0]
     torch.testing.assert_close(answer_logits(model, features, batch), expected, rtol=0, atol=1e-10)
 
 

@@ -59,12 +59,12 @@ def test_other_bridges(changes: dict[str, Any], tmp_path: Path) -> None:
     source = checkpoint_of(tmp_path, **changes)
     loaded = load_checkpoint(source)
     components = FAMILY.components(loaded.model, FAMILY.image_processing(source))
-    example = components["fusion"].example
-    pixels = components["vision_encoder"].example["pixel_values"]
+    asked = {name: components["fusion"].example[name] for name in ("input_ids", "attention_mask")}
+    pixels = components["vision_encoder"].example
     with torch.no_grad():
-        (features,) = components["vision_encoder"].module(pixels)
-        (logits,) = components["fusion"].module(example["input_ids"], example["attention_mask"], features)
-        expected = FAMILY.reference(loaded.model, pixels, example["input_ids"], example["attention_mask"])
+        (features,) = components["vision_encoder"].module(*pixels.values())
+        (logits,) = components["fusion"].module(*asked.values(), features)
+        expected = FAMILY.reference(loaded.model, pixels | asked)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -1,4 +1,8 @@
-"""A checkpoint's chat template, found and run. It is a program (Jinja2) of whoever made the checkpoint.
+"""A checkpoint's chat template, as data: the text of one turn about 0 to 10 images.
+
+A template is a program (Jinja2). Its texts for one question about n images differ only in the question, so it is run
+here once for each n, and the runtime fills the question in: the device needs no Jinja2. Not covered: more than one
+turn, a system message, and images between words; a caller who wants these gives the runtime a whole prompt.
 
 transformers runs it in Jinja2's sandbox, which keeps it from files and Python's internals, not from running for ever or
 filling the memory. So it runs in a child process with limits, once for all texts that are wanted.
@@ -9,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -16,8 +21,16 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from vlm_edge.checkpoints.config import read_json_object
+from vlm_edge.checkpoints.pretrained import load_tokenizer
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.processing.manifest import Prompt
 
+MAX_IMAGES = 10
+QUESTION = "{question}"
+FIRST = "{bos}"
+"""Where a fallback layout has the tokenizer's first token."""
+_WORD = "zqquestionqz"
+"""Stands for the question while a template runs; no template contains it or knows it."""
 SECONDS = 20
 """Most time that a template may take for all of its texts; real ones take milliseconds."""
 BYTES = 512 << 20
@@ -27,6 +40,65 @@ LETTERS = 100_000
 _DATE = "26 Jul 2024"
 """What templates that write today's date get, so that the same checkpoint gives the same bytes: Llama 3.2's default."""
 _HINT = "compare it with the one on the model's page"
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """The prompt of a checkpoint without a chat template: layouts for 0, 1, .. images, as the model was trained on.
+
+    ``special_tokens``: the tokenizer adds its own. ``strip``: spaces around the question are left out.
+    """
+
+    layouts: tuple[str, ...]
+    special_tokens: bool = True
+    strip: bool = False
+
+
+def read_prompt(
+    checkpoint: Path, image_token: str, image_token_id: int, image_tokens: int, fallback: Fallback | None = None
+) -> Prompt:
+    """The prompt of one question about images: the checkpoint's chat template, or ``fallback``.
+
+    Args:
+        checkpoint: the folder.
+        image_token: stands for an image in the template's text.
+        image_token_id: its id.
+        image_tokens: places that an image (or tile) takes.
+        fallback: for a checkpoint without a template.
+
+    Raises:
+        VlmEdgeError: there is neither, or the template can't be run or says something that layouts can't.
+    """
+    found = chat_template(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    if found is None:
+        if fallback is None:
+            raise VlmEdgeError(
+                f"{checkpoint}: no chat template", "copy chat_template.jinja from the model's page into the folder"
+            )
+        layouts = tuple(layout.replace(FIRST, tokenizer.bos_token or "") for layout in fallback.layouts)
+        strip, starts = fallback.strip, not fallback.special_tokens
+    else:
+        turns = [*((images, _WORD) for images in range(MAX_IMAGES + 1)), (1, f"  {_WORD}  ")]
+        *texts, spaced = run_template(*found, tokenizer.special_tokens_map, turns)
+        layouts = tuple(text.replace(_WORD, QUESTION) for text in texts)
+        strip = spaced == texts[1]
+        starts = tokenizer.bos_token is not None and layouts[1].startswith(tokenizer.bos_token)
+    for images, layout in enumerate(layouts):
+        if layout.count(image_token) != images or layout.count(QUESTION) != 1:
+            raise VlmEdgeError(
+                f"{checkpoint}: the chat template writes {layout!r} for {images} images: expected the question once "
+                f"and {image_token!r} {images} times",
+                "compare chat_template.jinja with the one on the model's page",
+            )
+    return Prompt(
+        layouts=layouts,
+        image_token=image_token,
+        image_token_id=image_token_id,
+        image_tokens=image_tokens,
+        strip_question=strip,
+        special_tokens=not starts,
+    )
 
 
 def chat_template(checkpoint: Path) -> tuple[Path, str] | None:

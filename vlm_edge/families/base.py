@@ -1,4 +1,4 @@
-"""What the tool knows of one architecture. One file per family; the table is in ``families/table.py``."""
+"""The contract of a family: one architecture's model, its components, attention sites and processing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vlm_edge.checked import first_fault
-from vlm_edge.checkpoints.processors import processed_pixels
+from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.processors import (
+    checked_pictures,
+    load_image_processor,
+    pixel_settings,
+    processed_pixels,
+    read_image_processing,
+    read_text_processing,
+)
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError, short
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
@@ -129,14 +137,19 @@ def _naming_the_checkpoint(read: Callable[[Any, Path], Any]) -> Callable[[Any, P
 class Family(ABC):
     """One architecture. ``model`` is always the transformers model that :func:`load_checkpoint` gives.
 
-    What a family does not say has a default: nothing read, generated, compared, classified, pruned or trained.
+    What a family does not say has a default: transformers' own config, model and image processor; and nothing
+    generated, compared, classified, pruned or trained.
     """
 
     name: str
     architectures: tuple[str, ...]
     """Class names in config.json's ``architectures`` that this family loads."""
     pipeline: PipelineKind
-    """Which runtime pipeline composes the components."""
+    """The runtime pipeline that composes the components."""
+    config_class: Any
+    model_class: Any
+    image_processor_class: Any
+    """transformers' PIL class, for folders that name none."""
     vision_tower_path: str
     """Dotted name of the vision tower's module, which distillation replaces."""
     inner_generate = False
@@ -146,72 +159,94 @@ class Family(ABC):
         """Make every method that reads a checkpoint's settings name the checkpoint where they can't be."""
         super().__init_subclass__(**settings)
         for name in ("image_processing", "text_processing", "generation", "prompt"):
-            if name in vars(cls):
-                setattr(cls, name, _naming_the_checkpoint(vars(cls)[name]))
+            setattr(cls, name, _naming_the_checkpoint(getattr(cls, name)))
 
-    def for_config(self, config: Mapping[str, Any]) -> Family:
-        """The family of this config.json: this one, or another whose checkpoints name the same architecture."""
-        return self
+    def takes(self, config: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint of :attr:`architectures` with this config.json is this family's."""
+        return True
 
-    @abstractmethod
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The transformers model from its config.json, weights not loaded."""
+    def config(self, checkpoint: Path) -> Any:
+        """The checkpoint's transformers config, with its defaults filled in."""
+        return self.config_class.from_dict(read_config(checkpoint))
+
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """The transformers model from its config.json, weights not loaded, attention spelled out."""
+        return self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The checkpoint's tensors under the names of :meth:`build`'s model, where files name them differently."""
         return state
 
-    @abstractmethod
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        """The checkpoint's image processor, as data."""
+        """The checkpoint's image processor, as data; by default images of the vision tower's one size."""
+        tower = getattr(self.config(checkpoint), "vision_config", None)
+        return read_image_processing(checkpoint, self.image_processor_class, tower)
+
+    def cutter(self, checkpoint: Path) -> Any:
+        """The checkpoint's image processor, for families that can cut images as :attr:`image_processor_class` alone.
+
+        Raises:
+            VlmEdgeError: the checkpoint names another class.
+        """
+        return load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
+
+    def cut_images(self, checkpoint: Path, processor: Any, **sizes: Any) -> ImageProcessing:
+        """Fields of :class:`ImageProcessing` with the processor's pixel settings, held to what it makes of images."""
+        spec = ImageProcessing(**sizes, **pixel_settings(processor))
+        return checked_pictures(checkpoint, processor, spec, self.processed)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
-        """What transformers' image processor makes of one image (PIL, or RGB uint8), by the vision encoder's inputs."""
+        """The vision encoder's inputs that transformers' image processor makes of one image (PIL, or RGB uint8)."""
         return processed_pixels(processor, image, spec)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing | None:
-        """The checkpoint's tokenizer, as data; None where nothing is read or written."""
-        return None
+        """The checkpoint's tokenizer, as data; None where config.json has no ``text_config``: no text is read."""
+        text = getattr(self.config(checkpoint), "text_config", None)
+        return None if text is None else read_text_processing(checkpoint, text.max_position_embeddings)
 
     def generation(self, checkpoint: Path) -> Generation | None:
-        """How answers are decoded; None where nothing is generated."""
+        """The settings that answers are decoded with; None where nothing is generated."""
         return None
 
     def prompt(self, checkpoint: Path) -> Prompt | None:
-        """How a question about images is put to a language model; None for families that take it as it is."""
+        """The text around a question about images; None for families that take the question as it is."""
         return None
 
-    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
+    def labels(self, model: Any) -> tuple[str, ...] | None:
         """The classes of the model's own head, in the order of its logits; None where there is none."""
         return None
 
-    def logit_scale(self, model: nn.Module) -> float | None:
-        """What dual encoders multiply cosines by; None for the others."""
+    def logit_scale(self, model: Any) -> float | None:
+        """The factor of dual encoders' cosines; None for the others."""
         return None
 
-    def logit_bias(self, model: nn.Module) -> float | None:
-        """What is added to scaled cosines where each pair is judged for itself (SigLIP); None for the others."""
+    def logit_bias(self, model: Any) -> float | None:
+        """The number added to scaled cosines where each pair is judged for itself (SigLIP); None for the others."""
         return None
 
     @abstractmethod
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
         """Every component, in the order that the pipeline runs them."""
 
     @abstractmethod
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        """What transformers' own code gives for these tensors, which the composed graphs are held to.
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        """The answer of transformers' own code, which the composed graphs are held to.
 
         Families that generate: ``model.generate``'s result for one row, called with ``settings``. Dual encoders:
         scaled similarities (images, texts). Others: the embeddings or logits (rows, n).
+
+        Args:
+            model: the model.
+            inputs: pixel_values, input_ids and attention_mask, and what else the image becomes; families without text
+                get no ids.
+            settings: of ``generate`` or ``forward``.
         """
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Every attention module whose query, key and value are Linears of their own, in the model's order."""
         return []
 
-    def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
         """(images, 3, height, width) -> features (images, tokens, hidden), or (images, dim) for dual encoders."""
         raise self._untrained()
 
@@ -232,7 +267,7 @@ class Family(ABC):
         """
         raise self._untrained()
 
-    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """Logits that the task's answer is read from, teacher-forced.
 
         VQA: (questions, answer_tokens, vocab). Dual encoders: (questions, labels), the scaled similarities.

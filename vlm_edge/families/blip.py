@@ -1,7 +1,9 @@
 """BLIP for visual question answering: Li et al. 2022, arXiv:2201.12086, as transformers' BlipForQuestionAnswering.
 
-The vision tower's self-attention computes query, key and value in one fused Linear (``qkv``), so it is no
-:class:`AttentionSite`; the text encoder's and the decoder's self- and cross-attention are.
+The decoder's cross-attention reads only the encoded question, so its keys and values are computed once, at the end of
+text_encoder, and the decoder is one graph for prefill and step. The vision tower's self-attention computes query, key
+and value in one fused Linear (``qkv``), so it is no :class:`AttentionSite`; the text encoder's and the decoder's self-
+and cross-attention are.
 """
 
 from __future__ import annotations
@@ -16,18 +18,59 @@ from torch import Tensor, nn
 from transformers import BlipConfig, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
 from vlm_edge.checkpoints.generation_settings import read_settings
-from vlm_edge.checkpoints.processors import encode_texts, read_image_processing, read_text_processing
+from vlm_edge.checkpoints.processors import encode_texts
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
+from vlm_edge.families.parts.attention import additive_mask, padding_mask
 from vlm_edge.families.parts.attention_sites import named_sites
-from vlm_edge.families.parts.blip_components import Decoder, text_encoder_export, vision_encoder_export
-from vlm_edge.families.parts.blip_training import answer_logits
-from vlm_edge.families.parts.cached_decoder import decoder_export
-from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
+from vlm_edge.families.parts.cached_decoder import (
+    CachedLayer,
+    CrossKeyValues,
+    MaskedDecoder,
+    cached_decoder_export,
+)
+from vlm_edge.families.parts.component import image_component, question_component, text_example
+from vlm_edge.families.parts.text_decoders import BertEmbeddings, BertLayer, bert_attention, bert_layer
+from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind
 
 IGNORE_INDEX = -100
+
+
+class VisionEncoder(nn.Module):
+    """pixel_values (images, 3, height, width) -> image_features (images, tokens, hidden)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.tower = model.vision_model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (self.tower(pixel_values=pixel_values).last_hidden_state,)
+
+
+class TextEncoder(nn.Module):
+    """input_ids, attention_mask (batch, question_tokens), image_features (batch, tokens, hidden) -> the decoder's
+    cross-attention keys and values, layer by layer, each (batch, heads, question_tokens, head_dim)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.embeddings = model.text_encoder.embeddings
+        self.layers = model.text_encoder.encoder.layer
+        self.key_values = CrossKeyValues(decoder_parts(model)[1])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
+        mask = padding_mask(attention_mask)
+        hidden = self.embeddings(input_ids=input_ids)
+        for layer in self.layers:
+            hidden = bert_layer(layer, hidden, mask, image_features)
+        outputs: tuple[Tensor, ...] = self.key_values(hidden)
+        return outputs
+
+
+def decoder_parts(model: Any) -> tuple[nn.Module, list[CachedLayer], nn.Module]:
+    """Embeddings, layers and head of a BLIP's text decoder, as :class:`CachedDecoder` takes them."""
+    text = model.text_decoder
+    return BertEmbeddings(text.bert.embeddings), [BertLayer(layer) for layer in text.bert.encoder.layer], text.cls
 
 
 class BlipVqa(Family):
@@ -37,53 +80,40 @@ class BlipVqa(Family):
     name = "blip-vqa"
     architectures: tuple[str, ...] = ("BlipForQuestionAnswering",)
     pipeline: PipelineKind = "vqa"
+    config_class: Any = BlipConfig
+    model_class: Any = BlipForQuestionAnswering
+    image_processor_class: Any = BlipImageProcessorPil
     vision_tower_path = "vision_model"
     inner_generate = True
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model: nn.Module = BlipForQuestionAnswering(BlipConfig.from_dict(dict(config)))
-        return model
-
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        tower = BlipConfig.from_dict(read_config(checkpoint)).vision_config
-        return read_image_processing(checkpoint, BlipImageProcessorPil, tower)
-
-    def text_processing(self, checkpoint: Path) -> TextProcessing:
-        return read_text_processing(checkpoint, self._text_config(checkpoint)["max_position_embeddings"])
-
     def generation(self, checkpoint: Path) -> Generation | None:
         """Start, stop and padding tokens as ``generate`` takes them from the text config: bos, sep and pad."""
-        text = self._text_config(checkpoint)
-        return read_settings(checkpoint, BlipConfig.from_dict(read_config(checkpoint)), inner=True).generation(
-            start=text["bos_token_id"],
-            ends=[text["sep_token_id"]],
-            pad=text["pad_token_id"],
-            most=text["max_position_embeddings"],
+        config = self.config(checkpoint)
+        text = config.text_config
+        return read_settings(checkpoint, config, inner=True).generation(
+            start=text.bos_token_id, ends=[text.sep_token_id], pad=text.pad_token_id, most=text.max_position_embeddings
         )
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vision = vision_encoder_export(model, image)
-        with torch.no_grad():
-            features = vision.module(*vision.example.values())[0]
-        blip: Any = model
-        vocabulary = blip.text_decoder.cls.predictions.decoder.out_features
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        vision, encoder = image_component(VisionEncoder(model), image, "image_features"), TextEncoder(model)
+        text = text_example(model.text_encoder.embeddings.word_embeddings.num_embeddings)
+        outputs = encoder.key_values.axes("batch", "question_tokens")
+        vocabulary = model.text_decoder.cls.predictions.decoder.out_features
+        decoder = MaskedDecoder(*decoder_parts(model)).eval()
         return {
             "vision_encoder": vision,
-            "text_encoder": text_encoder_export(model, image_tokens=features.shape[1], image_hidden=features.shape[2]),
-            "decoder": decoder_export(Decoder(model).eval(), vocabulary, "question_tokens"),
+            "text_encoder": question_component(encoder, vision, text, outputs),
+            "decoder": cached_decoder_export(decoder, vocabulary, "question_tokens"),
         }
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        blip: Any = model
-        return blip.generate(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, **settings)
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        return model.generate(**inputs, **settings)
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder and the decoder; the fused vision tower has none."""
-        return named_sites(model, lambda path: "decoder" if path.startswith("text_decoder.") else "text_encoder")
+        return named_sites(model, {"text_decoder": "decoder", "": "text_encoder"})
 
-    def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
         features: Tensor = model.get_submodule(self.vision_tower_path)(pixel_values=pixel_values).last_hidden_state
         return features
 
@@ -99,6 +129,7 @@ class BlipVqa(Family):
     ) -> TrainingBatch:
         """Questions, and each sample's most given answer: the decoder reads [DEC] a b and learns a b [SEP]."""
         spec, generation = self.text_processing(checkpoint), self.generation(checkpoint)
+        assert spec is not None
         assert generation is not None
         input_ids, attention_mask = encode_texts(checkpoint, spec, [sample.text for sample in samples])
         answers = [Counter(sample.answers).most_common(1)[0][0] for sample in samples]
@@ -112,13 +143,57 @@ class BlipVqa(Family):
         targets[torch.arange(count), answer_mask.sum(1)] = generation.eos_token_id
         return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, decoder_input_ids, targets)
 
-    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """Teacher-forced answer logits (questions, answer_tokens, vocab), as the exported graphs compute them."""
         return answer_logits(model, image_features, batch)
 
-    @staticmethod
-    def _text_config(checkpoint: Path) -> dict[str, Any]:
-        """``text_config`` with its defaults filled in."""
-        config = BlipConfig.from_dict(read_config(checkpoint))
-        values: dict[str, Any] = config.text_config.to_dict()
-        return values
+
+def answer_logits(model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    """Teacher-forced logits (questions, answer_tokens, vocab) of many questions about few images (images, tokens,
+    hidden), as the exported graphs compute them.
+
+    Cross-attention to hundreds of image tokens costs far more than a question of ten tokens does, so an image's keys
+    and values are computed once, and all questions about it attend to them as one long row. transformers' ``forward``
+    repeats the image for every question, and (5.23) drops the mask on the way into the decoder's cross-attention, so
+    that a question padded in a batch gets another answer than alone; here padding is masked, as in the exported graph.
+    """
+    question = encode_questions(model, image_features, batch)
+    question_mask = padding_mask(batch.attention_mask)
+    assert batch.decoder_input_ids is not None
+    length = batch.decoder_input_ids.shape[1]
+    causal_mask = additive_mask(torch.ones(length, length, device=question.device).tril())
+    hidden: Tensor = model.text_decoder.bert.embeddings(input_ids=batch.decoder_input_ids)
+    for layer in model.text_decoder.bert.encoder.layer:
+        hidden = bert_layer(layer, hidden, causal_mask, question, question_mask)
+    logits: Tensor = model.text_decoder.cls(hidden)
+    return logits
+
+
+def encode_questions(model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    """The text encoder's last hidden state (questions, question_tokens, hidden).
+
+    Every image gets as many slots as the most asked one; a slot without a question is computed and left out.
+    """
+    images, tokens = len(image_features), batch.input_ids.shape[1]
+    place, slots = question_slots(batch.image_index, images)
+    input_ids, attention_mask = (batch.input_ids.new_zeros(images * slots, tokens) for _ in range(2))
+    input_ids[place], attention_mask[place] = batch.input_ids, batch.attention_mask
+    mask = padding_mask(attention_mask)
+    hidden: Tensor = model.text_encoder.embeddings(input_ids=input_ids)
+    for layer in model.text_encoder.encoder.layer:
+        hidden = bert_attention(layer.attention, hidden, hidden, mask)
+        of_image = hidden.view(images, slots * tokens, -1)
+        of_image = bert_attention(layer.crossattention, of_image, image_features, None)
+        hidden = layer.feed_forward_chunk(of_image.view(images * slots, tokens, -1))
+    return hidden[place]
+
+
+def question_slots(image_index: Tensor, images: int) -> tuple[Tensor, int]:
+    """Each question's row among ``images * slots`` rows, image by image and in order, and ``slots``."""
+    counts = torch.bincount(image_index, minlength=images)
+    order = torch.argsort(image_index, stable=True)
+    first = counts.cumsum(0) - counts
+    position = torch.empty_like(image_index)
+    position[order] = torch.arange(len(image_index), device=image_index.device) - first[image_index[order]]
+    slots = int(counts.max())
+    return image_index * slots + position, slots

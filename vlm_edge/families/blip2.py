@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlm_edge.checkpoints.chat_template import FIRST, MAX_IMAGES, QUESTION, Fallback
 from vlm_edge.checkpoints.pretrained import load_tokenizer
-from vlm_edge.checkpoints.processors import read_image_processing
-from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, AttentionSite, Family
-from vlm_edge.families.parts.language_family import LanguageFamily, fused_attention
-from vlm_edge.families.parts.llm import Decoder, self_attention_sites
+from vlm_edge.families.base import AttentionSite
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.parts.llm import Decoder
 from vlm_edge.families.parts.opt import OptDecoder
-from vlm_edge.processing.manifest import ImageProcessing, Prompt
+from vlm_edge.processing.manifest import Prompt
 
 _PROBES = ("what is it?", " Two words")
 
@@ -68,18 +68,10 @@ class Blip2(LanguageFamily):
     config_class: Any = Blip2Config
     model_class: Any = Blip2ForConditionalGeneration
     image_processor_class: Any = BlipImageProcessorPil
-    fallback_prompt: tuple[str, ...] | None = tuple(
-        f"{'<image>' * images}{FIRST}Question: {QUESTION} Answer:" for images in range(MAX_IMAGES + 1)
+    fallback: Fallback | None = Fallback(
+        tuple(f"{'<image>' * images}{FIRST}Question: {QUESTION} Answer:" for images in range(MAX_IMAGES + 1)),
+        special_tokens=False,
     )
-    fallback_special_tokens = False
-
-    def for_config(self, config: Mapping[str, Any]) -> Family:
-        """A T5 reads the question in an encoder, and so has another family."""
-        from vlm_edge.families.blip2_t5 import Blip2T5
-
-        text = config.get("text_config")
-        t5 = self.name == Blip2.name and isinstance(text, Mapping) and text.get("model_type") == "t5"
-        return Blip2T5() if t5 else self
 
     def prompt(self, checkpoint: Path) -> Prompt | None:
         """As the processor puts it: the image's tokens before what the tokenizer makes of the text.
@@ -100,9 +92,6 @@ class Blip2(LanguageFamily):
                 )
         return prompt
 
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class, self.config(checkpoint).vision_config)
-
     def image_tokens(self, config: Any) -> int:
         return int(config.num_query_tokens)
 
@@ -117,7 +106,7 @@ class Blip2(LanguageFamily):
         Raises:
             VlmEdgeError: the language model reads its prompt in an encoder (T5).
         """
-        language_model, token = model.language_model, self.image_token_id(model.config)
+        language_model, token = model.language_model, model.config.image_token_id
         if language_model.config.is_encoder_decoder:
             raise VlmEdgeError(
                 f"text_config: the language model is a {type(language_model).__name__}; known beside those of the "
@@ -129,41 +118,13 @@ class Blip2(LanguageFamily):
             return OptDecoder(inner.decoder, language_model.lm_head, token)
         return Decoder(inner, language_model.lm_head, token)
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self- and cross-attention of the Q-Former, self-attention of the language model; the tower's is fused."""
-        opt = hasattr(model.get_submodule(self.language_model_path), "decoder")
-        out = "out_proj" if opt else "o_proj"
-        return [*qformer_sites(model), *self_attention_sites(model, self.language_model_path, "decoder", out)]
+        return named_sites(model, {"qformer": "connector", self.language_model_path: "decoder"})
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """``generate``; without an image that of the language model alone, since the whole one demands an image."""
+        if "pixel_values" in inputs:
+            return super().reference(model, inputs, **settings)
         settings.pop("image_token_id", None)
-        vlm: Any = model
-        if len(pixel_values):
-            with fused_attention(vlm.vision_model):
-                return vlm.generate(pixel_values, input_ids=input_ids, attention_mask=attention_mask, **settings)
-        return vlm.language_model.generate(input_ids=input_ids, attention_mask=attention_mask, **settings)
-
-
-def qformer_sites(model: nn.Module) -> list[AttentionSite]:
-    """Every attention of the Q-Former."""
-    modules: list[tuple[str, Any]] = [(path, module) for path, module in model.named_modules()]
-    return [
-        AttentionSite(
-            path=path,
-            role=AttentionRole.CROSS if ".crossattention." in path else AttentionRole.SELF,
-            component="connector",
-            num_heads=module.num_attention_heads,
-            head_dim=module.attention_head_size,
-            q=f"{path}.query",
-            k=f"{path}.key",
-            v=f"{path}.value",
-            out=f"{path.rpartition('.')[0]}.output.dense",
-            num_heads_attr="num_attention_heads",
-            all_head_size_attr="all_head_size",
-        )
-        for path, module in modules
-        if path.startswith("qformer.") and path.endswith("attention.attention")
-    ]
+        return model.language_model.generate(**inputs, **settings)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BlipConfig, BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration
 
 from vlm_edge.checkpoints.processors import encode_texts
 from vlm_edge.data.dataset import Sample
 from vlm_edge.families.base import ComponentExport, TrainingBatch
-from vlm_edge.families.blip import IGNORE_INDEX, BlipVqa
-from vlm_edge.families.parts.blip_components import decoder_parts
-from vlm_edge.families.parts.cached_decoder import BATCH, CachedDecoder, cross_key_values, cross_shapes, decoder_export
+from vlm_edge.families.blip import IGNORE_INDEX, BlipVqa, decoder_parts
+from vlm_edge.families.parts.cached_decoder import CachedDecoder, CrossKeyValues, cached_decoder_export
+from vlm_edge.families.parts.component import image_component
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind
 
 
@@ -31,21 +31,11 @@ class CaptionVisionEncoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.tower = model.vision_model
-        self.layers = nn.ModuleList(decoder_parts(model)[1])
+        self.key_values = CrossKeyValues(decoder_parts(model)[1])
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        return self.key_values(self.tower(pixel_values=pixel_values).last_hidden_state)
-
-    def key_values(self, image_features: Tensor) -> tuple[Tensor, ...]:
-        """From the image's tokens (images, tokens, hidden) on."""
-        return cross_key_values(self.layers, image_features)  # type: ignore[arg-type]
-
-
-class CaptionDecoder(CachedDecoder):
-    """BLIP's caption decoder. No image token is padding, so nothing is masked."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(*decoder_parts(model))
+        outputs: tuple[Tensor, ...] = self.key_values(self.tower(pixel_values=pixel_values).last_hidden_state)
+        return outputs
 
 
 class BlipCaptioning(BlipVqa):
@@ -54,34 +44,19 @@ class BlipCaptioning(BlipVqa):
     name = "blip-captioning"
     architectures: tuple[str, ...] = ("BlipForConditionalGeneration",)
     pipeline: PipelineKind = "captioning"
+    model_class: Any = BlipForConditionalGeneration
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model: nn.Module = BlipForConditionalGeneration(BlipConfig.from_dict(dict(config)))
-        return model
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        encoder = CaptionVisionEncoder(model)
+        vision = image_component(encoder, image, *encoder.key_values.axes("images"))
+        tokens = int(next(iter(vision.output_shapes.values()))[2])
+        vocabulary = model.text_decoder.cls.predictions.decoder.out_features
+        decoder = CachedDecoder(*decoder_parts(model)).eval()  # no image token is padding, so nothing is masked
+        return {"vision_encoder": vision, "decoder": cached_decoder_export(decoder, vocabulary, tokens)}
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
-        vision, decoder = CaptionVisionEncoder(model).eval(), CaptionDecoder(model).eval()
-        with torch.no_grad():
-            tokens = vision(pixels)[0].shape[2]
-        layers = decoder_parts(model)[1]
-        blip: Any = model
-        return {
-            "vision_encoder": ComponentExport(
-                module=vision,
-                example={"pixel_values": pixels},
-                dynamic={"pixel_values": {0: "images"}},
-                output_shapes=cross_shapes(layers, "images", tokens),
-            ),
-            "decoder": decoder_export(decoder, blip.text_decoder.cls.predictions.decoder.out_features, tokens),
-        }
-
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """``generate`` from the start token alone; the texts are left alone."""
-        blip: Any = model
-        return blip.generate(pixel_values=pixel_values, **settings)
+        return model.generate(pixel_values=inputs["pixel_values"], **settings)
 
     def collate(
         self,
@@ -102,7 +77,9 @@ class BlipCaptioning(BlipVqa):
             return batch
         assert batch.decoder_input_ids is not None
         assert batch.labels is not None
-        ids, _ = encode_texts(checkpoint, self.text_processing(checkpoint), prompts[:1], special_tokens=False)
+        spec = self.text_processing(checkpoint)
+        assert spec is not None
+        ids, _ = encode_texts(checkpoint, spec, prompts[:1], special_tokens=False)
         begun = ids.expand(len(samples), -1)
         start, rest = batch.decoder_input_ids[:, :1], batch.decoder_input_ids[:, 1:]
         return replace(
@@ -111,18 +88,14 @@ class BlipCaptioning(BlipVqa):
             labels=torch.cat([torch.full_like(begun, IGNORE_INDEX), batch.labels], dim=1),
         )
 
-    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """Teacher-forced caption logits (captions, tokens, vocab), as the exported graphs compute them."""
-        assert batch.decoder_input_ids is not None
-        decoder = CaptionDecoder(model)
-        crosses = [tensor[batch.image_index] for tensor in CaptionVisionEncoder(model).key_values(image_features)]
         ids = batch.decoder_input_ids
-        empty = [crosses[0].new_zeros((len(ids), heads, 0, size)) for heads, size in _past_shapes(decoder)]
+        assert ids is not None
+        embeddings, layers, head = decoder_parts(model)
+        decoder = CachedDecoder(embeddings, layers, head)
+        crosses = [tensor[batch.image_index] for tensor in CrossKeyValues(layers)(image_features)]
+        shapes = [shape for shape in decoder.cache_shapes().values() for _ in ("key", "value")]
+        empty = [crosses[0].new_zeros((len(ids), heads, 0, size)) for heads, size in shapes]
         logits: Tensor = decoder(ids, torch.ones_like(ids), *crosses, *empty)[0]
         return logits
-
-
-def _past_shapes(decoder: CaptionDecoder) -> list[tuple[int, int]]:
-    """(heads, head_dim) of every past's keys and values."""
-    layers: list[Any] = list(decoder.layers)
-    return [layer.sizes()[0] for layer in layers for _ in ("key", "value")]

@@ -8,24 +8,19 @@ weights that they share.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
-from vlm_edge.checkpoints.processors import read_image_processing, read_text_processing
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention import padding_mask
 from vlm_edge.families.parts.attention_sites import named_sites
-from vlm_edge.families.parts.blip_components import QUESTION_TOKENS, question
-from vlm_edge.families.parts.cached_decoder import BATCH
-from vlm_edge.families.parts.text_decoders import bert_attention
-from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
+from vlm_edge.families.parts.component import component, image_component, question_component, text_example
+from vlm_edge.families.parts.text_decoders import bert_layer
+from vlm_edge.processing.manifest import ImageProcessing, PipelineKind
 
 LABELS = ("no match", "match")
 
@@ -54,11 +49,10 @@ class TextEncoder(nn.Module):
         self.projection = model.text_proj
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        mask = additive_mask(visible_tokens(attention_mask))
+        mask = padding_mask(attention_mask)
         hidden = self.embeddings(input_ids=input_ids)
         for layer in self.layers:
-            hidden = bert_attention(layer.attention, hidden, hidden, mask)
-            hidden = layer.feed_forward_chunk(hidden)
+            hidden = bert_layer(layer, hidden, mask)
         return (normalize(self.projection(hidden[:, 0]), dim=-1),)
 
 
@@ -73,12 +67,10 @@ class Fusion(nn.Module):
         self.head = model.itm_head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> tuple[Tensor]:
-        mask = additive_mask(visible_tokens(attention_mask))
+        mask = padding_mask(attention_mask)
         hidden = self.embeddings(input_ids=input_ids)
         for layer in self.layers:
-            hidden = bert_attention(layer.attention, hidden, hidden, mask)
-            hidden = bert_attention(layer.crossattention, hidden, image_features, None)
-            hidden = layer.feed_forward_chunk(hidden)
+            hidden = bert_layer(layer, hidden, mask, image_features)
         return (self.head(hidden[:, 0]),)
 
 
@@ -88,63 +80,28 @@ class BlipMatching(Family):
     name = "blip-matching"
     architectures: tuple[str, ...] = ("BlipForImageTextRetrieval",)
     pipeline: PipelineKind = "matching"
+    config_class: Any = BlipConfig
+    model_class: Any = BlipForImageTextRetrieval
+    image_processor_class: Any = BlipImageProcessorPil
     vision_tower_path = "vision_model"
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model: nn.Module = BlipForImageTextRetrieval(BlipConfig.from_dict(dict(config)))
-        return model
-
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        tower = BlipConfig.from_dict(read_config(checkpoint)).vision_config
-        return read_image_processing(checkpoint, BlipImageProcessorPil, tower)
-
-    def text_processing(self, checkpoint: Path) -> TextProcessing:
-        text = BlipConfig.from_dict(read_config(checkpoint)).text_config
-        return read_text_processing(checkpoint, text.max_position_embeddings)
-
-    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
+    def labels(self, model: Any) -> tuple[str, ...] | None:
         return LABELS
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=generator)
-        input_ids, attention_mask = question(model, generator, QUESTION_TOKENS)
-        text = {"input_ids": input_ids, "attention_mask": attention_mask}
-        vision = VisionEncoder(model).eval()
-        with torch.no_grad():
-            features, embeds = vision(pixels)
-        texts, tokens = {0: "texts", 1: "tokens"}, {0: "batch", 1: "question_tokens"}
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        vision = image_component(VisionEncoder(model), image, "image_features", "image_embeds")
+        text = text_example(model.text_encoder.embeddings.word_embeddings.num_embeddings)
+        axes, embeds = {name: {0: "texts", 1: "tokens"} for name in text}, {"text_embeds": {0: "texts"}}
         return {
-            "vision_encoder": ComponentExport(
-                module=vision,
-                example={"pixel_values": pixels},
-                dynamic={"pixel_values": {0: "images"}},
-                output_shapes={
-                    "image_features": ("images", *features.shape[1:]),
-                    "image_embeds": ("images", embeds.shape[1]),
-                },
-            ),
-            "text_encoder": ComponentExport(
-                module=TextEncoder(model).eval(),
-                example=text,
-                dynamic=dict.fromkeys(text, texts),
-                output_shapes={"text_embeds": ("texts", embeds.shape[1])},
-            ),
-            "fusion": ComponentExport(
-                module=Fusion(model).eval(),
-                example=text | {"image_features": features},
-                dynamic=dict.fromkeys(text, tokens) | {"image_features": {0: "batch"}},
-                output_shapes={"logits": ("batch", len(LABELS))},
-            ),
+            "vision_encoder": vision,
+            "text_encoder": component(TextEncoder(model), text, axes, embeds),
+            "fusion": question_component(Fusion(model), vision, text, {"logits": {0: "batch"}}),
         }
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """The head's logits (pairs, 2); with ``use_itm_head=False`` the cosines (images, texts)."""
-        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": attention_mask}
         return model(**inputs, **settings).itm_score
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder; the vision tower's is fused."""
-        return named_sites(model, lambda _: "fusion")
+        return named_sites(model, {"": "fusion"})

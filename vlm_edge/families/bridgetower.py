@@ -15,16 +15,14 @@ from torch import Tensor, nn
 from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval
 from transformers.models.bridgetower.image_processing_pil_bridgetower import BridgeTowerImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
-from vlm_edge.checkpoints.processors import image_processing_of, load_image_processor, read_text_processing
+from vlm_edge.checkpoints.processors import image_processing_of, read_text_processing
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention import padding_mask
 from vlm_edge.families.parts.attention_sites import named_sites
-from vlm_edge.families.parts.text_decoders import bert_attention
+from vlm_edge.families.parts.component import image_component, question_component, text_example
+from vlm_edge.families.parts.text_decoders import bert_layer
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
 
-BATCH, TOKENS = 2, 7
-"""Sizes of the example inputs."""
 LABELS = ("no match", "match")
 
 
@@ -62,12 +60,12 @@ class Fusion(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> tuple[Tensor]:
         base = self.base
-        mask = additive_mask(visible_tokens(attention_mask))
+        mask = padding_mask(attention_mask)
         kind = base.token_type_embeddings.weight[0]
         hidden = base.text_model.embeddings(input_ids=input_ids)
         text = image = hidden
         for index, layer in enumerate(base.text_model.encoder.layer):
-            hidden = _encoded(layer, hidden, mask)
+            hidden = bert_layer(layer, hidden, mask)
             bridge = index - self.first
             if bridge < 0:
                 continue
@@ -79,25 +77,10 @@ class Fusion(nn.Module):
                 text = base.cross_modal_text_link_tower[bridge - 1](new_text, text, None)
                 image = base.cross_modal_image_link_tower[bridge - 1](new_image, image, None)
             text, image = (
-                _fused(base.cross_modal_text_layers[bridge], text, image, mask, None),
-                _fused(base.cross_modal_image_layers[bridge], image, text, None, mask),
+                bert_layer(base.cross_modal_text_layers[bridge], text, mask, image),
+                bert_layer(base.cross_modal_image_layers[bridge], image, None, text, mask),
             )
         return (self.head(base.get_cls_features(text, image)),)
-
-
-def _encoded(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-    """One layer of RoBERTa."""
-    hidden = bert_attention(layer.attention, hidden, hidden, mask)
-    result: Tensor = layer.feed_forward_chunk(hidden)
-    return result
-
-
-def _fused(layer: Any, hidden: Tensor, other: Tensor, mask: Tensor | None, other_mask: Tensor | None) -> Tensor:
-    """One layer of a stream: attention to itself, then to the other stream."""
-    hidden = bert_attention(layer.attention, hidden, hidden, mask)
-    hidden = bert_attention(layer.crossattention, hidden, other, other_mask)
-    result: Tensor = layer.feed_forward_chunk(hidden)
-    return result
 
 
 class BridgeTower(Family):
@@ -106,61 +89,35 @@ class BridgeTower(Family):
     name = "bridgetower"
     architectures: tuple[str, ...] = ("BridgeTowerForImageAndTextRetrieval",)
     pipeline: PipelineKind = "matching"
+    config_class: Any = BridgeTowerConfig
+    model_class: Any = BridgeTowerForImageAndTextRetrieval
+    image_processor_class: Any = BridgeTowerImageProcessorPil
     vision_tower_path = "bridgetower.vision_model"
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        settings = BridgeTowerConfig.from_dict(dict(config), attn_implementation="eager")
-        model: nn.Module = BridgeTowerForImageAndTextRetrieval(settings)
-        return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """Resized as the processor does, which bounds the longer side at 1333 / 800 of the shorter."""
-        processor = load_image_processor(
-            checkpoint, BridgeTowerImageProcessorPil, alike=(BridgeTowerImageProcessorPil,)
-        )
+        processor = self.cutter(checkpoint)
         longest = int(1333 / 800 * processor.size.get("shortest_edge", 0)) or None
         return image_processing_of(processor, checkpoint, longest_edge=longest)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         """RoBERTa counts positions from the padding id + 1 on."""
-        text = BridgeTowerConfig.from_dict(read_config(checkpoint)).text_config
+        text = self.config(checkpoint).text_config
         return read_text_processing(checkpoint, text.max_position_embeddings - text.pad_token_id - 1)
 
-    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
+    def labels(self, model: Any) -> tuple[str, ...] | None:
         return LABELS
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        whole: Any = model
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=generator)
-        text = whole.config.text_config
-        input_ids = torch.randint(text.pad_token_id + 1, text.vocab_size, (BATCH, TOKENS), generator=generator)
-        attention_mask = torch.ones_like(input_ids)
-        attention_mask[-1, -2:] = 0
-        vision = VisionEncoder(whole.bridgetower).eval()
-        with torch.no_grad():
-            (features,) = vision(pixels)
-        tokens = {0: "batch", 1: "question_tokens"}
-        return {
-            "vision_encoder": ComponentExport(
-                module=vision,
-                example={"pixel_values": pixels},
-                dynamic={"pixel_values": {0: "images"}},
-                output_shapes={"image_features": ("images", *features.shape[1:])},
-            ),
-            "fusion": ComponentExport(
-                module=Fusion(whole).eval(),
-                example={"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features},
-                dynamic={"input_ids": tokens, "attention_mask": tokens, "image_features": {0: "batch"}},
-                output_shapes={"logits": ("batch", len(LABELS))},
-            ),
-        }
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        vision = image_component(VisionEncoder(model.bridgetower), image, "image_features")
+        text = model.config.text_config
+        example = text_example(text.vocab_size, least=text.pad_token_id + 1)
+        fusion = question_component(Fusion(model), vision, example, {"logits": {0: "batch"}})
+        return {"vision_encoder": vision, "fusion": fusion}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        return model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask).logits
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        return model(**inputs).logits
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """RoBERTa's self-attention, and both streams' self- and cross-attention."""
-        return named_sites(model, lambda _: "fusion")
+        return named_sites(model, {"": "fusion"})

@@ -14,21 +14,15 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlm_edge.checkpoints import open_clip
 from vlm_edge.checkpoints.config import read_config, read_json_object
-from vlm_edge.checkpoints.processors import (
-    encode_texts,
-    image_processing_of,
-    read_image_processing,
-    read_text_processing,
-)
+from vlm_edge.checkpoints.processors import encode_texts, image_processing_of
 from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.parts.attention import additive_mask, visible_past, visible_tokens
 from vlm_edge.families.parts.attention_sites import named_sites
-from vlm_edge.processing.manifest import ImageProcessing, PipelineKind, TextProcessing
+from vlm_edge.families.parts.component import component, random_pixels, rows_component, text_example
+from vlm_edge.processing.manifest import ImageProcessing, PipelineKind
 
-BATCH, TOKENS = 2, 7
-"""Sizes of the example inputs."""
 LEGACY_EOS = 2
 """Configs before transformers 4.31 say eos_token_id = 2, and mean the largest id in the text."""
 
@@ -39,31 +33,36 @@ class VisionEncoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.tower = model.vision_model
-        self.projection = model.visual_projection
+        self.projection = getattr(model, "visual_projection", nn.Identity())
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        pooled = self.tower(pixel_values=pixel_values).pooler_output
-        return (normalize(self.projection(pooled), dim=-1),)
+        return (normalize(self.projection(self.tower(pixel_values=pixel_values).pooler_output), dim=-1),)
 
 
 class TextEncoder(nn.Module):
-    """input_ids, attention_mask (texts, tokens) -> text_embeds (texts, dim), L2-normalised: the state of the first
-    end token, as CLIPTextModel pools it."""
+    """input_ids, attention_mask (texts, tokens) -> text_embeds (texts, dim), L2-normalised."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.tower = model.text_model
-        self.projection = model.text_projection
+        self.projection = getattr(model, "text_projection", nn.Identity())
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        texts, tokens = input_ids.shape
-        mask = additive_mask(visible_past(tokens, 0, input_ids.device) * visible_tokens(attention_mask))
-        hidden = self.tower.embeddings(input_ids=input_ids)
-        hidden = self.tower.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        hidden = self.tower.final_layer_norm(hidden)
+        embeds, mask = self.tower.embeddings(input_ids=input_ids), self.mask(attention_mask)
+        hidden = self.tower.encoder(embeds, attention_mask=mask).last_hidden_state
+        return (normalize(self.projection(self.pooled(hidden, input_ids)), dim=-1),)
+
+    def mask(self, attention_mask: Tensor) -> Tensor:
+        """The additive mask of the text's attention: here every token sees those before it."""
+        causal = visible_past(attention_mask.shape[1], 0, attention_mask.device)
+        return additive_mask(causal * visible_tokens(attention_mask))
+
+    def pooled(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        """The state that the text's embedding is made of: the first end token's, as CLIPTextModel pools it."""
         ends = input_ids if self.tower.eos_token_id == LEGACY_EOS else (input_ids == self.tower.eos_token_id)
-        pooled = hidden[torch.arange(texts, device=hidden.device), ends.to(torch.int32).argmax(dim=-1)]
-        return (normalize(self.projection(pooled), dim=-1),)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        pooled: Tensor = self.tower.final_layer_norm(hidden)[rows, ends.to(torch.int32).argmax(dim=-1)]
+        return pooled
 
 
 class Clip(Family):
@@ -82,10 +81,6 @@ class Clip(Family):
     vision_encoder_class: type[nn.Module] = VisionEncoder
     text_encoder_class: type[nn.Module] = TextEncoder
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model: nn.Module = self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
-        return model
-
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return open_clip.rename(state) if open_clip.is_open_clip(state) else state
 
@@ -96,60 +91,32 @@ class Clip(Family):
             processor = open_clip.image_processor(read_json_object(settings), read_config(checkpoint))
             spec = image_processing_of(self.image_processor_class(**processor), checkpoint)
             return spec.model_copy(update={"transparency": "refuse"})  # open_clip resizes before it drops alpha
-        tower = self.config_class.from_dict(read_config(checkpoint)).vision_config
-        return read_image_processing(checkpoint, self.image_processor_class, tower)
+        return super().image_processing(checkpoint)
 
-    def text_processing(self, checkpoint: Path) -> TextProcessing:
-        config = self.config_class.from_dict(read_config(checkpoint))
-        return read_text_processing(checkpoint, config.text_config.max_position_embeddings)
+    def logit_scale(self, model: Any) -> float | None:
+        return float(model.logit_scale.detach().exp())
 
-    def logit_scale(self, model: nn.Module) -> float | None:
-        clip: Any = model
-        return float(clip.logit_scale.detach().exp())
-
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        text_encoder = self.text_component(model)
-        (dim,) = (shape[1] for shape in text_encoder.output_shapes.values())
-        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        text = text_example(model.config.text_config.vocab_size)
+        axes, embeds = {name: {0: "texts", 1: "tokens"} for name in text}, {"text_embeds": {0: "texts"}}
+        pixels = self.vision_example(image)
         return {
-            "vision_encoder": ComponentExport(
-                module=self.vision_encoder_class(model).eval(),
-                example={"pixel_values": pixels},
-                dynamic={"pixel_values": {0: "images"}},
-                output_shapes={"image_embeds": ("images", dim)},
-            ),
-            "text_encoder": text_encoder,
+            "vision_encoder": rows_component(self.vision_encoder_class(model), pixels, ["image_embeds"]),
+            "text_encoder": component(self.text_encoder_class(model), text, axes, embeds),
         }
 
-    def text_component(self, model: nn.Module) -> ComponentExport:
-        """text_encoder's graph; in the example one text is padded."""
-        clip: Any = model
-        vocabulary = clip.config.text_config.vocab_size
-        input_ids = torch.randint(0, vocabulary, (BATCH, TOKENS), generator=torch.Generator().manual_seed(1))
-        attention_mask = torch.ones_like(input_ids)
-        attention_mask[-1, -2:] = 0
-        tokens = {0: "texts", 1: "tokens"}
-        module = self.text_encoder_class(clip).eval()
-        with torch.no_grad():
-            (embeds,) = module(input_ids, attention_mask)
-        return ComponentExport(
-            module=module,
-            example={"input_ids": input_ids, "attention_mask": attention_mask},
-            dynamic={"input_ids": tokens, "attention_mask": tokens},
-            output_shapes={"text_embeds": ("texts", embeds.shape[1])},
-        )
+    def vision_example(self, image: ImageProcessing) -> dict[str, Tensor]:
+        """Example inputs of the vision encoder."""
+        return {"pixel_values": random_pixels(image)}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        outputs = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
-        return outputs.logits_per_image
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        return model(**inputs).logits_per_image
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self-attention of both towers (of the text tower alone once the vision tower is replaced)."""
-        return named_sites(model, lambda path: "text_encoder" if path.startswith("text_model.") else "vision_encoder")
+        return named_sites(model, {"text_model": "text_encoder", "": "vision_encoder"})
 
-    def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
         """image_embeds (images, dim), L2-normalised."""
         (image_embeds,) = self.vision_encoder_class(model)(pixel_values)
         embeds: Tensor = image_embeds
@@ -179,13 +146,14 @@ class Clip(Family):
                 "list every class under labels in the data set's manifest",
             )
         texts = [template.replace("{}", name) for name in classes]
-        input_ids, attention_mask = encode_texts(checkpoint, self.text_processing(checkpoint), texts)
+        spec = self.text_processing(checkpoint)
+        assert spec is not None
+        input_ids, attention_mask = encode_texts(checkpoint, spec, texts)
         targets = torch.tensor([classes.index(sample.answers[0]) for sample in samples])
         return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, labels=targets)
 
-    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """exp(logit_scale) times the cosine similarities (questions, labels)."""
-        clip: Any = model
-        (text_embeds,) = self.text_encoder_class(clip)(batch.input_ids, batch.attention_mask)
-        logits: Tensor = image_features[batch.image_index] @ text_embeds.T * clip.logit_scale.exp()
+        (text_embeds,) = self.text_encoder_class(model)(batch.input_ids, batch.attention_mask)
+        logits: Tensor = image_features[batch.image_index] @ text_embeds.T * model.logit_scale.exp()
         return logits

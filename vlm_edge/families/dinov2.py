@@ -11,8 +11,6 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from vlm_edge.families.base import AttentionSite
-from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.vision_family import VisionTower
 from vlm_edge.processing.manifest import ImageProcessing
 
@@ -61,6 +59,3 @@ class Dinov2(VisionTower):
     def head_input(self, features: Tensor, embeds: Tensor) -> Tensor:
         """The first token beside the mean of the others, as Dinov2ForImageClassification reads them."""
         return torch.cat([embeds, features[:, 1:].mean(dim=1)], dim=1)
-
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        return named_sites(model, lambda _: "vision_encoder")

@@ -7,35 +7,24 @@ describe?", as Florence2Processor words it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import Florence2Config, Florence2ForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
 from vlm_edge.checkpoints.generation_settings import read_generation
-from vlm_edge.checkpoints.processors import read_image_processing, read_text_processing
+from vlm_edge.checkpoints.processors import read_text_processing
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.base import AttentionSite
 from vlm_edge.families.parts.attention_sites import named_sites
-from vlm_edge.families.parts.cached_decoder import (
-    BATCH,
-    MEMORY,
-    CachedLayer,
-    MaskedDecoder,
-    cross_key_values,
-    cross_shapes,
-    decoder_export,
-)
-from vlm_edge.families.parts.text_decoders import BartEmbeddings, BartLayer, bart_encoded
-from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
+from vlm_edge.families.parts.cached_decoder import MaskedDecoder
+from vlm_edge.families.parts.image_prefix import ImagePrefixFamily, TextEncoder, with_places
+from vlm_edge.families.parts.text_decoders import BartEmbeddings, BartEncoder, BartLayer
+from vlm_edge.processing.manifest import Generation, ImageProcessing, TextProcessing
 
-MASK, MEMORY_TOKENS = "encoder_attention_mask", "memory_tokens"
 TASKS = {
     "<OCR>": "What is the text in the image?",
     "<OCR_WITH_REGION>": "What is the text in the image, with regions?",
@@ -68,115 +57,57 @@ class VisionEncoder(nn.Module):
         return (self.projector(self.tower(pixel_values).last_hidden_state),)
 
 
-class TextEncoder(nn.Module):
-    """input_ids, attention_mask (batch, question_tokens), image_features (batch, image_tokens, width) ->
-    encoder_attention_mask (batch, image_tokens + question_tokens), and the decoder's cross-attention keys and values
-    of as many tokens."""
-
-    def __init__(self, model: Any, layers: list[CachedLayer]) -> None:
-        super().__init__()
-        self.embeddings = model.get_input_embeddings()
-        self.encoder = model.model.language_model.encoder
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor) -> tuple[Tensor, ...]:
-        seen = torch.cat([attention_mask.new_ones(image_features.shape[:2]), attention_mask], dim=1)
-        embeds = torch.cat([image_features, self.embeddings(input_ids)], dim=1)
-        memory = bart_encoded(self.encoder, embeds, additive_mask(visible_tokens(seen)))
-        return (seen, *cross_key_values(self.layers, memory))  # type: ignore[arg-type]
-
-
-class Florence2(Family):
+class Florence2(ImagePrefixFamily):
     """Florence2ForConditionalGeneration. Answers keep location tokens such as ``<loc_52>`` for the caller to read."""
 
     name = "florence2"
     architectures: tuple[str, ...] = ("Florence2ForConditionalGeneration",)
-    pipeline: PipelineKind = "vqa"
+    config_class: Any = Florence2Config
+    model_class: Any = Florence2ForConditionalGeneration
+    image_processor_class: Any = CLIPImageProcessorPil
     vision_tower_path = "model.vision_tower"
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        settings = Florence2Config.from_dict(dict(config), attn_implementation="eager")
-        if settings.text_config.model_type != "bart":
+    def build(self, config: Mapping[str, Any]) -> Any:
+        kind = Florence2Config.from_dict(dict(config)).text_config.model_type
+        if kind != "bart":
             raise VlmEdgeError(
-                f"config.json: text_config: {settings.text_config.model_type!r} can't be exported; known: bart",
+                f"config.json: text_config: {kind!r} can't be exported; known: bart",
                 "add how its layers compute to vlm_edge/families/parts/text_decoders.py",
             )
-        model: nn.Module = Florence2ForConditionalGeneration(settings)
-        return model
-
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, CLIPImageProcessorPil)
+        return super().build(config)
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         """Prompts end where the encoder's positions do, the image's tokens taken off."""
-        config = _config(checkpoint)
-        positions = config.text_config.max_position_embeddings - _image_tokens(
-            config, self.image_processing(checkpoint)
-        )
-        spec = read_text_processing(checkpoint, positions)
+        config = self.config(checkpoint)
+        image_tokens = _image_tokens(config, self.image_processing(checkpoint))
+        spec = read_text_processing(checkpoint, config.text_config.max_position_embeddings - image_tokens)
         generation = self.generation(checkpoint)
         dropped = {generation.start_token_id, *generation.eos_token_ids, generation.pad_token_id}
         dropped |= {generation.first_token_id} if generation.first_token_id is not None else set()
         return spec.model_copy(update={"tasks": TASKS, "dropped_token_ids": tuple(sorted(dropped))})
 
     def generation(self, checkpoint: Path) -> Generation:
-        config = _config(checkpoint)
+        config = self.config(checkpoint)
         return read_generation(checkpoint, config, config.text_config.max_position_embeddings)
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        whole: Any = model
-        bart = whole.model.language_model
-        layers: list[CachedLayer] = [BartLayer(layer, norm_first=False) for layer in bart.decoder.layers]
-        decoder = MaskedDecoder(BartEmbeddings(bart.decoder), layers, whole.lm_head).eval()
-        generator = torch.Generator().manual_seed(1)
-        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=generator)
-        vocabulary = whole.config.text_config.vocab_size
-        input_ids = torch.randint(0, vocabulary, (BATCH, MEMORY), generator=generator)
-        attention_mask = torch.ones_like(input_ids)
-        attention_mask[-1, -2:] = 0
-        vision = VisionEncoder(whole).eval()
-        with torch.no_grad():
-            (features,) = vision(pixels)
-        tokens = {0: "batch", 1: "question_tokens"}
-        memory = f"{features.shape[1]} + question_tokens"
-        return {
-            "vision_encoder": ComponentExport(
-                module=vision,
-                example={"pixel_values": pixels},
-                dynamic={"pixel_values": {0: "images"}},
-                output_shapes={"image_features": ("images", *features.shape[1:])},
-            ),
-            "text_encoder": ComponentExport(
-                module=TextEncoder(whole, layers).eval(),
-                example={"input_ids": input_ids, "attention_mask": attention_mask, "image_features": features},
-                dynamic={"input_ids": tokens, "attention_mask": tokens, "image_features": {0: "batch"}},
-                output_shapes={MASK: ("batch", memory)} | cross_shapes(layers, "batch", memory),
-            ),
-            "decoder": decoder_export(decoder, vocabulary, MEMORY_TOKENS, MASK),
-        }
+    def vision_encoder(self, model: Any) -> nn.Module:
+        return VisionEncoder(model)
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        """``generate`` with the image's placeholders before the prompt, as Florence2Processor puts them."""
-        whole: Any = model
-        (features,) = VisionEncoder(whole)(pixel_values)
-        places = input_ids.new_full(features.shape[:2], whole.config.image_token_id)
-        return whole.generate(
-            input_ids=torch.cat([places, input_ids], dim=1),
-            attention_mask=torch.cat([torch.ones_like(places), attention_mask], dim=1),
-            pixel_values=pixel_values,
-            **settings,
-        )
+    def text_encoder(self, model: Any, layers: Iterable[nn.Module]) -> TextEncoder:
+        return TextEncoder(model.get_input_embeddings(), BartEncoder(model.model.language_model.encoder), layers)
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def decoder(self, model: Any) -> MaskedDecoder:
+        decoder = model.model.language_model.decoder
+        layers = [BartLayer(layer, norm_first=False) for layer in decoder.layers]
+        return MaskedDecoder(BartEmbeddings(decoder), layers, model.lm_head)
+
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        tokens = VisionEncoder(model)(inputs["pixel_values"])[0].shape[1]
+        return model.generate(**with_places(inputs, tokens, model.config.image_token_id), **settings)
+
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """BART's self- and cross-attention; DaViT's are fused."""
-        encoder = "model.language_model.encoder."
-        return named_sites(model, lambda path: "text_encoder" if path.startswith(encoder) else "decoder")
-
-
-def _config(checkpoint: Path) -> Florence2Config:
-    return Florence2Config.from_dict(read_config(checkpoint))
+        return named_sites(model, {"model.language_model.encoder": "text_encoder", "": "decoder"})
 
 
 def _image_tokens(config: Florence2Config, image: ImageProcessing) -> int:

@@ -7,7 +7,7 @@ layers of a Llama. A token sees the last image before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,23 +17,11 @@ from torch import Tensor, nn
 from transformers import IdeficsConfig, IdeficsForVisionText2Text
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
+from vlm_edge.checkpoints.chat_template import FIRST, MAX_IMAGES, QUESTION, Fallback
 from vlm_edge.checkpoints.pretrained import load_tokenizer
-from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
-from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.base import AttentionSite, ComponentExport
-from vlm_edge.families.parts.gated_cross import (
-    CrossKeyValues,
-    GatedCrossLayer,
-    GatedDecoder,
-    cross_component,
-    cross_names,
-    gated_cross_sites,
-    gated_decoder_export,
-)
-from vlm_edge.families.parts.language_family import LanguageFamily
-from vlm_edge.families.parts.tower_states import vision_encoder_export
+from vlm_edge.families.parts.gated_cross import GatedCrossLayer, GatedDecoder, GatedFamily
+from vlm_edge.families.parts.tower_states import TowerStates
 from vlm_edge.processing.manifest import ImageProcessing
-from vlm_edge.processing.picture import Picture
 
 AROUND = "<fake_token_around_image>"
 END = "<end_of_utterance>"
@@ -58,68 +46,44 @@ class TwoTables(nn.Module):
         return torch.where(own[..., None], more, base)
 
 
-class Tower(nn.Module):
-    """pixel_values (images, 3, height, width) -> image_features (images, tokens, hidden)."""
-
-    def __init__(self, tower: Any) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        hidden = self.tower.pre_layrnorm(self.tower.embeddings(pixel_values))
-        for layer in self.tower.encoder.layers:
-            hidden = layer(hidden, attention_mask=None)
-        return (hidden,)
-
-
-class Idefics(LanguageFamily):
+class Idefics(GatedFamily):
     """IdeficsForVisionText2Text."""
 
     name = "idefics"
     architectures: tuple[str, ...] = ("IdeficsForVisionText2Text",)
     vision_tower_path = "model.vision_model"
-    language_model_path = "model.layers"
+    language_model_path = "model"  # cross-attention and the language model's layers lie beside the tower
     image_reach: Literal["group", "last"] | None = "last"
     config_class: Any = IdeficsConfig
     model_class: Any = IdeficsForVisionText2Text
     image_processor_class: Any = IdeficsImageProcessorPil
-    fallback_special_tokens = False
-    fallback_strip = True
+    one_row_a_request = True
 
     def token_id(self, checkpoint: Path) -> int:
         """The tokenizer's word on it: config.json has none."""
         tokenizer = load_tokenizer(checkpoint)
         return int(tokenizer.convert_tokens_to_ids(self.image_token))
 
-    def fallback(self, checkpoint: Path) -> tuple[str, ...]:
-        """What the processor makes of "User:", the images and the question, as the published models were trained."""
-        tokenizer = load_tokenizer(checkpoint)
-        end = END if END in tokenizer.get_vocab() else ""
+    def fallback_prompt(self, checkpoint: Path) -> Fallback | None:
+        """The processor's "User:", images and question, as the published models were trained."""
+        end = END if END in load_tokenizer(checkpoint).get_vocab() else ""
         images = ["", *(AROUND + (self.image_token + AROUND) * count for count in range(1, MAX_IMAGES + 1))]
-        return tuple(f"{FIRST}User:{each}{QUESTION}{end}\nAssistant:" for each in images)
+        layouts = tuple(f"{FIRST}User:{each}{QUESTION}{end}\nAssistant:" for each in images)
+        return Fallback(layouts, special_tokens=False, strip=True)
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
-        spec = ImageProcessing(
-            height=processor.size["height"], width=processor.size["width"], **pixel_settings(processor)
-        )
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        processor = self.cutter(checkpoint)
+        return self.cut_images(checkpoint, processor, **{side: processor.size[side] for side in ("height", "width")})
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         return {"pixel_values": np.asarray(processor(image, return_tensors="np"))}
 
-    def image_tokens(self, config: Any) -> int:
-        """The one that stands for the image in the text; its latents are in the cross-attention."""
-        return 1
-
     def vision_encoder(self, model: Any) -> nn.Module:
-        return Tower(model.model.vision_model)
+        return TowerStates(model.model.vision_model, [-1], 0)
 
-    def connector(self, model: Any) -> nn.Module:
-        resampler = model.model.perceiver_resampler if model.config.use_resampler else nn.Identity()
-        attentions = [layer.cross_attn for layer in model.model.gated_cross_attn_layers]
-        norms = [getattr(attention, "k_layer_norm", nn.Identity()) for attention in attentions]
-        return CrossKeyValues(resampler, attentions, norms)
+    def resampler(self, model: Any) -> nn.Module:
+        resampler: nn.Module = model.model.perceiver_resampler if model.config.use_resampler else nn.Identity()
+        return resampler
 
     def decoder(self, model: Any) -> GatedDecoder:
         """Cross-attention before every ``cross_layer_interval``-th layer, and numbered by itself."""
@@ -128,47 +92,17 @@ class Idefics(LanguageFamily):
         for number, layer in enumerate(inner.layers):
             if number % inner.cross_layer_interval == 0:
                 cross = inner.gated_cross_attn_layers[number // inner.cross_layer_interval]
-                norm = getattr(cross.cross_attn, "q_layer_norm", nn.Identity())
                 gates = (cross.alpha_cross_attn, cross.alpha_dense)
-                gated = GatedCrossLayer(cross, gates, norm, gated_rows=False)
+                gated = GatedCrossLayer(cross, gates, "{}_layer_norm", gated_rows=False)
                 layers.append((number // inner.cross_layer_interval, gated))
             layers.append((number, layer))
         rotary = inner.layers[0].self_attn.rotary_emb
         return GatedDecoder(TwoTables(inner.embed_tokens), layers, inner.norm, rotary, model.lm_head)
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vlm: Any = model
-        vision = vision_encoder_export(self.vision_encoder(model), image)
-        with torch.no_grad():
-            (features,) = vision.module(*vision.example.values())
-        decoder = self.decoder(model)
-        names = cross_names(decoder.cross_shapes())
-        vocabulary = vlm.lm_head.out_features + vlm.lm_head.out_additional_features
-        return {
-            "vision_encoder": vision,
-            "connector": cross_component(self.connector(model), {"image_features": features}, names),
-            "decoder": gated_decoder_export(decoder, vocabulary),
-        }
-
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        """Gated cross-attention beside what every language family has."""
-        return [*super().attention_sites(model), *gated_cross_sites(model, "model.gated_cross_attn_layers")]
-
-    def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """The pictures as one request's."""
-        pixels = np.concatenate([picture.inputs["pixel_values"] for picture in pictures])
-        return {"pixel_values": torch.from_numpy(pixels)[None]}
-
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """``generate``, with the processor's mask: the last image before each token; a black one, unseen, for none."""
-        seen = (input_ids == settings["image_token_id"]).cumsum(dim=1)
-        if not len(pixel_values):
-            tower: Any = model.get_submodule(self.vision_tower_path)
-            size = tower.embeddings.image_size
-            pixel_values = torch.zeros((1, 1, 3, size, size))
-        settings["image_attention_mask"] = torch.stack(
-            [seen == image + 1 for image in range(pixel_values.shape[1])], dim=-1
-        ).to(torch.int64)
-        return super().reference(model, pixel_values, input_ids, attention_mask, **settings)
+        seen = (inputs["input_ids"] == settings["image_token_id"]).cumsum(dim=1)
+        size = model.get_submodule(self.vision_tower_path).embeddings.image_size
+        pixels = inputs.get("pixel_values", torch.zeros((1, 1, 3, size, size)))
+        shown = torch.stack([seen == image + 1 for image in range(pixels.shape[1])], dim=-1).to(torch.int64)
+        return super().reference(model, {**inputs, "pixel_values": pixels, "image_attention_mask": shown}, **settings)

@@ -7,7 +7,7 @@ A SigLIP-like tower sees square tiles, and the connector puts each square of pat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.checkpoints.processors import load_image_processor
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.families.parts.component import Alone
 from vlm_edge.families.parts.language_family import LanguageFamily
 from vlm_edge.processing.manifest import ImageProcessing, SplitTiles
-from vlm_edge.processing.picture import Picture
 
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
 """What the processors write around tiles, and before the one that shows the whole image."""
@@ -67,17 +67,6 @@ def _full_tile_positions(embeddings: Any) -> Tensor:
     return seen[0].clone()
 
 
-class PixelShuffle(nn.Module):
-    """image_features (tiles, patches, hidden) -> image_embeds (tiles, image_tokens, width)."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.connector = model.model.connector
-
-    def forward(self, image_features: Tensor) -> tuple[Tensor]:
-        return (self.connector(image_features),)
-
-
 class Idefics3(LanguageFamily):
     """Idefics3ForConditionalGeneration."""
 
@@ -88,6 +77,7 @@ class Idefics3(LanguageFamily):
     config_class: Any = Idefics3Config
     model_class: Any = Idefics3ForConditionalGeneration
     image_processor_class: Any = Idefics3ImageProcessorPil
+    one_row_a_request = True
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         alike = (Idefics3ImageProcessorPil, SmolVLMImageProcessorPil)
@@ -99,20 +89,15 @@ class Idefics3(LanguageFamily):
                 f"{checkpoint}: max_image_size.longest_edge is {tile}, but the model's tiles are {side} pixels wide",
                 "copy preprocessor_config.json and config.json from one source",
             )
-        spec = ImageProcessing(
-            height=side,
-            width=side,
-            tiles=SplitTiles(
-                longest_edge=processor.size["longest_edge"],
-                split=processor.do_image_splitting,
-                tile_text=f"{AROUND}<row_{{row}}_col_{{column}}>{{image}}",
-                row_end="\n",
-                whole_text=f"\n{AROUND}{WHOLE}{{image}}{AROUND}",
-                single_text=f"{AROUND}{WHOLE}{{image}}{AROUND}",
-            ),
-            **pixel_settings(processor),
+        tiles = SplitTiles(
+            longest_edge=processor.size["longest_edge"],
+            split=processor.do_image_splitting,
+            tile_text=f"{AROUND}<row_{{row}}_col_{{column}}>{{image}}",
+            row_end="\n",
+            whole_text=f"\n{AROUND}{WHOLE}{{image}}{AROUND}",
+            single_text=f"{AROUND}{WHOLE}{{image}}{AROUND}",
         )
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=tiles)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         return {"pixel_values": np.asarray(processor(images=image, return_tensors="np")["pixel_values"])[0]}
@@ -125,12 +110,8 @@ class Idefics3(LanguageFamily):
         return TileEncoder(model.model.vision_model)
 
     def connector(self, model: Any) -> nn.Module:
-        return PixelShuffle(model)
-
-    def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """All tiles of all pictures as one request's images."""
-        tiles = [picture.inputs["pixel_values"] for picture in pictures]
-        return {"pixel_values": torch.from_numpy(np.concatenate(tiles))[None]}
+        """Pixel shuffle, then a projection."""
+        return Alone(model.model.connector)
 
 
 class SmolVlm(Idefics3):

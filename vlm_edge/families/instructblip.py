@@ -6,6 +6,7 @@ question about an image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 
+from vlm_edge.checkpoints.chat_template import FIRST, MAX_IMAGES, QUESTION, Fallback
 from vlm_edge.checkpoints.processors import read_text_processing
-from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.blip2 import Blip2
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.parts.tower_states import IMAGES
+from vlm_edge.families.parts.attention import padding_mask
+from vlm_edge.families.parts.component import Inputs, text_example
 from vlm_edge.processing.manifest import Prompt
 
 TOKENIZER_FOLDER = "qformer_tokenizer"
@@ -42,7 +43,7 @@ class InstructedQFormer(nn.Module):
         images, queries = image_features.shape[0], self.query_tokens.shape[1]
         hidden = self.qformer.embeddings(qformer_input_ids, query_embeds=self.query_tokens.repeat(images, 1, 1))
         seen = torch.cat([qformer_attention_mask.new_ones(images, queries), qformer_attention_mask], dim=1)
-        mask = additive_mask(visible_tokens(seen))
+        mask = padding_mask(seen)
         for layer in self.qformer.encoder.layer:
             hidden = layer(hidden, mask, image_features, query_length=queries)
         return (self.projection(hidden[:, :queries]),)
@@ -55,8 +56,8 @@ class InstructBlip(Blip2):
     architectures: tuple[str, ...] = ("InstructBlipForConditionalGeneration",)
     config_class: Any = InstructBlipConfig
     model_class: Any = InstructBlipForConditionalGeneration
-    fallback_prompt: tuple[str, ...] | None = tuple(
-        f"{'<image>' * images}{FIRST}{QUESTION}" for images in range(MAX_IMAGES + 1)
+    fallback: Fallback | None = Fallback(
+        tuple(f"{'<image>' * images}{FIRST}{QUESTION}" for images in range(MAX_IMAGES + 1)), special_tokens=False
     )
 
     def prompt(self, checkpoint: Path) -> Prompt | None:
@@ -81,21 +82,14 @@ class InstructBlip(Blip2):
     def connector(self, model: Any) -> nn.Module:
         return InstructedQFormer(model)
 
-    def connector_inputs(self, model: Any) -> dict[str, tuple[Tensor, dict[int, str]]]:
+    def connector_inputs(self, model: Any) -> Inputs:
         """The question's tokens, the last row's padded."""
-        vocabulary = model.qformer.embeddings.word_embeddings.num_embeddings
-        ids = torch.randint(0, vocabulary, (IMAGES, QUESTION_TOKENS), generator=torch.Generator().manual_seed(3))
-        mask = torch.ones_like(ids)
-        mask[-1, -2:] = 0
-        axes = {0: "images", 1: "question_tokens"}
-        return {"qformer_input_ids": (ids, axes), "qformer_attention_mask": (mask, axes)}
+        text = text_example(model.qformer.embeddings.word_embeddings.num_embeddings, QUESTION_TOKENS)
+        return {f"qformer_{name}": (values, {0: "images", 1: "question_tokens"}) for name, values in text.items()}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """As BLIP-2's; every image is given the question."""
-        if len(pixel_values):
-            ids, mask = settings.pop("instruction")
-            settings["qformer_input_ids"] = ids.repeat(len(pixel_values), 1)
-            settings["qformer_attention_mask"] = mask.repeat(len(pixel_values), 1)
-        return super().reference(model, pixel_values, input_ids, attention_mask, **settings)
+        if "pixel_values" in inputs:
+            ids, mask = (each.repeat(len(inputs["pixel_values"]), 1) for each in settings.pop("instruction"))
+            inputs = {**inputs, "qformer_input_ids": ids, "qformer_attention_mask": mask}
+        return super().reference(model, inputs, **settings)

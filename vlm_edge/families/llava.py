@@ -5,32 +5,19 @@ A CLIP or SigLIP tower, a projection, and a language model of the Llama line.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlm_edge.checkpoints.processors import read_image_processing
-from vlm_edge.checkpoints.prompt import MAX_IMAGES
+from vlm_edge.checkpoints.chat_template import MAX_IMAGES, Fallback
+from vlm_edge.families.parts.component import Alone
 from vlm_edge.families.parts.language_family import LanguageFamily
 from vlm_edge.families.parts.tower_states import TowerStates
-from vlm_edge.processing.manifest import ImageProcessing
 
 VICUNA = tuple(f"USER: {'<image>' * images}\n{{question}} ASSISTANT:" for images in range(MAX_IMAGES + 1))
 """What LLaVA 1.5 was trained on, for folders without a chat template."""
-
-
-class Projector(nn.Module):
-    """image_features (images, tokens, hidden) -> image_embeds (images, tokens, width)."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.projector = model.model.multi_modal_projector
-
-    def forward(self, image_features: Tensor) -> tuple[Tensor, ...]:
-        return (self.projector(image_features),)
 
 
 class Llava(LanguageFamily):
@@ -41,10 +28,7 @@ class Llava(LanguageFamily):
     config_class: Any = LlavaConfig
     model_class: Any = LlavaForConditionalGeneration
     image_processor_class: Any = CLIPImageProcessorPil
-    fallback_prompt: tuple[str, ...] | None = VICUNA
-
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class, self.config(checkpoint).vision_config)
+    fallback: Fallback | None = Fallback(VICUNA)
 
     def image_tokens(self, config: Any) -> int:
         """One for every patch; the class token too, where it is kept."""
@@ -59,4 +43,4 @@ class Llava(LanguageFamily):
         return TowerStates(model.model.vision_tower, [layers] if isinstance(layers, int) else layers, skip)
 
     def connector(self, model: Any) -> nn.Module:
-        return Projector(model)
+        return Alone(model.model.multi_modal_projector)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
+from vlm_edge.checkpoints.chat_template import Fallback
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.llava import Llava
 from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing
@@ -28,7 +28,7 @@ class TileProjector(nn.Module):
     """image_features (images, tokens, hidden) -> image_embeds (images, tokens, width), and image_newline (images,
     width), the same for all."""
 
-    extra_outputs = ("image_newline",)
+    outputs = ("image_embeds", "image_newline")
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -48,12 +48,11 @@ class LlavaNext(Llava):
     config_class: Any = LlavaNextConfig
     model_class: Any = LlavaNextForConditionalGeneration
     image_processor_class: Any = LlavaNextImageProcessorPil
-    fallback_prompt: tuple[str, ...] | None = None
+    fallback: Fallback | None = None
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """Tiles of the tower's size; config.json's resolutions, which have to be the processor's."""
-        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
-        config = self.config(checkpoint)
+        processor, config = self.cutter(checkpoint), self.config(checkpoint)
         resolutions = [tuple(size) for size in config.image_grid_pinpoints]
         if resolutions != [tuple(size) for size in processor.image_grid_pinpoints]:
             raise VlmEdgeError(
@@ -61,13 +60,8 @@ class LlavaNext(Llava):
                 "copy both files from one source",
             )
         side = config.vision_config.image_size
-        spec = ImageProcessing(
-            height=side,
-            width=side,
-            tiles=AnyResTiles(resolutions=tuple(resolutions), grid=side // config.vision_config.patch_size),
-            **pixel_settings(processor),
-        )
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        tiles = AnyResTiles(resolutions=tuple(resolutions), grid=side // config.vision_config.patch_size)
+        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=tiles)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         return {"pixel_values": processor(images=image, return_tensors="np")["pixel_values"][0]}

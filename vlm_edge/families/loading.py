@@ -75,7 +75,7 @@ def find_family(folder: Path, config: Mapping[str, Any]) -> Family:
             'add it, as in "architectures": ["BlipForQuestionAnswering"]',
         )
     try:
-        return family_for(architectures[0]).for_config(config)
+        return family_for(architectures[0], config)
     except VlmEdgeError as error:
         task = _task_of(architectures[0])
         note = f" ({task}, by transformers)" if task else ""

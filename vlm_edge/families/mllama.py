@@ -8,35 +8,23 @@ so it is in transformers, and so the model was trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
-from vlm_edge.families.base import AttentionSite, ComponentExport
-from vlm_edge.families.parts.attention_masks import MASKED
-from vlm_edge.families.parts.gated_cross import (
-    CrossKeyValues,
-    GatedCrossLayer,
-    GatedDecoder,
-    cross_component,
-    cross_names,
-    gated_cross_sites,
-    gated_decoder_export,
-)
-from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.base import AttentionSite
+from vlm_edge.families.parts.attention import MASKED
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.component import BATCH
+from vlm_edge.families.parts.gated_cross import GatedCrossLayer, GatedDecoder, GatedFamily
 from vlm_edge.processing.manifest import CanvasTiles, ImageProcessing
-from vlm_edge.processing.picture import Picture
 
-IMAGES = 2
-"""Images in the example inputs."""
 ALIGNED = 8
 """The tower fills the patches of a tile up to a multiple of this."""
 
@@ -84,7 +72,7 @@ def _padding_mask(tile_mask: Tensor, patches: int, length: int) -> Tensor:
     return (outside[:, None, :, None] * outside[:, None, None, :]) * MASKED
 
 
-class Mllama(LanguageFamily):
+class Mllama(GatedFamily):
     """MllamaForConditionalGeneration. In its cross-attention several queries share a key, and are pruned with it."""
 
     name = "mllama"
@@ -95,106 +83,63 @@ class Mllama(LanguageFamily):
     config_class: Any = MllamaConfig
     model_class: Any = MllamaForConditionalGeneration
     image_processor_class: Any = MllamaImageProcessorPil
+    one_row_a_request = True
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
-        spec = ImageProcessing(
-            height=processor.size["height"],
-            width=processor.size["width"],
-            tiles=CanvasTiles(max_tiles=processor.max_image_tiles),
-            **pixel_settings(processor),
-        )
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        processor = self.cutter(checkpoint)
+        sizes = {side: processor.size[side] for side in ("height", "width")}
+        tiles = CanvasTiles(max_tiles=processor.max_image_tiles)
+        return self.cut_images(checkpoint, processor, tiles=tiles, **sizes)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         inputs = processor(images=image, return_tensors="np")
         return {name: inputs[name][0] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
 
-    def image_tokens(self, config: Any) -> int:
-        """The one that stands for the image in the text; its tokens are in the cross-attention."""
-        return 1
-
     def vision_encoder(self, model: Any) -> nn.Module:
         return CanvasEncoder(model.model.vision_model)
 
-    def connector(self, model: Any) -> nn.Module:
-        attentions = [layer.cross_attn for layer in model.model.language_model.layers if hasattr(layer, "cross_attn")]
-        norms = [attention.k_norm for attention in attentions]
-        return CrossKeyValues(model.model.multi_modal_projector, attentions, norms)
+    def resampler(self, model: Any) -> nn.Module:
+        projector: nn.Module = model.model.multi_modal_projector
+        return projector
 
     def decoder(self, model: Any) -> GatedDecoder:
         language_model = model.model.language_model
-        layers = [
-            (
-                number,
-                GatedCrossLayer(
-                    layer,
-                    (layer.cross_attn_attn_gate, layer.cross_attn_mlp_gate),
-                    layer.cross_attn.q_norm,
-                    gated_rows=True,
-                )
-                if hasattr(layer, "cross_attn")
-                else layer,
-            )
-            for number, layer in enumerate(language_model.layers)
-        ]
+        layers: list[tuple[int, nn.Module]] = []
+        for number, layer in enumerate(language_model.layers):
+            if hasattr(layer, "cross_attn"):
+                gates = (layer.cross_attn_attn_gate, layer.cross_attn_mlp_gate)
+                layers.append((number, GatedCrossLayer(layer, gates, "{}_norm", gated_rows=True)))
+            else:
+                layers.append((number, layer))
         return GatedDecoder(
             language_model.embed_tokens, layers, language_model.norm, language_model.rotary_emb, model.lm_head
         )
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vlm: Any = model
+    def vision_example(self, image: ImageProcessing) -> dict[str, Tensor]:
         assert isinstance(image.tiles, CanvasTiles)
         tiles, generator = image.tiles.max_tiles, torch.Generator().manual_seed(0)
-        example = {
-            "pixel_values": torch.randn((IMAGES, tiles, 3, image.height, image.width), generator=generator),
+        return {
+            "pixel_values": torch.randn((BATCH, tiles, 3, image.height, image.width), generator=generator),
             "aspect_ratio_ids": torch.tensor([1, 2]),
             "aspect_ratio_mask": torch.tensor([[1] * each + [0] * (tiles - each) for each in (1, 2)]),
         }
-        vision = cross_component(self.vision_encoder(model), example, ["image_features"])
-        features = {"image_features": _example_like(vision)}
-        decoder = self.decoder(model)
-        return {
-            "vision_encoder": vision,
-            "connector": cross_component(self.connector(model), features, cross_names(decoder.cross_shapes())),
-            "decoder": gated_decoder_export(decoder, vlm.lm_head.out_features),
-        }
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        """Gated cross-attention beside what every language family has."""
-        layers = f"{self.language_model_path}.layers"
-        own = [site for site in super().attention_sites(model) if not site.path.endswith(".cross_attn")]
-        return [*own, *gated_cross_sites(model, layers)]
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
+        """Those of the language model, gated cross-attention among them."""
+        return named_sites(model, {self.language_model_path: "decoder"})
 
-    def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """The pictures as one request's."""
-        names = pictures[0].inputs
-        return {
-            name: torch.from_numpy(np.concatenate([picture.inputs[name] for picture in pictures]))[None]
-            for name in names
-        }
-
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """``generate``, with the processor's mask of what each token sees."""
         from transformers.models.mllama.processing_mllama import (
             convert_sparse_cross_attention_mask_to_dense,
             get_cross_attention_token_mask,
         )
 
-        if len(pixel_values):
-            shown = settings["aspect_ratio_mask"]
-            seen = get_cross_attention_token_mask(input_ids[0].tolist(), settings["image_token_id"])
+        if "pixel_values" in inputs:
+            ids, shown = inputs["input_ids"], inputs["aspect_ratio_mask"]
+            seen = get_cross_attention_token_mask(ids[0].tolist(), settings["image_token_id"])
             dense = convert_sparse_cross_attention_mask_to_dense(
-                [seen], [shown[0].sum(-1).tolist()], shown.shape[-1], input_ids.shape[1]
+                [seen], [shown[0].sum(-1).tolist()], shown.shape[-1], ids.shape[1]
             )
-            settings["cross_attention_mask"] = torch.from_numpy(dense)
-        return super().reference(model, pixel_values, input_ids, attention_mask, **settings)
-
-
-def _example_like(component: ComponentExport) -> Tensor:
-    """What a component gives for its example."""
-    with torch.no_grad():
-        output: Tensor = component.module(*component.example.values())[0]
-    return output.contiguous()
+            inputs = {**inputs, "cross_attention_mask": torch.from_numpy(dense)}
+        return super().reference(model, inputs, **settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from transformers import (
     MobileViTConfig,
     MobileViTForImageClassification,
@@ -19,8 +18,6 @@ from transformers import (
 )
 from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
 
-from vlm_edge.families.base import AttentionSite
-from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.vision_family import VisionTower
 from vlm_edge.students.mobilevit_patches import use_plain_patches
 
@@ -37,13 +34,10 @@ class MobileVit(VisionTower):
     }
     image_processor_class: Any = MobileViTImageProcessorPil
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
+    def build(self, config: Mapping[str, Any]) -> Any:
         model = super().build(config)
         use_plain_patches(model)
         return model
-
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
-        return named_sites(model, lambda _: "vision_encoder")
 
 
 class MobileVitV2(MobileVit):

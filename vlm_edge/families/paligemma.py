@@ -6,7 +6,7 @@ causal. The decoder is told by ``prefix_mask`` (batch, past + new) which tokens 
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,13 @@ from torch import Tensor, nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from vlm_edge.checkpoints.processors import read_image_processing
-from vlm_edge.checkpoints.prompt import FIRST, MAX_IMAGES, QUESTION
-from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.llava import Projector
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.checkpoints.chat_template import FIRST, MAX_IMAGES, QUESTION, Fallback
+from vlm_edge.families.parts.attention import additive_mask, visible_tokens
+from vlm_edge.families.parts.component import BATCH, PAST, Alone, Inputs
 from vlm_edge.families.parts.language_family import LanguageFamily
-from vlm_edge.families.parts.llm import BATCH, NEW, PAST, Decoder, causal_visible, decoder_export
+from vlm_edge.families.parts.llm import NEW, Decoder, causal_visible
 from vlm_edge.families.parts.tower_states import TowerStates
-from vlm_edge.processing.manifest import TOTAL, ImageProcessing
+from vlm_edge.processing.manifest import TOTAL
 
 
 class PrefixDecoder(Decoder):
@@ -55,11 +53,9 @@ class PaliGemma(LanguageFamily):
     config_class: Any = PaliGemmaConfig
     model_class: Any = PaliGemmaForConditionalGeneration
     image_processor_class: Any = SiglipImageProcessorPil
-    fallback_prompt = tuple(f"{'<image>' * images}{FIRST}{QUESTION}\n" for images in range(MAX_IMAGES + 1))
-    fallback_special_tokens = False
-
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class, self.config(checkpoint).vision_config)
+    fallback: Fallback | None = Fallback(
+        tuple(f"{'<image>' * images}{FIRST}{QUESTION}\n" for images in range(MAX_IMAGES + 1)), special_tokens=False
+    )
 
     def image_tokens(self, config: Any) -> int:
         return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2)
@@ -68,21 +64,17 @@ class PaliGemma(LanguageFamily):
         return TowerStates(model.model.vision_tower, [-1], 0, normalised=True)
 
     def connector(self, model: Any) -> nn.Module:
-        return Projector(model)
+        return Alone(model.model.multi_modal_projector)
 
-    def decoder(self, model: Any) -> nn.Module:
-        language_model = model.get_submodule(self.language_model_path)
-        return PrefixDecoder(language_model, model.get_output_embeddings(), self.image_token_id(model.config))
+    def decoder(self, model: Any) -> Decoder:
+        return PrefixDecoder(model.model.language_model, model.get_output_embeddings(), model.config.image_token_id)
 
-    def decoder_export(self, model: Any, width: int) -> ComponentExport:
+    def decoder_inputs(self) -> Inputs:
         prefix = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
         prefix[0, -1], prefix[1, -2:] = 0, 0
-        more = {"prefix_mask": (prefix, {0: "batch", 1: TOTAL})}
-        return decoder_export(self.decoder(model), model.get_output_embeddings().out_features, width, more)
+        return {"prefix_mask": (prefix, {0: "batch", 1: TOTAL})}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """``generate``, told that the whole prompt is prefix, as the processor's token_type_ids say."""
-        prefix = torch.zeros_like(input_ids)
-        return super().reference(model, pixel_values, input_ids, attention_mask, token_type_ids=prefix, **settings)
+        prefix = torch.zeros_like(inputs["input_ids"])
+        return super().reference(model, {**inputs, "token_type_ids": prefix}, **settings)

@@ -23,11 +23,9 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
-from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.parts.attention_masks import additive_mask
+from vlm_edge.families.parts.attention import additive_mask, attention
 from vlm_edge.families.parts.language_family import LanguageFamily
-from vlm_edge.families.parts.llm import Decoder, attend, decoder_export, join_heads, rotate
+from vlm_edge.families.parts.llm import Decoder, rotate
 from vlm_edge.processing.manifest import ImageProcessing, PatchGrid
 from vlm_edge.processing.picture import Picture
 
@@ -81,13 +79,13 @@ class WindowEncoder(PatchBlocks):
         return self.encode(pixel_values, patch_positions, masks)
 
 
-def _attended(attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+def _attended(module: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
     """One vision attention, whose queries, keys and values come from one Linear; hidden (1, patches, width)."""
     batch, tokens, _ = hidden.shape
-    parts = attention.qkv(hidden).view(batch, tokens, 3, -1, attention.head_dim).permute(2, 0, 3, 1, 4)
+    parts = module.qkv(hidden).view(batch, tokens, 3, -1, module.head_dim).permute(2, 0, 3, 1, 4)
     query, key, value = parts[0], parts[1], parts[2]
     query, key = rotate(query, *rotary), rotate(key, *rotary)
-    output: Tensor = attention.proj(join_heads(attend(query, key, value, mask, attention.scaling)))
+    output: Tensor = module.proj(attention(query, key, value, mask, module.scaling))
     return output
 
 
@@ -119,24 +117,20 @@ class Qwen2Vl(LanguageFamily):
     config_class: Any = Qwen2VLConfig
     model_class: Any = Qwen2VLForConditionalGeneration
     image_processor_class: Any = Qwen2VLImageProcessorPil
+    rows = "groups"
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
+        processor = self.cutter(checkpoint)
         side = 8 * processor.patch_size * processor.merge_size
-        spec = ImageProcessing(
-            height=side,
-            width=side,
-            tiles=PatchGrid(
-                patch=processor.patch_size,
-                merge=processor.merge_size,
-                frames=processor.temporal_patch_size,
-                min_pixels=processor.size["shortest_edge"],
-                max_pixels=processor.size["longest_edge"],
-                window=self.window(self.config(checkpoint).vision_config),
-            ),
-            **pixel_settings(processor),
+        tiles = PatchGrid(
+            patch=processor.patch_size,
+            merge=processor.merge_size,
+            frames=processor.temporal_patch_size,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+            window=self.window(self.config(checkpoint).vision_config),
         )
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=tiles)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         pixels = processor(images=image, return_tensors="np")["pixel_values"]
@@ -156,41 +150,19 @@ class Qwen2Vl(LanguageFamily):
     def connector(self, model: Any) -> nn.Module:
         return Merger(model)
 
-    def decoder(self, model: Any) -> nn.Module:
-        language_model = model.get_submodule(self.language_model_path)
-        return GridDecoder(language_model, model.get_output_embeddings(), self.image_token_id(model.config))
+    def decoder(self, model: Any) -> Decoder:
+        return GridDecoder(model.model.language_model, model.get_output_embeddings(), model.config.image_token_id)
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vlm: Any = model
+    def vision_example(self, image: ImageProcessing) -> dict[str, Tensor]:
         grid = image.tiles
         assert isinstance(grid, PatchGrid)
         generator = torch.Generator().manual_seed(0)
         patches, values = grid.merge**2, 3 * grid.frames * grid.patch**2
-        example = {
+        windows = {} if grid.window is None else {"window_ids": torch.arange(GROUPS) // 2}
+        return {
             "pixel_values": torch.randn((GROUPS, patches, values), generator=generator),
             "patch_positions": torch.randint(0, 9, (GROUPS, patches, 2), generator=generator),
-        }
-        if grid.window is not None:
-            example["window_ids"] = torch.arange(GROUPS) // 2
-        encoder, merger = self.vision_encoder(model).eval(), self.connector(model).eval()
-        with torch.no_grad():
-            (features,) = encoder(*example.values())
-            (embeds,) = merger(features)
-        width = embeds.shape[1]
-        vision = ComponentExport(
-            module=encoder,
-            example=example,
-            dynamic={name: {0: "groups"} for name in example},
-            output_shapes={"image_features": ("groups", *features.shape[1:])},
-        )
-        connector = ComponentExport(
-            module=merger,
-            example={"image_features": features},
-            dynamic={"image_features": {0: "groups"}},
-            output_shapes={"image_embeds": ("groups", width)},
-        )
-        decoder = decoder_export(self.decoder(model), vlm.get_output_embeddings().out_features, width)
-        return {"vision_encoder": vision, "connector": connector, "decoder": decoder}
+        } | windows
 
     def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
         """All images' patches in the order of rows, and how many patches each has in time, height and width."""
@@ -203,15 +175,13 @@ class Qwen2Vl(LanguageFamily):
             sizes.append((1, picture.grid[0] * merge, picture.grid[1] * merge))
         return {"pixel_values": torch.from_numpy(np.concatenate(rows)), "image_grid_thw": torch.tensor(sizes)}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """``generate``, told which tokens are an image's; the model forgets the positions of an earlier call."""
-        vlm: Any = model
-        vlm.model.rope_deltas = None
-        if len(pixel_values):
-            settings["mm_token_type_ids"] = (input_ids == settings["image_token_id"]).to(torch.int32)
-        return super().reference(model, pixel_values, input_ids, attention_mask, **settings)
+        model.model.rope_deltas = None
+        if "pixel_values" in inputs:
+            kinds = (inputs["input_ids"] == settings["image_token_id"]).to(torch.int32)
+            inputs = {**inputs, "mm_token_type_ids": kinds}
+        return super().reference(model, inputs, **settings)
 
 
 class Qwen25Vl(Qwen2Vl):

@@ -10,45 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers import SiglipConfig, SiglipModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
 from vlm_edge.checkpoints.processors import TOKENIZER_NAME, check_tokens, read_text_processing
 from vlm_edge.checkpoints.spiece import MODEL_NAME, siglip_tokenizer
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import TrainingBatch
-from vlm_edge.families.clip import Clip
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.clip import Clip, TextEncoder
+from vlm_edge.families.parts.attention import padding_mask
 from vlm_edge.processing.manifest import TextProcessing
 
 
-class VisionEncoder(nn.Module):
-    """pixel_values (images, 3, height, width) -> image_embeds (images, dim), L2-normalised: attention pooling by a
-    learnt query."""
+class SiglipTextEncoder(TextEncoder):
+    """As CLIP's, whose tokens see each other, and the last one's state is the text's."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.tower = model.vision_model
+    def mask(self, attention_mask: Tensor) -> Tensor:
+        return padding_mask(attention_mask)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        return (normalize(self.tower(pixel_values=pixel_values).pooler_output, dim=-1),)
-
-
-class TextEncoder(nn.Module):
-    """input_ids, attention_mask (texts, tokens) -> text_embeds (texts, dim), L2-normalised: the last token's state."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.tower = model.text_model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        hidden = self.tower.embeddings(input_ids=input_ids)
-        mask = additive_mask(visible_tokens(attention_mask))
-        hidden = self.tower.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        pooled = self.tower.head(self.tower.final_layer_norm(hidden[:, -1]))
-        return (normalize(pooled, dim=-1),)
+    def pooled(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        pooled: Tensor = self.tower.head(self.tower.final_layer_norm(hidden[:, -1]))
+        return pooled
 
 
 class Siglip(Clip):
@@ -59,8 +41,7 @@ class Siglip(Clip):
     config_class: Any = SiglipConfig
     model_class: Any = SiglipModel
     image_processor_class: Any = SiglipImageProcessorPil
-    vision_encoder_class: type[nn.Module] = VisionEncoder
-    text_encoder_class: type[nn.Module] = TextEncoder
+    text_encoder_class: type[nn.Module] = SiglipTextEncoder
     lowercase = False
     """Whether transformers' tokenizer class lower-cases texts by itself."""
 
@@ -74,25 +55,18 @@ class Siglip(Clip):
         hint = f"write it from {MODEL_NAME}: python -m {siglip_tokenizer.__module__} FOLDER"
         if source.is_file() and not (checkpoint / TOKENIZER_NAME).is_file():
             raise VlmEdgeError(f"{checkpoint}: {MODEL_NAME} but no {TOKENIZER_NAME}, which the device reads", hint)
-        config = self.config_class.from_dict(read_config(checkpoint))
-        spec = read_text_processing(
-            checkpoint,
-            config.text_config.max_position_embeddings,
-            fixed_length=True,
-            lowercase=self.lowercase,
-        )
+        positions = self.config(checkpoint).text_config.max_position_embeddings
+        spec = read_text_processing(checkpoint, positions, fixed_length=True, lowercase=self.lowercase)
         if source.is_file():
             tokenizer = siglip_tokenizer(source)
             tokenizer.enable_truncation(spec.max_length)
             check_tokens(checkpoint, spec, lambda text: tokenizer.encode(text).ids, f"{MODEL_NAME} does", hint)
         return spec
 
-    def logit_bias(self, model: nn.Module) -> float | None:
-        siglip: Any = model
-        return float(siglip.logit_bias.detach())
+    def logit_bias(self, model: Any) -> float | None:
+        return float(model.logit_bias.detach())
 
-    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         """exp(logit_scale) times the cosine similarities, plus logit_bias (questions, labels)."""
-        siglip: Any = model
-        logits: Tensor = super().task_logits(model, image_features, batch) + siglip.logit_bias
+        logits: Tensor = super().task_logits(model, image_features, batch) + model.logit_bias
         return logits

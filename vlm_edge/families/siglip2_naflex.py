@@ -16,13 +16,10 @@ from torch.nn.functional import linear, normalize
 from transformers import Siglip2Config, Siglip2Model
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
-from vlm_edge.checkpoints.processors import checked_pictures, load_image_processor, pixel_settings
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import ComponentExport, TrainingBatch
-from vlm_edge.families.clip import BATCH
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.parts.cached_decoder import attention, split_heads
+from vlm_edge.families.base import TrainingBatch
+from vlm_edge.families.parts.attention import attention, padding_mask, split_heads
+from vlm_edge.families.parts.component import BATCH
 from vlm_edge.families.parts.patch_positions import antialiased_weights, resized_positions
 from vlm_edge.families.siglip import Siglip
 from vlm_edge.processing.manifest import ImageProcessing, PatchRows
@@ -41,7 +38,7 @@ class VisionEncoder(nn.Module):
         embeddings = tower.embeddings
         patches = pixel_values.shape[1]
         places = resized_positions(embeddings.position_embedding.weight, spatial_shapes, patches, antialiased_weights)
-        mask = additive_mask(visible_tokens(pixel_attention_mask))
+        mask = padding_mask(pixel_attention_mask)
         hidden = embeddings.patch_embedding(pixel_values) + places
         hidden = tower.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
         return (normalize(_pooled(tower.head, tower.post_layernorm(hidden), mask), dim=-1),)
@@ -79,8 +76,7 @@ class Siglip2NaFlex(Siglip):
         Raises:
             VlmEdgeError: the processor doesn't cut the patches that the model was made for.
         """
-        patch = Siglip2Config.from_dict(read_config(checkpoint)).vision_config.patch_size
-        processor = load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
+        patch, processor = self.config(checkpoint).vision_config.patch_size, self.cutter(checkpoint)
         if not processor.do_resize or processor.patch_size != patch:
             raise VlmEdgeError(
                 f"{checkpoint}: the image processor must resize to whole patches of {patch} pixels; got "
@@ -89,45 +85,28 @@ class Siglip2NaFlex(Siglip):
             )
         side = patch * max(1, int(processor.max_num_patches**0.5))
         rows = PatchRows(patch=patch, max_patches=processor.max_num_patches)
-        spec = ImageProcessing(height=side, width=side, tiles=rows, **pixel_settings(processor))
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=rows)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         inputs: Mapping[str, Any] = processor(images=image, return_tensors="np")
         return inputs
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
+    def vision_example(self, image: ImageProcessing) -> dict[str, Tensor]:
         rows = image.tiles
         assert isinstance(rows, PatchRows)
         assert rows.max_patches is not None
         patches, half = rows.max_patches, max(1, rows.max_patches // 2)
         generator = torch.Generator().manual_seed(0)
-        example = {
+        seen = torch.ones((BATCH, patches), dtype=torch.int64)
+        seen[-1, half:] = 0
+        return {
             "pixel_values": torch.randn((BATCH, patches, 3 * rows.patch**2), generator=generator),
-            "pixel_attention_mask": torch.ones((BATCH, patches), dtype=torch.int64),
+            "pixel_attention_mask": seen,
             "spatial_shapes": torch.tensor([[1, patches], [half, 1]]),
         }
-        example["pixel_attention_mask"][-1, half:] = 0
-        text_encoder = self.text_component(model)
-        (dim,) = (shape[1] for shape in text_encoder.output_shapes.values())
-        return {
-            "vision_encoder": ComponentExport(
-                module=self.vision_encoder_class(model).eval(),
-                example=example,
-                dynamic={name: {0: "images"} for name in example},
-                output_shapes={"image_embeds": ("images", dim)},
-            ),
-            "text_encoder": text_encoder,
-        }
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        outputs = model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask, **settings)
-        return outputs.logits_per_image
-
-    def encode_image(self, model: nn.Module, pixel_values: Tensor) -> Tensor:
+    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
         raise self._untrained()
 
-    def task_logits(self, model: nn.Module, image_features: Tensor, batch: TrainingBatch) -> Tensor:
+    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
         raise self._untrained()

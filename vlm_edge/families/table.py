@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
@@ -33,14 +34,15 @@ from vlm_edge.names import near
 
 
 def _by_name(families: Iterable[Family]) -> dict[str, Family]:
-    """Index by name; a second entry of one name or one architecture is an error."""
+    """Index by name; a second entry of one name is an error, and of one architecture, unless it takes some configs."""
     named: dict[str, Family] = {}
     architectures: set[str] = set()
     for family in families:
-        if family.name in named or architectures & set(family.architectures):
+        whole = set(family.architectures) if type(family).takes is Family.takes else set()
+        if family.name in named or architectures & whole:
             raise ValueError(f"family {family.name!r} or one of its architectures is registered twice")
         named[family.name] = family
-        architectures |= set(family.architectures)
+        architectures |= whole
     return named
 
 
@@ -61,8 +63,8 @@ FAMILIES: dict[str, Family] = _by_name(
         Qwen25Vl(),
         Mllama(),
         Idefics(),
+        Blip2T5(),  # before Blip2: it takes some of its checkpoints
         Blip2(),
-        Blip2T5(),
         InstructBlip(),
         Dinov2(),
         MobileVit(),
@@ -88,15 +90,16 @@ WITHOUT_IMAGES = {
 """Vision-language models without a path from an image, and what they read instead."""
 
 
-def family_for(architecture: str) -> Family:
-    """The family that loads ``architecture``, a class name from config.json.
+def family_for(architecture: str, config: Mapping[str, Any] | None = None) -> Family:
+    """The family that loads ``architecture``, a class name from config.json, whose whole content ``config`` is.
 
     Raises:
         VlmEdgeError: no family does; the message lists near matches.
     """
-    known = {name: family for family in FAMILIES.values() for name in family.architectures}
-    if architecture in known:
-        return known[architecture]
+    known = {name for family in FAMILIES.values() for name in family.architectures}
+    for family in FAMILIES.values():
+        if architecture in family.architectures and family.takes(config or {}):
+            return family
     if architecture in WITHOUT_IMAGES:
         raise VlmEdgeError(
             f"{architecture} can't be exported: it reads {WITHOUT_IMAGES[architecture]}, not images",

@@ -20,24 +20,18 @@ from torch.nn.functional import linear, pad
 from transformers import ViltConfig, ViltForQuestionAnswering
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-from vlm_edge.checkpoints.config import read_config
-from vlm_edge.checkpoints.processors import (
-    checked_pictures,
-    load_image_processor,
-    pixel_settings,
-    read_text_processing,
-)
+from vlm_edge.checkpoints.processors import read_text_processing
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.parts.attention import attention, padding_mask, split_heads
 from vlm_edge.families.parts.attention_sites import named_sites
-from vlm_edge.families.parts.cached_decoder import attention, split_heads
+from vlm_edge.families.parts.component import BATCH, QUESTION, component, text_example
 from vlm_edge.families.parts.patch_positions import corner_weights, resized_positions
 from vlm_edge.processing.manifest import ImageProcessing, PatchRows, PipelineKind, TextProcessing
 from vlm_edge.processing.patch_rows import cut_patches, most_patches
 
-BATCH, TOKENS, PATCHES = 2, 7, 6
-"""Sizes of the example inputs."""
+PATCHES = 6
+"""Patches of an image in the example inputs."""
 LONGEST_OVER_SHORTEST = 1333 / 800
 """By what ViltImageProcessor bounds the longer side, in shorter sides."""
 
@@ -82,7 +76,7 @@ class Fusion(nn.Module):
         text = self.text(input_ids=input_ids)
         hidden = torch.cat([text + self.kinds.weight[0], image + self.kinds.weight[1]], dim=1)
         visible = torch.cat([attention_mask, torch.ones_like(attention_mask[:, :1]), pixel_attention_mask], dim=1)
-        mask = additive_mask(visible_tokens(visible))
+        mask = padding_mask(visible)
         for layer in self.layers:
             hidden = _encoded(layer, hidden, mask)
         return (self.head(self.pooler(self.norm(hidden))),)
@@ -107,11 +101,10 @@ class Vilt(Family):
     name = "vilt"
     architectures: tuple[str, ...] = ("ViltForQuestionAnswering",)
     pipeline: PipelineKind = "answer_head"
+    config_class: Any = ViltConfig
+    model_class: Any = ViltForQuestionAnswering
+    image_processor_class: Any = ViltImageProcessorPil
     vision_tower_path = ""
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        model: nn.Module = ViltForQuestionAnswering(ViltConfig.from_dict(dict(config), attn_implementation="eager"))
-        return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """The processor's size, of which patches are cut.
@@ -119,8 +112,7 @@ class Vilt(Family):
         Raises:
             VlmEdgeError: patches don't fit the sizes that it gives, or the model would see some of them only.
         """
-        config = ViltConfig.from_dict(read_config(checkpoint))
-        processor = load_image_processor(checkpoint, ViltImageProcessorPil, alike=(ViltImageProcessorPil,))
+        config, processor = self.config(checkpoint), self.cutter(checkpoint)
         shortest, unit = processor.size.get("shortest_edge"), processor.size_divisor
         if not processor.do_resize or not shortest or unit % config.patch_size:
             raise VlmEdgeError(
@@ -129,14 +121,15 @@ class Vilt(Family):
                 "set size and size_divisor in preprocessor_config.json",
             )
         rows = PatchRows(patch=config.patch_size)
-        spec = ImageProcessing(
+        spec = self.cut_images(
+            checkpoint,
+            processor,
             height=shortest,
             width=shortest,
             shortest_edge=shortest,
             longest_edge=int(LONGEST_OVER_SHORTEST * shortest),
             multiple_of=unit,
             tiles=rows,
-            **pixel_settings(processor),
         )
         if 0 <= config.max_image_length < most_patches(spec, rows):
             raise VlmEdgeError(
@@ -144,7 +137,7 @@ class Vilt(Family):
                 f"{most_patches(spec, rows)} patches: transformers picks those that are seen at random",
                 "set max_image_length to -1 in config.json: all patches are then seen",
             )
-        return checked_pictures(checkpoint, processor, spec, self.processed)
+        return spec
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         assert isinstance(spec.tiles, PatchRows)
@@ -152,69 +145,48 @@ class Vilt(Family):
         return {"pixel_values": cut_patches(pixels[0], spec.tiles.patch)[None]}
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
-        return read_text_processing(checkpoint, ViltConfig.from_dict(read_config(checkpoint)).max_position_embeddings)
+        return read_text_processing(checkpoint, self.config(checkpoint).max_position_embeddings)
 
-    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
+    def labels(self, model: Any) -> tuple[str, ...] | None:
         """The answers, in the order of the logits."""
-        vilt: Any = model
-        return tuple(vilt.config.id2label[index] for index in range(vilt.config.num_labels))
+        return tuple(model.config.id2label[index] for index in range(model.config.num_labels))
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vilt: Any = model
-        generator = torch.Generator().manual_seed(0)
-        input_ids = torch.randint(0, vilt.config.vocab_size, (BATCH, TOKENS), generator=generator)
-        values = 3 * vilt.config.patch_size**2
-        example = {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": torch.randn((BATCH, PATCHES, values), generator=generator),
-            "pixel_attention_mask": torch.ones((BATCH, PATCHES), dtype=torch.int64),
-            "spatial_shapes": torch.tensor([[2, 3], [1, 4]]),
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        text, values = text_example(model.config.vocab_size), 3 * model.config.patch_size**2
+        seen = torch.ones((BATCH, PATCHES), dtype=torch.int64)
+        seen[-1, -2:] = 0
+        pixels = {
+            "pixel_values": torch.randn((BATCH, PATCHES, values), generator=torch.Generator().manual_seed(0)),
+            "pixel_attention_mask": seen,
         }
-        example["attention_mask"][-1, -2:] = 0
-        example["pixel_attention_mask"][-1, -2:] = 0
-        tokens, patches = {0: "batch", 1: "question_tokens"}, {0: "batch", 1: "patches"}
-        return {
-            "fusion": ComponentExport(
-                module=Fusion(model).eval(),
-                example=example,
-                dynamic={
-                    "input_ids": tokens,
-                    "attention_mask": tokens,
-                    "pixel_values": patches,
-                    "pixel_attention_mask": patches,
-                    "spatial_shapes": {0: "batch"},
-                },
-                output_shapes={"logits": ("batch", vilt.config.num_labels)},
-            )
-        }
+        axes = dict.fromkeys(text, QUESTION) | {name: {0: "batch", 1: "patches"} for name in pixels}
+        example = text | pixels | {"spatial_shapes": torch.tensor([[2, 3], [1, 4]])}
+        inputs = axes | {"spatial_shapes": {0: "batch"}}
+        return {"fusion": component(Fusion(model), example, inputs, {"logits": {0: "batch"}})}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
         """The logits, from whole images: the patches (images, patches, values) put together and filled up to the
         largest."""
-        vilt: Any = model
-        patch = vilt.config.patch_size
+        patch = model.config.patch_size
         images = [
             patches[: rows * columns]
             .view(rows, columns, patch, patch, 3)
             .permute(4, 0, 2, 1, 3)
             .reshape(3, rows * patch, columns * patch)
-            for patches, (rows, columns) in zip(pixel_values, settings["spatial_shapes"].tolist(), strict=True)
+            for patches, (rows, columns) in zip(inputs["pixel_values"], inputs["spatial_shapes"].tolist(), strict=True)
         ]
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         missing = [(0, width - image.shape[2], 0, height - image.shape[1]) for image in images]
         with torch.random.fork_rng(devices=[]):
             return model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
                 pixel_values=torch.stack([pad(image, each) for image, each in zip(images, missing, strict=True)]),
                 pixel_mask=torch.stack(
                     [pad(torch.ones(image.shape[1:]), each) for image, each in zip(images, missing, strict=True)]
                 ),
             ).logits
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self-attention over text and image together."""
-        return named_sites(model, lambda _: "fusion")
+        return named_sites(model, {"": "fusion"})

@@ -7,32 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers import VisionTextDualEncoderConfig, VisionTextDualEncoderModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.clip import Clip
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
+from vlm_edge.families.clip import Clip, TextEncoder
+from vlm_edge.families.parts.attention import padding_mask
 
 VISION_MODELS = ("clip_vision_model", "deit", "vit")
 TEXT_MODELS = ("bert", "roberta", "xlm-roberta")
 """Kinds (model_type) of towers that can be exported."""
 
 
-class TextEncoder(nn.Module):
-    """input_ids, attention_mask (texts, tokens) -> text_embeds (texts, dim), L2-normalised: BERT's pooled output."""
+class BertTextEncoder(TextEncoder):
+    """As CLIP's, whose tokens see each other, and BERT pools."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.tower = model.text_model
-        self.projection = model.text_projection
+    def mask(self, attention_mask: Tensor) -> Tensor:
+        return padding_mask(attention_mask)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        hidden = self.tower.embeddings(input_ids=input_ids)
-        mask = additive_mask(visible_tokens(attention_mask))
-        hidden = self.tower.encoder(hidden, attention_mask=mask).last_hidden_state
-        return (normalize(self.projection(self.tower.pooler(hidden)), dim=-1),)
+    def pooled(self, hidden: Tensor, input_ids: Tensor) -> Tensor:
+        pooled: Tensor = self.tower.pooler(hidden)
+        return pooled
 
 
 class VisionTextDualEncoder(Clip):
@@ -43,9 +38,9 @@ class VisionTextDualEncoder(Clip):
     config_class: Any = VisionTextDualEncoderConfig
     model_class: Any = VisionTextDualEncoderModel
     image_processor_class: Any = ViTImageProcessorPil
-    text_encoder_class: type[nn.Module] = TextEncoder
+    text_encoder_class: type[nn.Module] = BertTextEncoder
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
+    def build(self, config: Mapping[str, Any]) -> Any:
         settings = VisionTextDualEncoderConfig.from_dict(dict(config))
         for part, known in (("vision_config", VISION_MODELS), ("text_config", TEXT_MODELS)):
             kind = getattr(settings, part).model_type

@@ -72,20 +72,13 @@ class Samples:
         ]
         return Samples(images, texts, text)
 
-    def tensors(self, manifest: PipelineManifest, images: slice, texts: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Real preprocessing of some: pixel_values (images, 3, height, width) float32, input_ids and attention_mask
-        (texts, tokens) int64."""
-        pixels = torch.from_numpy(image_inputs(list(self.images[images]), manifest.image)["pixel_values"])
-        if self.text is None:
-            nothing = torch.zeros((len(self.texts[texts]), 0), dtype=torch.int64)
-            return pixels, nothing, nothing
-        ids, mask = self.text.encode(self.texts[texts])
-        return pixels, torch.from_numpy(ids), torch.from_numpy(mask)
-
-    def patch_settings(self, manifest: PipelineManifest, images: slice) -> dict[str, Any]:
-        """What else goes with the pixels of some images: masks and grids, where an image is a list of patches."""
-        inputs = image_inputs(list(self.images[images]), manifest.image)
-        return {name: torch.from_numpy(values) for name, values in inputs.items() if name != "pixel_values"}
+    def inputs(self, manifest: PipelineManifest, images: slice, texts: slice) -> dict[str, Tensor]:
+        """Real preprocessing of some: pixel_values (images, 3, height, width) float32, or patches with their masks and
+        grids; input_ids and attention_mask (texts, tokens) int64, where texts are read."""
+        inputs = dict(image_inputs(list(self.images[images]), manifest.image))
+        if self.text is not None:
+            inputs["input_ids"], inputs["attention_mask"] = self.text.encode(self.texts[texts])
+        return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
 class Composition(NamedTuple):
@@ -163,7 +156,7 @@ def _torch_answers(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples
     assert manifest.generation is not None
     settings: dict[str, Any] = GREEDY | {"max_new_tokens": token_limit(manifest.generation)}
     return [
-        Answer.of(loaded.family.reference(loaded.model, *samples.tensors(manifest, row, row), **settings))
+        Answer.of(loaded.family.reference(loaded.model, samples.inputs(manifest, row, row), **settings))
         for row in samples.parts(1)
     ]
 
@@ -247,9 +240,8 @@ def _torch_rows(
     """The family's reference for a few images at a time, each with its own text or with every text."""
     rows = []
     for part in samples.parts(AT_ONCE):
-        tensors = samples.tensors(manifest, part, slice(None) if every_text else part)
-        more = samples.patch_settings(manifest, part) | settings
-        rows.append(loaded.family.reference(loaded.model, *tensors, **more))
+        inputs = samples.inputs(manifest, part, slice(None) if every_text else part)
+        rows.append(loaded.family.reference(loaded.model, inputs, **settings))
     return np.asarray(torch.cat(rows).numpy())
 
 

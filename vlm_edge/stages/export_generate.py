@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlm_edge.backends.base import Engine
 from vlm_edge.errors import VlmEdgeError
@@ -116,14 +115,11 @@ def reference_answer(
     if prompt.instruction and pictures:
         instruction = Tokenizer(text.folder, prompt.instruction).encode([request.question])
         settings["instruction"] = tuple(map(torch.from_numpy, instruction))
-    inputs: dict[str, Tensor] = family.model_inputs(pictures) if pictures else {"pixel_values": torch.zeros(0)}
+    inputs = {"input_ids": ids, "attention_mask": mask} | (family.model_inputs(pictures) if pictures else {})
     with torch.no_grad():
         return family.reference(
             model,
-            inputs.pop("pixel_values"),
-            ids,
-            mask,
-            **inputs,
+            inputs,
             image_token_id=prompt.image_token_id,
             eos_token_id=sorted(manifest.generation.eos_token_ids),
             pad_token_id=manifest.generation.pad_token_id,

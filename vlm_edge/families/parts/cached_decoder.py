@@ -8,48 +8,29 @@ on the model's own modules, whose shapes pruning may have changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edge.families.base import ComponentExport
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.parts.attention import additive_mask, padding_mask, visible_past, visible_tokens
+from vlm_edge.families.parts.component import BATCH, PAST, cache_example, cache_names, decoder_export
 from vlm_edge.processing.manifest import SELF_MASK, TOTAL
 
-BATCH, MEMORY, NEW, PAST = 2, 7, 3, 5
-"""Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
+MEMORY, NEW = 7, 3
+"""Sizes of the example inputs, beside those of component.py."""
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values, each (batch, heads, tokens, head_dim)."""
 
 
-def split_heads(states: Tensor, head_dim: int) -> Tensor:
-    """(batch, tokens, heads x head_dim) -> (batch, heads, tokens, head_dim)."""
-    batch, tokens, _ = states.shape
-    return states.view(batch, tokens, -1, head_dim).transpose(1, 2)
-
-
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + mask) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
-
-    Args:
-        query: (batch, heads, new, head_dim).
-        key, value: (batch, heads, tokens, head_dim).
-        mask: added to the scores (batch, heads, new, tokens); None where everything is seen.
-
-    Returns:
-        (batch, new, heads x head_dim).
-    """
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scale
-    if mask is not None:
-        scores = scores + mask
-    context = torch.matmul(torch.softmax(scores, dim=-1), value).transpose(1, 2)
-    batch, tokens, heads, head_dim = context.shape
-    return context.reshape(batch, tokens, heads * head_dim)
-
-
 class CachedLayer(nn.Module):
     """One decoder layer: self-attention, cross-attention, feed-forward, in its architecture's order and norms."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
 
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(heads, head_dim) of self-attention, and of cross-attention."""
@@ -71,9 +52,22 @@ def extended(past: KeyValue, key: Tensor, value: Tensor) -> KeyValue:
     return torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
 
 
-def cross_key_values(layers: Iterable[CachedLayer], memory: Tensor) -> tuple[Tensor, ...]:
-    """Every layer's keys and values of ``memory``, in the order of :func:`cross_names`."""
-    return tuple(tensor for layer in layers for tensor in layer.cross_key_value(memory))
+class CrossKeyValues(nn.Module):
+    """memory (rows, tokens, width) -> cross_key_values.{layer}.key|value of every layer, (rows, heads, tokens,
+    head_dim)."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, memory: Tensor) -> tuple[Tensor, ...]:
+        layers: Any = self.layers
+        return tuple(tensor for layer in layers for tensor in layer.cross_key_value(memory))
+
+    def axes(self, rows: str, tokens: str | None = None) -> dict[str, dict[int, str]]:
+        """Names and dynamic axes of what ``forward`` gives; ``tokens`` is None where their number is fixed."""
+        axes = {0: rows} if tokens is None else {0: rows, 2: tokens}
+        return dict.fromkeys(cache_names("cross_key_values", range(len(self.layers))), axes)
 
 
 class CachedDecoder(nn.Module):
@@ -120,6 +114,11 @@ class CachedDecoder(nn.Module):
         causal = visible_past(new, tokens.shape[1] - new, tokens.device)
         return additive_mask(causal * visible_tokens(tokens))
 
+    def cache_shapes(self) -> dict[int, tuple[int, int]]:
+        """{layer: (heads, head_dim)} of self-attention's keys and values."""
+        layers: Any = self.layers
+        return {index: layer.sizes()[0] for index, layer in enumerate(layers)}
+
 
 class MaskedDecoder(CachedDecoder):
     """As :class:`CachedDecoder`, for memories with padding: the third input is a mask (batch, memory tokens), 1 where
@@ -127,22 +126,10 @@ class MaskedDecoder(CachedDecoder):
 
     def forward(self, input_ids: Tensor, tokens: Tensor, *mask_and_caches: Tensor) -> tuple[Tensor, ...]:
         mask, *caches = mask_and_caches
-        return self.decode(input_ids, tokens, additive_mask(visible_tokens(mask)), caches)
+        return self.decode(input_ids, tokens, padding_mask(mask), caches)
 
 
-def cache_names(prefix: str, layers: int) -> list[str]:
-    """``PREFIX.{layer}.key`` and ``.value``, layer by layer."""
-    return [f"{prefix}.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-
-
-def cross_shapes(layers: Sequence[CachedLayer], batch: str, tokens: int | str) -> dict[str, tuple[int | str, ...]]:
-    """Names and shapes of what :func:`cross_key_values` gives."""
-    sizes = [layer.sizes()[1] for layer in layers for _ in ("key", "value")]
-    names = cache_names("cross_key_values", len(layers))
-    return {name: (batch, heads, tokens, head_dim) for name, (heads, head_dim) in zip(names, sizes, strict=True)}
-
-
-def decoder_export(
+def cached_decoder_export(
     decoder: CachedDecoder, vocabulary: int, memory: int | str, mask: str = "attention_mask"
 ) -> ComponentExport:
     """The ``decoder`` component.
@@ -151,40 +138,21 @@ def decoder_export(
         decoder: in eval mode.
         vocabulary: ids below it are drawn for the example.
         memory: how many tokens cross-attention reads, or the name of that dimension.
-        mask: name of a :class:`MaskedDecoder`'s third input.
+        mask: the name of the third input, where the decoder masks its memory.
     """
-    generator = torch.Generator().manual_seed(2)
-    layers: list[CachedLayer] = list(decoder.layers)  # type: ignore[arg-type]
-    sizes = [size for layer in layers for size in (layer.sizes()[0],) * 2]
-    example = {"input_ids": torch.randint(0, vocabulary, (BATCH, NEW), generator=generator)}
+    ids = torch.randint(0, vocabulary, (BATCH, NEW), generator=torch.Generator().manual_seed(2))
     tokens = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
     tokens[-1, :2] = 0
-    example[SELF_MASK] = tokens
-    dynamic: dict[str, dict[int, str]] = {
-        "input_ids": {0: "batch", 1: "new"},
-        SELF_MASK: {0: "batch", 1: TOTAL},
+    inputs: dict[str, tuple[Tensor, Mapping[int, str]]] = {
+        "input_ids": (ids, {0: "batch", 1: "new"}),
+        SELF_MASK: (tokens, {0: "batch", 1: TOTAL}),
     }
     if isinstance(decoder, MaskedDecoder):
         visible = torch.ones((BATCH, MEMORY), dtype=torch.int64)
         visible[-1, -2:] = 0
-        example[mask], dynamic[mask] = visible, {0: "batch", 1: str(memory)}
-    crosses = [size for layer in layers for size in (layer.sizes()[1],) * 2]
-    for name, (heads, head_dim) in zip(cache_names("cross_key_values", len(layers)), crosses, strict=True):
-        example[name] = torch.randn(
-            (BATCH, heads, memory if isinstance(memory, int) else MEMORY, head_dim), generator=generator
-        )
-        dynamic[name] = {0: "batch"} if isinstance(memory, int) else {0: "batch", 2: str(memory)}
-    for name, (heads, head_dim) in zip(cache_names("past_key_values", len(layers)), sizes, strict=True):
-        example[name] = torch.randn((BATCH, heads, PAST, head_dim), generator=generator)
-        dynamic[name] = {0: "batch", 2: "past"}
-    with torch.no_grad():
-        logits = decoder(*example.values())[0]
-    presents = zip(cache_names("present", len(layers)), sizes, strict=True)
-    return ComponentExport(
-        module=decoder,
-        example=example,
-        dynamic=dynamic,
-        output_shapes={"logits": ("batch", "new", logits.shape[2])}
-        | {name: ("batch", heads, TOTAL, head_dim) for name, (heads, head_dim) in presents},
-        may_be_empty=frozenset({"past"}),
-    )
+        inputs[mask] = (visible, {0: "batch", 1: str(memory)})
+    layers: Any = decoder.layers
+    crosses = {index: layer.sizes()[1] for index, layer in enumerate(layers)}
+    axes = {0: "batch"} if isinstance(memory, int) else {0: "batch", 2: str(memory)}
+    inputs |= cache_example("cross_key_values", crosses, memory if isinstance(memory, int) else MEMORY, axes)
+    return decoder_export(decoder, inputs, {0: "batch", 1: "new"})

@@ -9,48 +9,43 @@ An image's keys and values don't depend on the text: the connector computes them
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
-from vlm_edge.families.parts.attention_masks import additive_mask
-from vlm_edge.families.parts.llm import (
-    BATCH,
-    NEW,
-    PAST,
-    DecoderLayer,
-    attend,
-    causal_mask,
-    join_heads,
-    split_heads,
-)
+from vlm_edge.families.base import ComponentExport
+from vlm_edge.families.parts.attention import additive_mask, attention, split_heads
+from vlm_edge.families.parts.component import BATCH, PAST, cache_example, cache_names, decoder_export
+from vlm_edge.families.parts.language_family import LanguageFamily
+from vlm_edge.families.parts.llm import NEW, DecoderLayer, causal_mask, key_shape
 from vlm_edge.processing.manifest import TOTAL
 
 IMAGE_TOKENS = 6
 """Image tokens in the example inputs."""
 
 
-class CrossKeyValues(nn.Module):
+class ImageKeyValues(nn.Module):
     """image_features (images, ..., hidden) -> cross_key_values.{layer}.key|value (images, groups, image_tokens,
-    head_dim): what ``resampler`` makes of the features, through each cross-attention's own Linears."""
+    head_dim) of ``layers`` by number: their own Linears on what ``resampler`` makes of the features."""
 
-    def __init__(self, resampler: nn.Module, attentions: Sequence[Any], key_norms: Sequence[nn.Module]) -> None:
+    def __init__(self, resampler: nn.Module, layers: Mapping[int, Any]) -> None:
         super().__init__()
         self.resampler = resampler
-        self.attentions = nn.ModuleList(attentions)
-        self.key_norms = nn.ModuleList(key_norms)
+        self.attentions = nn.ModuleList([layer.layer.cross_attn for layer in layers.values()])
+        self.key_norms = nn.ModuleList([layer.key_norm for layer in layers.values()])
+        self.outputs = cache_names("cross_key_values", layers)
 
     def forward(self, image_features: Tensor) -> tuple[Tensor, ...]:
         states = self.resampler(image_features)
         states = states.reshape(states.shape[0], -1, states.shape[-1])
-        outputs: list[Tensor] = []
         attentions: Any = self.attentions
-        for attention, norm in zip(attentions, self.key_norms, strict=True):
-            key = norm(split_heads(attention.k_proj(states), attention.head_dim))
-            outputs += [key, split_heads(attention.v_proj(states), attention.head_dim)]
+        outputs: list[Tensor] = []
+        for module, norm in zip(attentions, self.key_norms, strict=True):
+            key = norm(split_heads(module.k_proj(states), module.head_dim))
+            outputs += [key, split_heads(module.v_proj(states), module.head_dim)]
         return tuple(outputs)
 
 
@@ -61,27 +56,21 @@ class GatedCrossLayer(nn.Module):
     ``gated_rows``: tokens that see no image get nothing from the MLP either.
     """
 
-    def __init__(
-        self,
-        layer: Any,
-        gates: tuple[nn.Parameter, nn.Parameter],
-        query_norm: nn.Module,
-        *,
-        gated_rows: bool,
-    ) -> None:
+    def __init__(self, layer: Any, gates: tuple[nn.Parameter, nn.Parameter], norms: str, *, gated_rows: bool) -> None:
+        """``norms``: the names of the attention's norms of queries and keys, with {} for q and k; some have none."""
         super().__init__()
         self.layer = layer
         self.attention_gate, self.mlp_gate = gates
-        self.query_norm = query_norm
+        self.query_norm, self.key_norm = (getattr(layer.cross_attn, norms.format(of), nn.Identity()) for of in "qk")
         self.gated_rows = gated_rows
 
     def forward(
         self, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor, attends: Tensor, sees: Tensor
     ) -> Tensor:
         layer: Any = self.layer
-        attention = layer.cross_attn
-        query = self.query_norm(split_heads(attention.q_proj(layer.input_layernorm(hidden)), attention.head_dim))
-        attended = attention.o_proj(join_heads(attend(query, key, value, mask, attention.scaling)))
+        module = layer.cross_attn
+        query = self.query_norm(split_heads(module.q_proj(layer.input_layernorm(hidden)), module.head_dim))
+        attended = module.o_proj(attention(query, key, value, mask, module.scaling))
         hidden = hidden + torch.tanh(self.attention_gate) * (attended * attends)
         moved = layer.mlp(layer.post_attention_layernorm(hidden))
         if self.gated_rows:
@@ -146,100 +135,56 @@ class GatedDecoder(nn.Module):
 
     def cache_shapes(self) -> dict[int, tuple[int, int]]:
         """{number: (groups, head_dim)} of the self-attentions' keys and values."""
-        return self._shapes(lambda layer: None if isinstance(layer, GatedCrossLayer) else layer.layer.self_attn)
+        layers = zip(self.numbers, self.layers, strict=True)
+        own = {number: layer for number, layer in layers if isinstance(layer, DecoderLayer)}
+        return {number: key_shape(layer.self_attention.module) for number, layer in own.items()}
+
+    def cross_layers(self) -> dict[int, GatedCrossLayer]:
+        """The layers of gated cross-attention by their number."""
+        layers = zip(self.numbers, self.layers, strict=True)
+        return {number: layer for number, layer in layers if isinstance(layer, GatedCrossLayer)}
 
     def cross_shapes(self) -> dict[int, tuple[int, int]]:
         """{number: (groups, head_dim)} of the cross-attentions' keys and values."""
-        return self._shapes(lambda layer: layer.layer.cross_attn if isinstance(layer, GatedCrossLayer) else None)
+        layers: Any = self.cross_layers()
+        return {number: key_shape(layer.layer.cross_attn) for number, layer in layers.items()}
 
-    def _shapes(self, attention_of: Any) -> dict[int, tuple[int, int]]:
-        attentions = zip(self.numbers, map(attention_of, self.layers), strict=True)
-        return {
-            number: (attention.k_proj.out_features // attention.head_dim, attention.head_dim)
-            for number, attention in attentions
-            if attention is not None
+
+class GatedFamily(LanguageFamily):
+    """A language model with gated cross-attention: the connector gives keys and values, not embeddings."""
+
+    @abstractmethod
+    def decoder(self, model: Any) -> GatedDecoder:
+        """The language model, its layers of cross-attention among the others."""
+
+    @abstractmethod
+    def resampler(self, model: Any) -> nn.Module:
+        """image_features -> the states that cross-attention reads."""
+
+    def connector(self, model: Any) -> nn.Module:
+        return ImageKeyValues(self.resampler(model), self.decoder(model).cross_layers())
+
+    def image_tokens(self, config: Any) -> int:
+        """The one that stands for the image in the text; the image itself is in the cross-attention."""
+        return 1
+
+    def decoder_export(self, model: Any, connector: ComponentExport) -> ComponentExport:
+        """In the example one token attends to no image."""
+        module, generator = self.decoder(model).eval(), torch.Generator().manual_seed(2)
+        attention_mask = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
+        attention_mask[-1, :2] = 0
+        cross_mask = torch.randint(0, 2, (BATCH, NEW, IMAGE_TOKENS), generator=generator)
+        cross_mask[:, 0] = 0
+        new = {0: "batch", 1: "new"}
+        vocabulary = model.lm_head.out_features + getattr(model.lm_head, "out_additional_features", 0)
+        inputs: dict[str, tuple[Tensor, Mapping[int, str]]] = {
+            "input_ids": (torch.randint(0, vocabulary, (BATCH, NEW), generator=generator), new),
+            "attention_mask": (attention_mask, {0: "batch", 1: TOTAL}),
+            "position_ids": (PAST + torch.arange(NEW).repeat(BATCH, 1), new),
+            "cross_attention_mask": (cross_mask, new | {2: "image_tokens"}),
         }
-
-
-def cross_component(module: nn.Module, example: dict[str, Tensor], outputs: Sequence[str]) -> ComponentExport:
-    """The graph of a module whose inputs and outputs all have the images as their first dimension, and no other
-    dynamic one."""
-    with torch.no_grad():
-        values = module.eval()(*example.values())
-    return ComponentExport(
-        module=module,
-        example=example,
-        dynamic={name: {0: "images"} for name in example},
-        output_shapes={name: ("images", *value.shape[1:]) for name, value in zip(outputs, values, strict=True)},
-    )
-
-
-def cross_names(shapes: Mapping[int, tuple[int, int]]) -> list[str]:
-    """The connector's outputs."""
-    return [f"cross_key_values.{number}.{part}" for number in shapes for part in ("key", "value")]
-
-
-def gated_decoder_export(module: GatedDecoder, vocabulary: int) -> ComponentExport:
-    """The graph of a decoder with gated cross-attention; in the example one token attends to no image."""
-    generator = torch.Generator().manual_seed(2)
-    attention_mask = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)
-    attention_mask[-1, :2] = 0
-    cross_mask = torch.randint(0, 2, (BATCH, NEW, IMAGE_TOKENS), generator=generator)
-    cross_mask[:, 0] = 0
-    example = {
-        "input_ids": torch.randint(0, vocabulary, (BATCH, NEW), generator=generator),
-        "attention_mask": attention_mask,
-        "position_ids": PAST + torch.arange(NEW).repeat(BATCH, 1),
-        "cross_attention_mask": cross_mask,
-    }
-    new = {0: "batch", 1: "new"}
-    dynamic = {
-        "input_ids": new,
-        "attention_mask": {0: "batch", 1: TOTAL},
-        "position_ids": new,
-        "cross_attention_mask": new | {2: "image_tokens"},
-    }
-    if module.gated_rows:
-        example["cross_row_mask"], dynamic["cross_row_mask"] = cross_mask.amax(dim=-1), new
-    outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", 1, vocabulary)}
-    for name, (groups, head_dim) in _by_part("cross_key_values", module.cross_shapes()):
-        example[name] = torch.randn((BATCH, groups, IMAGE_TOKENS, head_dim), generator=generator)
-        dynamic[name] = {0: "batch", 2: "image_tokens"}
-    for name, (groups, head_dim) in _by_part("past_key_values", module.cache_shapes()):
-        example[name] = torch.randn((BATCH, groups, PAST, head_dim), generator=generator)
-        dynamic[name] = {0: "batch", 2: "past"}
-        outputs[name.replace("past_key_values", "present")] = ("batch", groups, TOTAL, head_dim)
-    return ComponentExport(
-        module=module.eval(),
-        example=example,
-        dynamic=dynamic,
-        output_shapes=outputs,
-        may_be_empty=frozenset({"past"}),
-    )
-
-
-def _by_part(prefix: str, shapes: Mapping[int, tuple[int, int]]) -> list[tuple[str, tuple[int, int]]]:
-    return [(f"{prefix}.{number}.{part}", shape) for number, shape in shapes.items() for part in ("key", "value")]
-
-
-def gated_cross_sites(model: nn.Module, prefix: str) -> list[AttentionSite]:
-    """Every gated cross-attention below ``prefix`` that ends in ``cross_attn``; its heads are its keys."""
-    modules: list[tuple[str, Any]] = [(path, module) for path, module in model.named_modules()]
-    return [
-        AttentionSite(
-            path=path,
-            role=AttentionRole.GATED_CROSS,
-            component="decoder",
-            num_heads=module.k_proj.out_features // module.head_dim,
-            head_dim=module.head_dim,
-            q=f"{path}.q_proj",
-            k=f"{path}.k_proj",
-            v=f"{path}.v_proj",
-            out=f"{path}.o_proj",
-            num_heads_attr="num_heads",
-            queries=module.q_proj.out_features // module.k_proj.out_features,
-            num_key_heads_attr="num_key_value_heads" if hasattr(module, "num_key_value_heads") else None,
-        )
-        for path, module in modules
-        if path.startswith(f"{prefix}.") and path.endswith(".cross_attn")
-    ]
+        if module.gated_rows:
+            inputs["cross_row_mask"] = (cross_mask.amax(dim=-1), new)
+        seen = {0: "batch", 2: "image_tokens"}
+        inputs |= cache_example("cross_key_values", module.cross_shapes(), IMAGE_TOKENS, seen)
+        return decoder_export(module, inputs, {0: "batch"})

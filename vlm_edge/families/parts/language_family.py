@@ -1,4 +1,4 @@
-"""What families of language models that see images share: a vision encoder, a connector, and a decoder with a cache.
+"""A language model that sees images: a vision encoder, a connector, and a decoder with a cache.
 
 The decoder's graph holds the embedding table as well as the output layer, so that a table that is both is stored once.
 """
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlm_edge.checkpoints.config import read_config
+from vlm_edge.checkpoints.chat_template import Fallback, read_prompt
 from vlm_edge.checkpoints.generation_settings import read_settings
 from vlm_edge.checkpoints.pretrained import load_tokenizer
 from vlm_edge.checkpoints.processors import read_text_processing
-from vlm_edge.checkpoints.prompt import read_prompt
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
-from vlm_edge.families.parts.llm import Decoder, decoder_export, self_attention_sites
-from vlm_edge.families.parts.tower_states import connector_export, tower_attention_sites, vision_encoder_export
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.component import Inputs, component, image_features_like, random_pixels, rows_component
+from vlm_edge.families.parts.llm import Decoder, language_decoder_export
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 from vlm_edge.processing.picture import Picture
 
@@ -35,43 +35,32 @@ class LanguageFamily(Family):
     """
 
     pipeline: PipelineKind = "generate"
-    config_class: Any
-    model_class: Any
-    image_processor_class: Any
     vision_tower_path = "model.vision_tower"
     language_model_path = "model.language_model"
     image_token = "<image>"
     image_reach: Literal["group", "last"] | None = None
     """Which images a token sees through cross-attention; see :class:`Prompt`."""
-    fallback_prompt: tuple[str, ...] | None = None
-    """Layouts for 0, 1, .. images where the checkpoint has no chat template."""
-    fallback_special_tokens = True
-    """Whether the tokenizer adds its own to those."""
-    fallback_strip = False
-    """Whether spaces around the question are left out of those."""
+    fallback: Fallback | None = None
+    """The prompt of checkpoints without a chat template."""
+    rows = "images"
+    """The first dimension of what the vision encoder and the connector read and give."""
+    one_row_a_request = False
+    """Whether transformers' model takes all pictures of a request as one row of a batch."""
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """With attention spelled out; self-attention that shares no keys is told how many heads it has, for pruning."""
-        model: nn.Module = self.model_class(self.config_class.from_dict(dict(config), attn_implementation="eager"))
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """With attention spelled out; attention that can be pruned is told how many heads it has."""
+        model = super().build(config)
         for site in self.attention_sites(model):
-            module: Any = model.get_submodule(site.path)
-            setattr(module, site.num_heads_attr, site.num_heads * site.queries)
+            setattr(model.get_submodule(site.path), site.num_heads_attr, site.num_heads * site.queries)
         return model
-
-    def config(self, checkpoint: Path) -> Any:
-        """The checkpoint's configuration, with its defaults filled in."""
-        return self.config_class.from_dict(read_config(checkpoint))
-
-    def image_token_id(self, config: Any) -> int:
-        return int(config.image_token_id)
 
     def token_id(self, checkpoint: Path) -> int:
         """The image token's id."""
-        return self.image_token_id(self.config(checkpoint))
+        return int(self.config(checkpoint).image_token_id)
 
-    def fallback(self, checkpoint: Path) -> tuple[str, ...] | None:
-        """Layouts for 0, 1, .. images where the checkpoint has no chat template."""
-        return self.fallback_prompt
+    def fallback_prompt(self, checkpoint: Path) -> Fallback | None:
+        """:attr:`fallback`, or one that depends on the checkpoint."""
+        return self.fallback
 
     @abstractmethod
     def image_tokens(self, config: Any) -> int:
@@ -83,25 +72,18 @@ class LanguageFamily(Family):
 
     @abstractmethod
     def connector(self, model: Any) -> nn.Module:
-        """image_features -> image_embeds (images, image_tokens, width)."""
+        """image_features -> image_embeds (images, image_tokens, width), or what its ``outputs`` names."""
 
-    def decoder(self, model: Any) -> nn.Module:
+    def decoder(self, model: Any) -> Any:
         """The language model: :class:`vlm_edge.families.parts.llm.Decoder`, or one of its kind."""
-        language_model = model.get_submodule(self.language_model_path)
-        return Decoder(language_model, model.get_output_embeddings(), self.image_token_id(model.config))
+        return Decoder(
+            model.get_submodule(self.language_model_path), model.get_output_embeddings(), model.config.image_token_id
+        )
 
     def prompt(self, checkpoint: Path) -> Prompt | None:
-        config = self.config(checkpoint)
-        return read_prompt(
-            checkpoint,
-            image_token=self.image_token,
-            image_token_id=self.token_id(checkpoint),
-            image_tokens=self.image_tokens(config),
-            fallback=self.fallback(checkpoint),
-            fallback_special_tokens=self.fallback_special_tokens,
-            fallback_strip=self.fallback_strip,
-            image_reach=self.image_reach,
-        )
+        places, token_id = self.image_tokens(self.config(checkpoint)), self.token_id(checkpoint)
+        prompt = read_prompt(checkpoint, self.image_token, token_id, places, self.fallback_prompt(checkpoint))
+        return prompt.model_copy(update={"image_reach": self.image_reach})
 
     def text_processing(self, checkpoint: Path) -> TextProcessing:
         spec = read_text_processing(checkpoint, self.config(checkpoint).get_text_config().max_position_embeddings)
@@ -134,44 +116,51 @@ class LanguageFamily(Family):
             pad=ends[0] if pad is None else pad,
         )
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        vision = vision_encoder_export(self.vision_encoder(model), image)
-        features, more = vision.output_shapes["image_features"], self.connector_inputs(model)
-        connector = connector_export(self.connector(model), features, more)
-        width = int(connector.output_shapes["image_embeds"][-1])
-        decoder = self.decoder_export(model, width)
-        return {"vision_encoder": vision, "connector": connector, "decoder": decoder}
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        vision = rows_component(self.vision_encoder(model), self.vision_example(image), ["image_features"], self.rows)
+        connector = self.connector(model)
+        more = self.connector_inputs(model)
+        example = {"image_features": image_features_like(vision)} | {name: tensor for name, (tensor, _) in more.items()}
+        axes = {"image_features": {0: self.rows}} | {name: each for name, (_, each) in more.items()}
+        outputs = {name: {0: self.rows} for name in getattr(connector, "outputs", ("image_embeds",))}
+        parts = {"vision_encoder": vision, "connector": component(connector, example, axes, outputs)}
+        return parts | {"decoder": self.decoder_export(model, parts["connector"])}
 
-    def connector_inputs(self, model: Any) -> dict[str, tuple[Tensor, dict[int, str]]]:
-        """What the connector is given beside image_features: {name: (example, names of its dynamic axes)}."""
+    def vision_example(self, image: ImageProcessing) -> dict[str, Tensor]:
+        """Example inputs of the vision encoder."""
+        return {"pixel_values": random_pixels(image)}
+
+    def connector_inputs(self, model: Any) -> Inputs:
+        """What the connector is given beside image_features."""
         return {}
 
-    def decoder_export(self, model: Any, width: int) -> ComponentExport:
-        """The decoder's graph; ``width`` is that of the embeddings."""
-        return decoder_export(self.decoder(model), model.get_output_embeddings().out_features, width)
+    def decoder_inputs(self) -> Inputs:
+        """What the decoder is given between position_ids and the caches."""
+        return {}
 
-    def attention_sites(self, model: nn.Module) -> list[AttentionSite]:
+    def decoder_export(self, model: Any, connector: ComponentExport) -> ComponentExport:
+        width = int(connector.output_shapes["image_embeds"][-1])
+        vocabulary = model.get_output_embeddings().out_features
+        return language_decoder_export(self.decoder(model), vocabulary, width, self.decoder_inputs())
+
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self-attention of the tower and of the language model, where every query has a key of its own."""
-        return [
-            *tower_attention_sites(model, self.vision_tower_path),
-            *self_attention_sites(model, self.language_model_path, "decoder"),
-        ]
+        return named_sites(model, {self.vision_tower_path: "vision_encoder", self.language_model_path: "decoder"})
 
     def model_inputs(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        """What transformers' model calls the inputs that one request's pictures make."""
-        pixels = np.concatenate([picture.inputs["pixel_values"] for picture in pictures])
-        return {"pixel_values": torch.from_numpy(pixels)}
+        """The inputs of transformers' model that one request's pictures make."""
+        joined = {
+            name: torch.from_numpy(np.concatenate([picture.inputs[name] for picture in pictures]))
+            for name in pictures[0].inputs
+        }
+        return {name: values[None] for name, values in joined.items()} if self.one_row_a_request else joined
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        """``generate`` for one prompt; no ``pixel_values`` (0 images) where none is asked about. ``image_token_id`` is
-        among the settings for families whose model has to be told where the images are."""
-        vlm: Any = model
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        """``generate`` for one prompt; no ``pixel_values`` where no image is asked about. ``image_token_id`` is among
+        the settings for families whose model has to be told where the images are."""
         settings.pop("image_token_id", None)
-        images = {"pixel_values": pixel_values} if len(pixel_values) else {}
         with fused_attention(model.get_submodule(self.vision_tower_path)):
-            return vlm.generate(input_ids=input_ids, attention_mask=attention_mask, **images, **settings)
+            return model.generate(**inputs, **settings)
 
 
 @contextmanager

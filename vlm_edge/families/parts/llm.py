@@ -1,12 +1,7 @@
 """The language model of a VLM as one graph for prefill and step, with a KV cache.
 
 Layers of the Llama line (Llama, Mistral, Qwen2, Gemma, Gemma2) differ in norms, biases, windows and caps, which the
-modules say themselves; :func:`check_language_model` lists the classes that this holds for. Attention is spelled out on
-the model's own Linears, whose shapes pruning may have changed.
-
-    softmax(scale q k^T + mask) v                    Vaswani et al. 2017, arXiv:1706.03762, equation 1
-    rotary positions                                 Su et al. 2021, arXiv:2104.09864, equation 34
-    queries that share keys and values in groups     Ainslie et al. 2023, arXiv:2305.13245
+modules say themselves; :data:`LANGUAGE_MODELS` lists the classes that this holds for.
 """
 
 from __future__ import annotations
@@ -18,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_past, visible_tokens
+from vlm_edge.families.base import ComponentExport
+from vlm_edge.families.parts.attention import additive_mask, attention, split_heads, visible_past, visible_tokens
+from vlm_edge.families.parts.component import BATCH, PAST, Inputs, decoder_export
 from vlm_edge.processing.manifest import TOTAL
 
-BATCH, NEW, PAST, IMAGE_TOKENS = 2, 4, 5, 3
-"""Sizes of the example inputs; all differ, so that no two dynamic dimensions are taken for one."""
+NEW, IMAGE_TOKENS = 4, 3
+"""Sizes of the example inputs, beside those of component.py."""
 LANGUAGE_MODELS = (
     "LlamaModel",
     "MistralModel",
@@ -35,92 +31,39 @@ LANGUAGE_MODELS = (
 )
 
 
-def check_language_model(language_model: nn.Module) -> None:
-    """Nothing, if this file knows how its layers compute.
-
-    Raises:
-        VlmEdgeError: it doesn't.
-    """
-    name = type(language_model).__name__
-    if name not in LANGUAGE_MODELS:
-        raise VlmEdgeError(
-            f"text_config: the language model is a {name}; known: {', '.join(LANGUAGE_MODELS)}",
-            "add how its layers compute to vlm_edge/families/parts/llm.py, as docs/writing-a-family.md says",
-        )
-
-
-def split_heads(states: Tensor, head_dim: int) -> Tensor:
-    """(batch, tokens, heads x head_dim) -> (batch, heads, tokens, head_dim)."""
-    batch, tokens, _ = states.shape
-    return states.view(batch, tokens, -1, head_dim).transpose(1, 2)
-
-
-def join_heads(states: Tensor) -> Tensor:
-    """(batch, heads, tokens, head_dim) -> (batch, tokens, heads x head_dim)."""
-    batch, heads, tokens, head_dim = states.shape
-    return states.transpose(1, 2).reshape(batch, tokens, heads * head_dim)
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None = None
-) -> Tensor:
-    """softmax(scale q k^T + mask) v: query (batch, heads, new, head_dim); key and value (batch, groups, total,
-    head_dim), each for heads / groups queries; mask (batch or 1, 1, new, total), added.
-
-    The queries of a group are stacked, so that no key or value is copied for them. ``softcap`` c turns scores x into
-    c tanh(x / c) (Gemma 2, arXiv:2408.00118, section 2).
-    """
-    batch, heads, new, head_dim = query.shape
-    groups = key.shape[1]
-    stacked = query if groups == heads else query.reshape(batch, groups, heads // groups * new, head_dim)
-    scores = torch.matmul(stacked, key.transpose(-1, -2)) * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if groups != heads:
-        scores = scores.view(batch, heads, new, -1)
-    if mask is not None:
-        scores = scores + mask
-    weights = torch.softmax(scores, dim=-1)
-    if groups != heads:
-        weights = weights.view(batch, groups, heads // groups * new, -1)
-    return torch.matmul(weights, value).view(batch, heads, new, head_dim)
-
-
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: states (batch, heads, tokens, head_dim), cos and sin (batch, 1, tokens, head_dim)."""
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864, equation 34): states (batch, heads, tokens, head_dim), cos
+    and sin (batch, 1, tokens, head_dim)."""
     first, second = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def window_of(attention: Any) -> int | None:
+def window_of(module: Any) -> int | None:
     """How far back one attention module looks, in tokens; None without a limit."""
-    if hasattr(attention, "layer_type"):
-        window = attention.sliding_window
-    else:
-        window = getattr(attention.config, "sliding_window", None)
+    window = module.sliding_window if hasattr(module, "layer_type") else getattr(module.config, "sliding_window", None)
     return None if window is None else int(window)
 
 
 class SelfAttention(nn.Module):
     """hidden (batch, new, width), its position embeddings, mask and past -> (output, key, value) with the past."""
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
-        self.attention = attention
-        self.window = window_of(attention)
-        self.softcap = getattr(attention, "attn_logit_softcapping", None)
+        self.module = module
+        self.window = window_of(module)
+        self.softcap = getattr(module, "attn_logit_softcapping", None)
 
     def forward(
         self, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, past: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        module = self.attention
+        module = self.module
         query, key, value = (
             split_heads(project(hidden), module.head_dim) for project in (module.q_proj, module.k_proj, module.v_proj)
         )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        context = attend(query, key, value, mask, module.scaling, self.softcap)
-        return module.o_proj(join_heads(context)), key, value
+        context = attention(query, key, value, mask, module.scaling, self.softcap)
+        return module.o_proj(context), key, value
 
 
 class DecoderLayer(nn.Module):
@@ -186,7 +129,12 @@ class Decoder(nn.Module):
 
     def __init__(self, language_model: Any, head: nn.Module, image_token_id: int) -> None:
         super().__init__()
-        check_language_model(language_model)
+        name = type(language_model).__name__
+        if name not in LANGUAGE_MODELS:
+            raise VlmEdgeError(
+                f"text_config: the language model is a {name}; known: {', '.join(LANGUAGE_MODELS)}",
+                "add how its layers compute to vlm_edge/families/parts/llm.py, as docs/writing-a-family.md says",
+            )
         self.embed_tokens = language_model.embed_tokens
         self.layers = nn.ModuleList([DecoderLayer(layer) for layer in language_model.layers])
         self.norm = language_model.norm
@@ -235,20 +183,22 @@ class Decoder(nn.Module):
         layers: Any = self.layers
         return {layer.self_attention.window for layer in layers}
 
-    def cache_shapes(self) -> list[tuple[int, int]]:
-        """(groups, head_dim) of every layer's keys and values."""
+    def cache_shapes(self) -> dict[int, tuple[int, int]]:
+        """{layer: (groups, head_dim)} of the layers' keys and values."""
         layers: Any = self.layers
-        attentions = [layer.self_attention.attention for layer in layers]
-        return [(module.k_proj.out_features // module.head_dim, module.head_dim) for module in attentions]
+        return {index: key_shape(layer.self_attention.module) for index, layer in enumerate(layers)}
 
 
-def decoder_export(
-    module: Any, vocabulary: int, width: int, more: Mapping[str, tuple[Tensor, dict[int, str]]] | None = None
-) -> ComponentExport:
-    """The graph of a decoder module whose caches :meth:`Decoder.cache_shapes` describes.
+def key_shape(module: Any) -> tuple[int, int]:
+    """(groups, head_dim) of an attention module's keys and values."""
+    return module.k_proj.out_features // module.head_dim, module.head_dim
+
+
+def language_decoder_export(module: Decoder, vocabulary: int, width: int, more: Inputs) -> ComponentExport:
+    """The ``decoder`` component of a language model that takes images' embeddings of ``width``.
 
     The example has one image token more than ``image_embeds`` has rows, which stays text, and padding on the left.
-    ``more``: inputs that stand between position_ids and the caches, {name: (example, names of dynamic axes)}.
+    ``more``: inputs that stand between position_ids and the caches.
     """
     generator = torch.Generator().manual_seed(2)
     input_ids = torch.randint(0, vocabulary, (BATCH, NEW), generator=generator)
@@ -259,55 +209,11 @@ def decoder_export(
     if planes := module.position_planes:
         positions = positions.repeat(planes, 1, 1) + torch.arange(planes)[:, None, None]
         position_axes = {1: "batch", 2: "new"}
-    example = {
-        "input_ids": input_ids,
-        "image_embeds": torch.randn((IMAGE_TOKENS, width), generator=generator),
-        "attention_mask": attention_mask,
-        "position_ids": positions,
+    image_embeds = torch.randn((IMAGE_TOKENS, width), generator=generator)
+    inputs: Inputs = {
+        "input_ids": (input_ids, {0: "batch", 1: "new"}),
+        "image_embeds": (image_embeds, {0: "image_tokens"}),
+        "attention_mask": (attention_mask, {0: "batch", 1: TOTAL}),
+        "position_ids": (positions, position_axes),
     }
-    dynamic = {
-        "input_ids": {0: "batch", 1: "new"},
-        "image_embeds": {0: "image_tokens"},
-        "attention_mask": {0: "batch", 1: TOTAL},
-        "position_ids": position_axes,
-    }
-    for name, (tensor, axes) in (more or {}).items():
-        example[name], dynamic[name] = tensor, axes
-    outputs: dict[str, tuple[int | str, ...]] = {"logits": ("batch", 1, vocabulary)}
-    for layer, (groups, head_dim) in enumerate(module.cache_shapes()):
-        for part in ("key", "value"):
-            name = f"past_key_values.{layer}.{part}"
-            example[name] = torch.randn((BATCH, groups, PAST, head_dim), generator=generator)
-            dynamic[name] = {0: "batch", 2: "past"}
-            outputs[f"present.{layer}.{part}"] = ("batch", groups, TOTAL, head_dim)
-    return ComponentExport(
-        module=module.eval(),
-        example=example,
-        dynamic=dynamic,
-        output_shapes=outputs,
-        may_be_empty=frozenset({"past", "image_tokens"}),
-    )
-
-
-def self_attention_sites(model: nn.Module, prefix: str, component: str, out: str = "o_proj") -> list[AttentionSite]:
-    """Every self-attention below ``prefix`` whose queries, keys and values are Linears with as many heads each."""
-    return [
-        AttentionSite(
-            path=path,
-            role=AttentionRole.SELF,
-            component=component,
-            num_heads=module.q_proj.out_features // module.head_dim,
-            head_dim=module.head_dim,
-            q=f"{path}.q_proj",
-            k=f"{path}.k_proj",
-            v=f"{path}.v_proj",
-            out=f"{path}.{out}",
-            num_heads_attr="num_heads",
-        )
-        for path, module in _modules_below(model, prefix)
-        if hasattr(module, "q_proj") and module.q_proj.out_features == module.k_proj.out_features
-    ]
-
-
-def _modules_below(model: nn.Module, prefix: str) -> list[tuple[str, Any]]:
-    return [(path, module) for path, module in model.named_modules() if path.startswith(f"{prefix}.")]
+    return decoder_export(module, {**inputs, **more}, {0: "batch"}, ["image_tokens"])

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_edge.families.parts.llm import Decoder, attend, join_heads, split_heads
+from vlm_edge.families.parts.attention import attention, split_heads
+from vlm_edge.families.parts.llm import Decoder
 
 
 class OptAttention(nn.Module):
@@ -19,17 +20,17 @@ class OptAttention(nn.Module):
 
     window = None
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
-        self.attention = attention
+        self.module = module
 
     def forward(self, hidden: Tensor, mask: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        module = self.attention
+        module = self.module
         query, key, value = (
             split_heads(project(hidden), module.head_dim) for project in (module.q_proj, module.k_proj, module.v_proj)
         )
         key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
-        return module.out_proj(join_heads(attend(query, key, value, mask, module.scaling))), key, value
+        return module.out_proj(attention(query, key, value, mask, module.scaling)), key, value
 
 
 class OptLayer(nn.Module):

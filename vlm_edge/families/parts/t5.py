@@ -11,15 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_edge.families.parts.attention_masks import additive_mask, visible_tokens
-from vlm_edge.families.parts.cached_decoder import (
-    CachedLayer,
-    KeyValue,
-    MaskedDecoder,
-    attention,
-    extended,
-    split_heads,
-)
+from vlm_edge.families.parts.attention import attention, padding_mask, split_heads
+from vlm_edge.families.parts.cached_decoder import CachedLayer, KeyValue, MaskedDecoder, extended
 
 
 class RelativeBias(nn.Module):
@@ -59,7 +52,7 @@ class T5Encoder(nn.Module):
         self.bias = RelativeBias(stack.block[0].layer[0].SelfAttention, both_ways=True)
 
     def forward(self, embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = additive_mask(visible_tokens(attention_mask)) + self.bias(embeds.shape[1], 0)
+        mask = padding_mask(attention_mask) + self.bias(embeds.shape[1], 0)
         hidden = embeds
         for block in self.blocks:
             first, last = block.layer
@@ -73,21 +66,17 @@ class T5Encoder(nn.Module):
 class T5Layer(CachedLayer):
     """T5Block of a decoder; ``self_mask`` holds the relative bias."""
 
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        self.block = block
-
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        own, cross = self.block.layer[0].SelfAttention, self.block.layer[1].EncDecAttention
+        own, cross = self.layer.layer[0].SelfAttention, self.layer.layer[1].EncDecAttention
         return (own.n_heads, own.key_value_proj_dim), (cross.n_heads, cross.key_value_proj_dim)
 
     def cross_key_value(self, memory: Tensor) -> KeyValue:
-        return _key_value(self.block.layer[1].EncDecAttention, memory)
+        return _key_value(self.layer.layer[1].EncDecAttention, memory)
 
     def forward(
         self, hidden: Tensor, past: KeyValue, cross: KeyValue, self_mask: Tensor, cross_mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
-        own, other, last = self.block.layer
+        own, other, last = self.layer.layer
         states = own.layer_norm(hidden)
         present = extended(past, *_key_value(own.SelfAttention, states))
         hidden = hidden + _attended(own.SelfAttention, states, present, self_mask)

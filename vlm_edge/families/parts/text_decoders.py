@@ -9,14 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.parts.cached_decoder import (
-    CachedDecoder,
-    CachedLayer,
-    KeyValue,
-    attention,
-    extended,
-    split_heads,
-)
+from vlm_edge.families.parts.attention import attention, padding_mask, split_heads
+from vlm_edge.families.parts.cached_decoder import CachedDecoder, CachedLayer, KeyValue, extended
 
 
 class BartLayer(CachedLayer):
@@ -24,8 +18,7 @@ class BartLayer(CachedLayer):
     arXiv:1910.13461; Liu et al. 2020, arXiv:2001.08210."""
 
     def __init__(self, layer: Any, norm_first: bool) -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         self.norm_first = norm_first
 
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -61,22 +54,25 @@ def _attended(module: Any, states: Tensor, key_value: KeyValue, mask: Tensor | N
     return context
 
 
-def bart_encoded(encoder: Any, embeds: Tensor, mask: Tensor) -> Tensor:
-    """A BartEncoder's last state (batch, tokens, width) for embedded tokens; ``mask`` is added to the scores."""
-    hidden: Tensor = encoder.layernorm_embedding(embeds + encoder.embed_positions(embeds[:, :, 0]))
-    for layer in encoder.layers:
-        key_value = _projected(layer.self_attn, hidden)
-        hidden = layer.self_attn_layer_norm(hidden + _attended(layer.self_attn, hidden, key_value, mask))
-        hidden = layer.final_layer_norm(hidden + layer.fc2(layer.activation_fn(layer.fc1(hidden))))
-    return hidden
+class BartEncoder(nn.Module):
+    """embeds (batch, tokens, width), attention_mask (batch, tokens) -> a BartEncoder's last hidden states."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = padding_mask(attention_mask)
+        hidden: Tensor = self.encoder.layernorm_embedding(embeds + self.encoder.embed_positions(embeds[:, :, 0]))
+        for layer in self.encoder.layers:
+            key_value = _projected(layer.self_attn, hidden)
+            hidden = layer.self_attn_layer_norm(hidden + _attended(layer.self_attn, hidden, key_value, mask))
+            hidden = layer.final_layer_norm(hidden + layer.fc2(layer.activation_fn(layer.fc1(hidden))))
+        return hidden
 
 
 class Gpt2Layer(CachedLayer):
     """GPT2Block with cross-attention; query, key and value are one matrix, so there is nothing to prune by heads."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
 
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         own, cross = self.layer.attn, self.layer.crossattention
@@ -103,51 +99,54 @@ class BertLayer(CachedLayer):
     """BertLayer and BlipTextLayer with cross-attention: Devlin et al. 2018, arXiv:1810.04805; Li et al. 2022,
     arXiv:2201.12086."""
 
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        own, cross = self.layer.attention.self, self.layer.crossattention.self
+        own, cross = (part.self for part in (self.layer.attention, self.layer.crossattention))
         return (own.num_attention_heads, own.attention_head_size), (
             cross.num_attention_heads,
             cross.attention_head_size,
         )
 
     def cross_key_value(self, memory: Tensor) -> KeyValue:
-        return bert_key_value(self.layer.crossattention, memory)
+        return _bert_key_value(self.layer.crossattention, memory)
 
     def forward(
         self, hidden: Tensor, past: KeyValue, cross: KeyValue, self_mask: Tensor, cross_mask: Tensor | None
     ) -> tuple[Tensor, KeyValue]:
-        own, other = self.layer.attention, self.layer.crossattention
-        present = extended(past, *bert_key_value(own, hidden))
-        hidden = bert_attend(own, hidden, *present, self_mask)
-        hidden = bert_attend(other, hidden, *cross, cross_mask)
-        hidden = self.layer.feed_forward_chunk(hidden)
-        return hidden, present
+        present = extended(past, *_bert_key_value(self.layer.attention, hidden))
+        hidden = _bert_attend(self.layer.attention, hidden, present, self_mask)
+        hidden = _bert_attend(self.layer.crossattention, hidden, cross, cross_mask)
+        return self.layer.feed_forward_chunk(hidden), present
 
 
-def bert_key_value(module: Any, states: Tensor) -> KeyValue:
-    """Keys and values (batch, heads, tokens, head_dim) of a BertAttention or BlipTextAttention for ``states``."""
-    own = module.self
-    return split_heads(own.key(states), own.attention_head_size), split_heads(
-        own.value(states), own.attention_head_size
-    )
-
-
-def bert_attend(module: Any, hidden: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Such an attention with given keys and values, then its output with residual and norm."""
-    own = module.self
-    query = split_heads(own.query(hidden), own.attention_head_size)
-    context = attention(query, key, value, mask, own.attention_head_size**-0.5)
-    result: Tensor = module.output(context, hidden)
+def bert_layer(
+    layer: Any, hidden: Tensor, mask: Tensor | None, memory: Tensor | None = None, memory_mask: Tensor | None = None
+) -> Tensor:
+    """A whole BertLayer or BlipTextLayer: attention to ``hidden`` itself, to ``memory`` (batch, tokens, width) where
+    there is one, and the feed-forward part."""
+    hidden = bert_attention(layer.attention, hidden, hidden, mask)
+    if memory is not None:
+        hidden = bert_attention(layer.crossattention, hidden, memory, memory_mask)
+    result: Tensor = layer.feed_forward_chunk(hidden)
     return result
 
 
 def bert_attention(module: Any, hidden: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-    """Such an attention from ``hidden`` to ``memory`` (batch, tokens, width): itself, or what it crosses to."""
-    return bert_attend(module, hidden, *bert_key_value(module, memory), mask)
+    """A BertAttention or BlipTextAttention from ``hidden`` to ``memory``, with its output, residual and norm."""
+    return _bert_attend(module, hidden, _bert_key_value(module, memory), mask)
+
+
+def _bert_key_value(module: Any, states: Tensor) -> KeyValue:
+    own = module.self
+    size = own.attention_head_size
+    return split_heads(own.key(states), size), split_heads(own.value(states), size)
+
+
+def _bert_attend(module: Any, hidden: Tensor, key_value: KeyValue, mask: Tensor | None) -> Tensor:
+    own = module.self
+    query = split_heads(own.query(hidden), own.attention_head_size)
+    context = attention(query, *key_value, mask, own.attention_head_size**-0.5)
+    result: Tensor = module.output(context, hidden)
+    return result
 
 
 class BartEmbeddings(nn.Module):
@@ -189,16 +188,16 @@ class Gpt2Embeddings(nn.Module):
 
 
 class BertEmbeddings(nn.Module):
-    """Of a BertModel: input_ids and positions (batch, new) -> hidden (batch, new, width)."""
+    """Of a BertModel or BlipTextModel: input_ids and positions (batch, new) -> hidden (batch, new, width)."""
 
     def __init__(self, embeddings: Any) -> None:
         super().__init__()
         self.embeddings = embeddings
+        self.kinds = hasattr(embeddings, "token_type_embeddings")
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden: Tensor = self.embeddings(
-            input_ids=input_ids, token_type_ids=torch.zeros_like(input_ids), position_ids=positions
-        )
+        kinds = {"token_type_ids": torch.zeros_like(input_ids)} if self.kinds else {}
+        hidden: Tensor = self.embeddings(input_ids=input_ids, position_ids=positions, **kinds)
         return hidden
 
 

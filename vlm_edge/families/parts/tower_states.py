@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport
-from vlm_edge.processing.manifest import ImageProcessing
 
-IMAGES = 2
-"""Images in the example inputs."""
-TOWERS = ("CLIPVisionModel", "SiglipVisionModel")
+TOWERS = ("CLIPVisionModel", "IdeficsVisionTransformer", "SiglipVisionModel")
 
 
 class TowerStates(nn.Module):
@@ -47,59 +43,3 @@ class TowerStates(nn.Module):
         states[-1] = self.end(states[-1])
         picked = [states[index][:, self.skip :] for index in self.wanted]
         return (picked[0] if len(picked) == 1 else torch.cat(picked, dim=-1),)
-
-
-def vision_encoder_export(module: nn.Module, image: ImageProcessing) -> ComponentExport:
-    """The graph of a module that takes ``pixel_values`` of one fixed size and gives ``image_features``."""
-    pixels = torch.randn((IMAGES, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        (features,) = module.eval()(pixels)
-    return ComponentExport(
-        module=module,
-        example={"pixel_values": pixels},
-        dynamic={"pixel_values": {0: "images"}},
-        output_shapes={"image_features": ("images", *features.shape[1:])},
-    )
-
-
-def connector_export(
-    module: nn.Module,
-    image_features: tuple[int | str, ...],
-    more: Mapping[str, tuple[Tensor, dict[int, str]]],
-) -> ComponentExport:
-    """The graph of a module image_features (images, tokens, hidden) -> image_embeds (images, image_tokens, width), and
-    whatever ``module.extra_outputs`` names. ``more``: further inputs, {name: (example, names of dynamic axes)}."""
-    sizes = [IMAGES, *(int(size) for size in image_features[1:])]
-    example = {"image_features": torch.randn(sizes, generator=torch.Generator().manual_seed(1))}
-    dynamic: dict[str, dict[int, str]] = {"image_features": {0: "images"}}
-    for name, (tensor, axes) in more.items():
-        example[name], dynamic[name] = tensor, axes
-    with torch.no_grad():
-        outputs = module.eval()(*example.values())
-    names = ("image_embeds", *getattr(module, "extra_outputs", ()))
-    return ComponentExport(
-        module=module,
-        example=example,
-        dynamic=dynamic,
-        output_shapes={name: ("images", *tensor.shape[1:]) for name, tensor in zip(names, outputs, strict=True)},
-    )
-
-
-def tower_attention_sites(model: nn.Module, tower_path: str) -> list[AttentionSite]:
-    """Every self-attention of a CLIP-like tower."""
-    return [
-        AttentionSite(
-            path=path,
-            role=AttentionRole.SELF,
-            component="vision_encoder",
-            num_heads=module.num_heads,
-            head_dim=module.head_dim,
-            q=f"{path}.q_proj",
-            k=f"{path}.k_proj",
-            v=f"{path}.v_proj",
-            out=f"{path}.out_proj",
-            num_heads_attr="num_heads",
-        )
-        for path, module in model.named_modules()
-        if path.startswith(f"{tower_path}.") and path.endswith(".self_attn") and hasattr(module, "out_proj")
-    ]

@@ -1,20 +1,17 @@
-"""What vision towers of their own (DINOv2, MobileViT) share: one component, image embeddings, perhaps a class head."""
+"""Vision models without text (DINOv2, MobileViT): one component, image embeddings, perhaps a class head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from vlm_edge.checkpoints.processors import read_image_processing
-from vlm_edge.families.base import ComponentExport, Family
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family
+from vlm_edge.families.parts.attention_sites import named_sites
+from vlm_edge.families.parts.component import image_component
 from vlm_edge.processing.manifest import ImageProcessing, PipelineKind
 
-BATCH = 2
-"""Images of the example input."""
 HEAD_SUFFIX = "ForImageClassification"
 
 
@@ -43,24 +40,17 @@ class VisionTower(Family):
 
     pipeline: PipelineKind = "embedding"
     vision_tower_path = ""
-    config_class: Any
     model_classes: Mapping[str, Any]
     """By architecture: the bare model, and the one with a class head."""
-    image_processor_class: Any
 
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
+    def build(self, config: Mapping[str, Any]) -> Any:
         settings = self.config_class.from_dict(dict(config), attn_implementation="eager")
-        model: nn.Module = self.model_classes[config["architectures"][0]](settings)
-        return model
+        return self.model_classes[config["architectures"][0]](settings)
 
-    def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        return read_image_processing(checkpoint, self.image_processor_class)
-
-    def labels(self, model: nn.Module) -> tuple[str, ...] | None:
-        tower: Any = model
+    def labels(self, model: Any) -> tuple[str, ...] | None:
         if not type(model).__name__.endswith(HEAD_SUFFIX):
             return None
-        return tuple(tower.config.id2label[index] for index in range(tower.config.num_labels))
+        return tuple(model.config.id2label[index] for index in range(model.config.num_labels))
 
     def base(self, model: Any, image: ImageProcessing) -> nn.Module:
         """The model below the head, ready for images of ``image``'s size."""
@@ -71,23 +61,13 @@ class VisionTower(Family):
         """What the class head reads."""
         return embeds
 
-    def components(self, model: nn.Module, image: ImageProcessing) -> dict[str, ComponentExport]:
-        pixels = torch.randn((BATCH, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
-        module = Tower(self, model, self.base(model, image)).eval()
-        with torch.no_grad():
-            outputs = module(pixels)
-        names = ("image_embeds", "image_features", "logits")[: len(outputs)]
-        return {
-            "vision_encoder": ComponentExport(
-                module=module,
-                example={"pixel_values": pixels},
-                dynamic={"pixel_values": {0: "images"}},
-                output_shapes={name: ("images", *out.shape[1:]) for name, out in zip(names, outputs, strict=True)},
-            )
-        }
+    def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
+        names = ("image_embeds", "image_features", "logits")[: 2 if self.labels(model) is None else 3]
+        return {"vision_encoder": image_component(Tower(self, model, self.base(model, image)), image, *names)}
 
-    def reference(
-        self, model: nn.Module, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **settings: Any
-    ) -> Any:
-        outputs = model(pixel_values=pixel_values)
+    def reference(self, model: Any, inputs: Mapping[str, Tensor], **settings: Any) -> Any:
+        outputs = model(pixel_values=inputs["pixel_values"])
         return outputs.logits if self.labels(model) else outputs.pooler_output
+
+    def attention_sites(self, model: Any) -> list[AttentionSite]:
+        return named_sites(model, {"": "vision_encoder"})
