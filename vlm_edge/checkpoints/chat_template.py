@@ -28,7 +28,7 @@ from vlm_edge.processing.manifest import Prompt
 MAX_IMAGES = 10
 QUESTION = "{question}"
 FIRST = "{bos}"
-"""Where a fallback layout has the tokenizer's first token."""
+"""Stands for the tokenizer's first token in a fallback layout."""
 _WORD = "zqquestionqz"
 """Stands for the question while a template runs; no template contains it or knows it."""
 SECONDS = 20
@@ -38,7 +38,7 @@ BYTES = 512 << 20
 LETTERS = 100_000
 """Most characters of one text."""
 _DATE = "26 Jul 2024"
-"""What templates that write today's date get, so that the same checkpoint gives the same bytes: Llama 3.2's default."""
+"""The date for templates that write today's, so that the same checkpoint gives the same bytes: Llama 3.2's default."""
 _HINT = "compare it with the one on the model's page"
 
 

@@ -47,7 +47,7 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint folder; of an open_clip folder, what transformers would have written there.
+    """``config.json`` of a checkpoint folder; for an open_clip folder, the one that transformers would have written.
 
     Raises:
         VlmEdgeError: the folder or the file is missing, the file is no JSON object, or CLIPModel can't be what

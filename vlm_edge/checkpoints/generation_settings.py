@@ -1,4 +1,4 @@
-"""How a checkpoint generates, as the manifest's data: generation_config.json, or what config.json says of it.
+"""A checkpoint's generation settings, as the manifest's data: generation_config.json, else those in config.json.
 
 A setting is followed as transformers' ``generate`` does (5.23), or it is named in ``Generation.not_followed``.
 """
@@ -21,7 +21,7 @@ from vlm_edge.processing.manifest import Generation
 
 SETTINGS_NAME = "generation_config.json"
 MAX_NEW_TOKENS = 20
-"""What ``generate`` adds at most, unless it is told otherwise (generation/utils.py)."""
+"""Most tokens that ``generate`` adds by default (generation/utils.py)."""
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Factor = Annotated[float, Field(gt=0)]
@@ -67,7 +67,7 @@ _WITHOUT_EFFECT = {
     "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight",
     "prompt_lookup_num_tokens", "max_matching_ngram_size", "speculation_type", "use_mtp", "transformers_version",
 }  # fmt: skip
-"""What never changes which token greedy decoding takes: how the work is done, and what is returned beside tokens."""
+"""Settings that never change the token that greedy decoding takes: they are about speed, memory and other outputs."""
 _NEUTRAL: dict[str, Any] = {
     "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "sequence_bias": [], "token_healing": False,
@@ -97,7 +97,7 @@ class Settings:
         return None if pad is None or pad < 0 else pad
 
     def for_transformers(self) -> GenerationConfig:
-        """What is followed, for a model whose ``generate`` is told the lengths when it is called."""
+        """The followed settings without the lengths, which the caller of ``generate`` gives."""
         values = self.followed.model_dump(exclude_none=True, exclude={"max_length", "max_new_tokens"})
         return GenerationConfig(**{name: value for name, value in values.items() if value != []})
 
@@ -141,7 +141,7 @@ class Settings:
 
 
 def read_settings(checkpoint: Path, config: Any, *, inner: bool = False) -> Settings:
-    """generation_config.json of a folder, or else what ``config`` (a transformers config) says.
+    """Read generation_config.json of a folder, or the settings in ``config`` (a transformers config) where it has none.
 
     ``inner``: ``generate`` is called on a model inside, which sees nothing of that file (BLIP, BLIP-2): only its
     lengths and token ids are taken.

@@ -51,8 +51,10 @@ def load_pretrained(loader: Any, folder: Path, what: str, hint: str, **settings:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer. Where its class is Python code over a package that isn't there (SiglipTokenizer over
-    sentencepiece), or code that comes with the checkpoint, what transformers makes of tokenizer.json alone.
+    """transformers' tokenizer of a folder.
+
+    It is made of tokenizer.json alone where its own class needs a package that isn't there (SiglipTokenizer needs
+    sentencepiece), or is code that comes with the checkpoint.
 
     Raises:
         VlmEdgeError: it can't be read.

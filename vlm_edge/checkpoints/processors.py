@@ -27,14 +27,15 @@ SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json")
 _PROBES = ("a photo of a cat.", "What's in the picture, 3 DOGS?", "na\u00efve \u2014 \u4e2d")
 """Texts on which the tokenizer of the device is held to transformers'."""
 MOST_STEPS = 1.001
-"""By how many steps of an 8-bit pixel the device's may differ from transformers': one, and what float32 rounds."""
+"""Steps of an 8-bit pixel that the device's may differ by from transformers': one, and float32's rounding."""
 _PROBE_SIZES = ((37, 61), (90, 40))
 """Heights and widths of images on which preprocessing is held to transformers'."""
 
 
 def read_image_processing(checkpoint: Path, default_class: Any, tower: Any = None) -> ImageProcessing:
-    """What the image processor of ``checkpoint`` does (:func:`load_image_processor`); ``tower``: the config of a vision
-    tower that takes images of one size, its ``image_size``.
+    """Read the image processor of ``checkpoint`` (:func:`load_image_processor`) as data.
+
+    ``tower``: the config of a vision tower that takes images of one size, its ``image_size``.
 
     Raises:
         VlmEdgeError: the settings are missing, :func:`image_processing_of` refuses them, or the size is another than
@@ -97,8 +98,10 @@ def _named_class(settings: Mapping[str, Any]) -> Any:
 
 
 def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int | None = None) -> ImageProcessing:
-    """What one PIL image processor of transformers does; ``checkpoint`` is named in errors, and ``longest_edge`` is
-    what the processor bounds the longer side by without a setting that says so.
+    """One PIL image processor of transformers as data.
+
+    ``checkpoint`` is named in errors; ``longest_edge`` is a bound of the longer side that the processor keeps without
+    a setting for it.
 
     Raises:
         VlmEdgeError: it does something that the manifest can't say.
@@ -133,12 +136,12 @@ def image_processing_of(processor: Any, checkpoint: Path, *, longest_edge: int |
 
 
 def processed_pixels(processor: Any, image: Any, _spec: ImageProcessing) -> dict[str, NDArray[Any]]:
-    """What transformers' processor makes of one image: ``pixel_values`` (1, 3, height, width)."""
+    """transformers' processor on one image: ``pixel_values`` (1, 3, height, width)."""
     return {"pixel_values": np.asarray(processor(images=image, return_tensors="np")["pixel_values"])}
 
 
 def pixel_settings(processor: Any) -> dict[str, Any]:
-    """How a processor scales pixels, as fields of :class:`ImageProcessing`."""
+    """A processor's scaling of pixels, as fields of :class:`ImageProcessing`."""
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     return {
         "processor": type(processor).__name__.removesuffix("Pil"),
@@ -150,11 +153,11 @@ def pixel_settings(processor: Any) -> dict[str, Any]:
 
 
 Processed = Callable[[Any, Any, ImageProcessing], Mapping[str, Any]]
-"""(transformers' processor, an image, spec) -> what the processor makes of it, by the vision encoder's inputs."""
+"""(transformers' processor, an image, spec) -> the vision encoder's inputs of that image, by name."""
 
 
 def checked_pictures(checkpoint: Path, processor: Any, spec: ImageProcessing, processed: Processed) -> ImageProcessing:
-    """``spec``, with what the processor does with transparent images, if it makes of images what the processor does.
+    """Hold ``spec`` to transformers' processor on a few images, and add how that one treats transparency.
 
     Raises:
         VlmEdgeError: it doesn't: the processor does something that the manifest can't say.
@@ -180,8 +183,8 @@ def checked_pictures(checkpoint: Path, processor: Any, spec: ImageProcessing, pr
 
 
 def picture_difference(image: Pixels, spec: ImageProcessing, expected: Mapping[str, Any]) -> float:
-    """The largest difference between the device's picture of an RGB image and what a processor made of it, in steps of
-    an 8-bit pixel; infinite where their shapes differ."""
+    """The largest difference between the device's picture of an RGB image and a processor's, in steps of an 8-bit
+    pixel; infinite where their shapes differ."""
     prompt = Prompt(layouts=("",), image_token="<image>", image_token_id=0, image_tokens=1)
     picture = picture_of(image, spec, prompt)
     worst = 0.0
@@ -270,7 +273,7 @@ def encode_texts(
 ) -> tuple[Tensor, Tensor]:
     """Tokenize for training, as on the device: input_ids and attention_mask (texts, tokens) int64.
 
-    ``special_tokens=False`` leaves out what the tokenizer would put around a text.
+    ``special_tokens=False`` leaves out the tokens that the tokenizer would put around a text.
     """
     input_ids, attention_mask = Tokenizer(checkpoint, spec).encode(texts, special_tokens=special_tokens)
     return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)

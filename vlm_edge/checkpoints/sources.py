@@ -1,4 +1,4 @@
-"""Where a model comes from: the zoo, a folder, or the Hugging Face Hub. Importing this is cheap."""
+"""Sources of a model: the zoo, a folder, or the Hugging Face Hub. Importing this is cheap."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vlm_edge.names import near
 
 ZOO_PREFIX = "zoo:"
 ZOO_MODELS = Path(__file__).parents[1] / "zoo" / "models"
-"""Where the shipped checkpoints lie, a folder each; ``vlm_edge.zoo`` describes them."""
+"""The folder of the shipped checkpoints; ``vlm_edge.zoo`` describes them."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py", "README.md", "LICENSE*", "NOTICE*")
-"""What a checkpoint is read from. Code is text here: none is run unless ``--trust-remote-code`` says so."""
+"""Files that a checkpoint is read from. Code is text here: none is run unless ``--trust-remote-code`` says so."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -89,7 +89,7 @@ def _hub_folder(ref: str) -> Path:
 
 
 def _snapshot(repository: str, revision: str | None, *, offline: bool) -> Path:
-    """The repository's files in the Hub's cache: brought there, or, where no request can be made, what is there."""
+    """The repository's files in the Hub's cache: downloaded, or, where no request can be made, those that are there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -118,7 +118,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def tied_aliases(model: nn.Module) -> dict[str, str]:
-    """{name: name of the tensor that it shares}: what safetensors leaves out."""
+    """{name: name of the tensor that it shares}; safetensors leaves these out."""
     aliases: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     return aliases
 

@@ -1,4 +1,4 @@
-"""What the tool knows of each VLM architecture. Importing this package is cheap; the table loads torch when read."""
+"""Vision-language architectures, one file each. Importing this package is cheap; the table loads torch when read."""
 
 from __future__ import annotations
 

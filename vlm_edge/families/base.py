@@ -31,7 +31,7 @@ from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKi
 
 
 class AttentionRole(StrEnum):
-    """What an attention module attends to."""
+    """The source of an attention module's keys: its own input, another one, or an image behind a tanh gate."""
 
     SELF = "self"
     CROSS = "cross"

@@ -30,7 +30,7 @@ from vlm_edge.families.parts.language_family import LanguageFamily
 from vlm_edge.processing.manifest import ImageProcessing, SplitTiles
 
 AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
-"""What the processors write around tiles, and before the one that shows the whole image."""
+"""Tokens that the processors write around tiles, and before the one that shows the whole image."""
 
 
 class TileEncoder(nn.Module):

@@ -17,7 +17,7 @@ from vlm_edge.families.parts.language_family import LanguageFamily
 from vlm_edge.families.parts.tower_states import TowerStates
 
 VICUNA = tuple(f"USER: {'<image>' * images}\n{{question}} ASSISTANT:" for images in range(MAX_IMAGES + 1))
-"""What LLaVA 1.5 was trained on, for folders without a chat template."""
+"""The prompt that LLaVA 1.5 was trained on, for folders without a chat template."""
 
 
 class Llava(LanguageFamily):

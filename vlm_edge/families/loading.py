@@ -40,7 +40,7 @@ KEPT_FILES = (
     "LICENSE*",
     "NOTICE*",
 )
-"""What a derived checkpoint takes over as it is. A model card and a training log tell of other weights."""
+"""Files that a derived checkpoint takes over as they are; a model card and a training log belong to other weights."""
 KEPT_FOLDERS = ("qformer_tokenizer",)
 """Folders whose files are taken over by the same names: InstructBLIP's second tokenizer."""
 
@@ -49,7 +49,7 @@ _REFUSALS = (
     ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RecursionError, RuntimeError,
     SyntaxError, TypeError, ValueError,
 )  # fmt: skip
-"""What transformers, torch or a checkpoint's own code raise over a config.json that no model can be built from."""
+"""Exceptions of transformers, torch or a checkpoint's own code over a config.json that no model can be built from."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def find_family(folder: Path, config: Mapping[str, Any]) -> Family:
 
 
 def _task_of(architecture: str) -> str | None:
-    """What transformers' class of this name is for (``text-generation``), as optimum's TasksManager knows it."""
+    """The task of transformers' class of this name (``text-generation``), as optimum's TasksManager has it."""
     import transformers
     from optimum.exporters.tasks import TasksManager
 

@@ -45,7 +45,7 @@ class VisionEncoder(nn.Module):
 
 
 def _pooled(head: Any, hidden: Tensor, mask: Tensor) -> Tensor:
-    """What the head's query draws from the patches that ``mask`` leaves: (images, width)."""
+    """The head's attention pooling over the patches that ``mask`` leaves: (images, width)."""
     module = head.attention
     weights, biases = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
     probe = head.probe.expand(hidden.shape[0], -1, -1)

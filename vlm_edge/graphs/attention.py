@@ -24,7 +24,7 @@ SPLIT_HEADS = (0, 2, 1, 3)
 
 @dataclass(frozen=True)
 class Operand:
-    """Where a query, key or value comes from.
+    """The source of a query, key or value.
 
     ``tensor`` is (B, S, N x D), or (B, S, parts x N x D) of which ``part`` is meant, or (B, N, S, D) when ``by_head``.
     """
@@ -70,7 +70,7 @@ def operands(attention: Attention) -> tuple[ir.Value, ...]:
 
 
 def fitted(attention: Attention, shapes: Mapping[str, tuple[int, ...]]) -> Attention | None:
-    """The match with its ``heads`` if the operator computes the same, given every operand's shape as a run showed it.
+    """The match with its ``heads`` if the operator computes the same, given every operand's shape in a run.
 
     The run's batch, tokens and head sizes have to differ from each other for this to prove anything.
     """

@@ -66,7 +66,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
 
 
 def unmap(model: ir.Model) -> None:
-    """Let go of mapped weights that nobody is reading: they are mapped again when somebody asks for them."""
+    """Release mapped weights; they are mapped again when they are next read."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             with suppress(BufferError):
@@ -139,7 +139,7 @@ def _serialized(model: ir.Model, outputs: Iterable[str], folder: str) -> tuple[b
 
 
 def _folder_of(model: ir.Model) -> str:
-    """Where most of a graph's weights are mapped from; empty where none are."""
+    """The folder that most of a graph's weights are mapped from; empty where none are."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     folders = Counter(str(tensor.base_dir) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
     return folders.most_common(1)[0][0] if folders else ""

@@ -234,7 +234,7 @@ def restored_constant(value: ir.Value | None) -> Float | None:
 
 
 def dequantized_constant(node: ir.Node) -> Float | None:
-    """What a DequantizeLinear makes of constants, by tensor, channel or block; None where one is computed."""
+    """The output of a DequantizeLinear of constants, by tensor, channel or block; None where one is computed."""
     values, scales = constant(node.inputs[0]), constant(node.inputs[1])
     if values is None or scales is None:
         return None

@@ -1,4 +1,4 @@
-"""Count what of a graph runs in integers, what stays in floating point, and what its weights take."""
+"""Count a graph's operators that run in integers and in floating point, and the bytes of its weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Calibration, streamed: what a float graph's tensors hold over its calibration inputs, one run in memory at a time.
+"""Calibration, streamed: statistics of a float graph's tensors over its inputs, one run in memory at a time.
 
 The statistics say nothing about a target: histograms, and for the inputs of linear layers each channel's largest
-magnitude and mean. They are made once and kept in a file; what another target needs beside them is added.
+magnitude and mean. They are made once and kept in a file; those that another target needs are added to it.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """What :func:`write_statistics` wrote; nothing where the file is damaged, so that it is made again."""
+    """Read a file of :func:`write_statistics`; nothing where it is damaged, so that it is made again."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return {

@@ -11,8 +11,8 @@ Item = TypeVar("Item", bound=Hashable)
 def fewest(ranked: Sequence[Item], suffices: Callable[[frozenset[Item]], bool]) -> list[Item] | None:
     """Members of ``ranked`` that together suffice, in its order, none of which can be done without.
 
-    First the shortest beginning of the ranking that suffices, by bisection; then what of it was only in the way of
-    those behind it goes back (QuickXplain: Junker, AAAI 2004). With k left of n that takes about
+    First the shortest beginning of the ranking that suffices, by bisection; then those of it that the
+    others suffice without are dropped (QuickXplain: Junker, AAAI 2004). With k left of n that takes about
     log2(n) + 2 k log2(n / k) trials, and more where the ranking is poor.
 
     Args:
@@ -44,7 +44,7 @@ def fewest(ranked: Sequence[Item], suffices: Callable[[frozenset[Item]], bool]) 
 def _needed(
     candidates: Sequence[Item], given: frozenset[Item], suffices: Callable[[frozenset[Item]], bool]
 ) -> list[Item]:
-    """What of ``candidates`` is needed beside ``given``; all of them with it suffice."""
+    """The members of ``candidates`` that are needed beside ``given``; all of them with it suffice."""
     if not candidates or suffices(given):
         return []
     if len(candidates) == 1:

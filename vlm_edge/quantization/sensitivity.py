@@ -1,7 +1,7 @@
-"""What each quantized layer alone costs at a graph's outputs, and what leaving some of them float gives.
+"""Sensitivity of a graph's outputs to each quantized layer, and the fewest layers to leave float.
 
-One session runs the float graph with a switch at every layer: its data is rounded where the switch is on (as is what
-an integer kernel rounds when it writes it), and its weight is fed, float or rounded. So any choice of layers is one
+One session runs the float graph with a switch at every layer: its data is rounded where the switch is on (its output,
+too, where an integer kernel writes integers), and its weight is fed, float or rounded. So any choice of layers is one
 run, and no graph is built for it.
 """
 
@@ -179,7 +179,7 @@ def _switched(model: ir.Model, quantized: ir.Model, rounding: bool) -> tuple[lis
 
 
 class _Switches:
-    """What is put into a float graph: an input for each layer that chooses between its values and rounded ones."""
+    """Inputs added to a float graph, one a layer, that choose between the layer's values and rounded ones."""
 
     def __init__(self, editor: Editor) -> None:
         self.editor = editor
@@ -230,7 +230,7 @@ class _Switches:
             reader.replace_input_with(position, chosen)
 
     def feed(self, weight: ir.Value) -> ir.TensorProtocol:
-        """Make a constant an input; what it was."""
+        """Make a constant an input; returns its tensor."""
         if weight not in self._fed:
             tensor = weight.const_value
             assert tensor is not None

@@ -17,7 +17,7 @@ from vlm_edge.quantizers.ranges import Range, RangeMethod, range_of
 
 
 class PairPlacer(Protocol):
-    """What of an engine decides where a graph is quantized; see :class:`vlm_edge.backends.lowering.Lowering`."""
+    """The part of an engine's lowering that places Q/DQ pairs; see :class:`vlm_edge.backends.lowering.Lowering`."""
 
     @property
     def symmetric(self) -> bool: ...
@@ -83,7 +83,7 @@ def _ranges(
     groups: list[list[str]], statistics: Statistics, settings: StaticSettings, *, symmetric: bool
 ) -> Mapping[str, Range]:
     """Every tensor's range; those of a group share one that holds all of theirs. A tensor that was always empty has
-    none, and keeps what it was placed with."""
+    none, and keeps the range that its pair was placed with."""
     ranges: dict[str, Range] = {}
     for group in groups:
         found = [

@@ -1,4 +1,4 @@
-"""Affine INT8 quantization in numpy, and how far a quantized result is from its reference.
+"""Affine INT8 quantization in numpy, and the distance of a quantized result from its reference.
 
 An integer q stands for the real number ``scale * (q - zero_point)`` (Jacob et al. 2018, arXiv:1712.05877, eq. 1).
 Rounding is to the nearest even number and saturates, as ONNX's QuantizeLinear does.

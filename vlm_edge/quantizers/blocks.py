@@ -1,4 +1,4 @@
-"""Weights in blocks of a few input channels, each with its own scale and zero point: what 4 bits need.
+"""Block quantization of weights: a few input channels share a scale and zero point, as 4 bits need.
 
 Eight levels on either side are few, so each block takes its own range, and clips it where that makes the squared error
 smaller. The layout is that of com.microsoft.MatMulNBits (onnxruntime, docs/ContribOperators.md): blocks run along a

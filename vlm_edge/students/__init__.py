@@ -42,7 +42,7 @@ STUDENTS: dict[str, StudentSpec] = {
 
 
 class StudentConfig(BaseModel):
-    """What a student is built with beside its widths; kept in ``surgery.json``."""
+    """Settings of a student beside its widths; kept in ``surgery.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

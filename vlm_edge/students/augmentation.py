@@ -1,4 +1,4 @@
-"""Random shifts and flips of a batch of images; what may be done to a task's images is for its recipe to say."""
+"""Random shifts and flips of a batch of images; a task's recipe says which of them keep its answers right."""
 
 from __future__ import annotations
 

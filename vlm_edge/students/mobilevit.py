@@ -23,7 +23,7 @@ EXPANSION = 4
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """What the surrounding model reads of a vision tower's config."""
+    """The settings that the surrounding model reads of a vision tower's config."""
 
     hidden_size: int
     image_size: int

@@ -24,7 +24,7 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class StudentRecord:
-    """``student.json``: what the weights fit. ``teacher`` is the :func:`tower_digest` that they were distilled from."""
+    """``student.json``: the student that the weights fit, and the :func:`tower_digest` of the teacher's tower."""
 
     student: str
     config: dict[str, Any]

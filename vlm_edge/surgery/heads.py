@@ -1,4 +1,4 @@
-"""Removing attention heads: how much each matters, the same model with heads masked, and the smaller model.
+"""Remove attention heads: importance scores, the same model with heads masked, and the smaller model.
 
 Multi-head attention is a sum over heads (Michel et al. 2019, eq. 1), so a head whose slice of the output projection's
 input is zeroed contributes nothing, and removing its rows of q, k, v and its columns of out gives the same sum. The
@@ -19,7 +19,7 @@ from vlm_edge.errors import VlmEdgeError
 
 
 class HeadLayout(Protocol):
-    """Where one attention module keeps its heads; ``families.base.AttentionSite`` is one, and says what each means."""
+    """The Linears and attributes of one attention module's heads; ``families.base.AttentionSite`` describes each."""
 
     @property
     def path(self) -> str: ...
@@ -100,7 +100,7 @@ def scale_heads(model: nn.Module, site: HeadLayout, gate: Tensor) -> Iterator[No
 
 @contextmanager
 def mask_heads(model: nn.Module, site: HeadLayout, keep: Sequence[int]) -> Iterator[None]:
-    """While open, the dense model answers as if ``site`` had only the heads ``keep``: what pruning is checked against.
+    """While open, the dense model answers as if ``site`` had only the heads ``keep``: pruning is checked against this.
 
     Raises:
         VlmEdgeError: as :func:`prune_heads`.
@@ -114,7 +114,7 @@ def mask_heads(model: nn.Module, site: HeadLayout, keep: Sequence[int]) -> Itera
 def head_importance(
     model: nn.Module, sites: Sequence[HeadLayout], batches: Iterable[tuple[int, Callable[[], Tensor]]]
 ) -> list[Tensor]:
-    """How much the loss depends on each head: I_h = mean over x of |d L(x) / d gate_h|, (num_heads,) float64 a site.
+    """The loss's dependence on each head: I_h = mean over x of |d L(x) / d gate_h|, (num_heads,) float64 a site.
 
     Michel, Levy & Neubig 2019, "Are Sixteen Heads Really Better than One?", eq. 2: a gate of one on each head, and
     the absolute value taken for each sample, so that signs don't cancel. :func:`normalised` makes sites comparable.

@@ -21,7 +21,7 @@ _HINT = "the file belongs to the checkpoint's weights: copy the whole folder fro
 
 
 class Operable(Protocol):
-    """What surgery asks of a family: its attention sites, and the dotted name of its vision tower."""
+    """A family, as far as surgery needs it: its attention sites, and the dotted name of its vision tower."""
 
     @property
     def vision_tower_path(self) -> str: ...

@@ -49,4 +49,4 @@ SIZES: dict[str, tuple[str, ...]] = {
     "blip-mobilevit": ("mobilevit-xxs", "mobilevit-xs", "mobilevit-s"),
     "clip": ("tiny", "vit-b-32", "vit-b-16", "vit-l-14"),
 }
-"""What ``zoo create NAME --size SIZE`` makes: real architectures with seeded random weights."""
+"""Models that ``zoo create NAME --size SIZE`` makes: real architectures with seeded random weights."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MASKED = float(torch.finfo(torch.float32).min)
-"""What transformers adds to a masked score."""
+"""The number that transformers adds to a masked score."""
 
 
 def visible_tokens(attention_mask: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Text decoders with cross-attention as one graph for prefill and step: what BLIP, TrOCR, ViT-GPT2, Florence-2 share.
+"""Text decoders with cross-attention as one graph for prefill and step: BLIP, TrOCR, ViT-GPT2, Florence-2.
 
-What cross-attention reads never changes while a text is written, so its keys and values are outputs of the component
-before (:func:`cross_key_values`) and inputs here; self-attention's grow from step to step. Which of the cached tokens
-count is told by a mask, so that an engine may keep a cache of fixed length that fills up. The attention is spelled out
-on the model's own modules, whose shapes pruning may have changed.
+The memory of cross-attention never changes while a text is written, so its keys and values are outputs of the component
+before (:class:`CrossKeyValues`) and inputs here; self-attention's grow from step to step. A mask says which of the
+cached tokens count, so that an engine may keep a cache of fixed length that fills up.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ class CachedDecoder(nn.Module):
         return (self.head(hidden), *presents)
 
     def self_mask(self, tokens: Tensor, new: int) -> Tensor:
-        """What is added to the scores of self-attention: (batch, ..., new, past + new)."""
+        """The additive mask of self-attention: (batch, ..., new, past + new)."""
         causal = visible_past(new, tokens.shape[1] - new, tokens.device)
         return additive_mask(causal * visible_tokens(tokens))
 

@@ -39,7 +39,7 @@ class LanguageFamily(Family):
     language_model_path = "model.language_model"
     image_token = "<image>"
     image_reach: Literal["group", "last"] | None = None
-    """Which images a token sees through cross-attention; see :class:`Prompt`."""
+    """The images that a token sees through cross-attention; see :class:`Prompt`."""
     fallback: Fallback | None = None
     """The prompt of checkpoints without a chat template."""
     rows = "images"
@@ -64,7 +64,7 @@ class LanguageFamily(Family):
 
     @abstractmethod
     def image_tokens(self, config: Any) -> int:
-        """How many of the text's places one image takes (one tile, where there are tiles)."""
+        """The number of the text's places that one image takes (one tile, where there are tiles)."""
 
     @abstractmethod
     def vision_encoder(self, model: Any) -> nn.Module:
@@ -131,11 +131,11 @@ class LanguageFamily(Family):
         return {"pixel_values": random_pixels(image)}
 
     def connector_inputs(self, model: Any) -> Inputs:
-        """What the connector is given beside image_features."""
+        """Inputs of the connector beside image_features."""
         return {}
 
     def decoder_inputs(self) -> Inputs:
-        """What the decoder is given between position_ids and the caches."""
+        """Inputs of the decoder between position_ids and the caches."""
         return {}
 
     def decoder_export(self, model: Any, connector: ComponentExport) -> ComponentExport:

@@ -39,7 +39,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def window_of(module: Any) -> int | None:
-    """How far back one attention module looks, in tokens; None without a limit."""
+    """The window of one attention module, in tokens; None without a limit."""
     window = module.sliding_window if hasattr(module, "layer_type") else getattr(module.config, "sliding_window", None)
     return None if window is None else int(window)
 
@@ -101,8 +101,8 @@ def merged_embeddings(text: Tensor, input_ids: Tensor, image_embeds: Tensor, ima
 
 
 def causal_visible(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
-    """attention_mask (batch, past + new) of 1 and 0 -> (1, 1, new, past + new) of 1 and 0: what each new token may see
-    of what came before it, no further back than ``window``. Padding is not considered."""
+    """attention_mask (batch, past + new) of 1 and 0 -> (1, 1, new, past + new) of 1 and 0: the tokens that
+    each new one may see, itself and those before it within ``window``. Padding is not considered."""
     total = attention_mask.shape[1]
     visible = visible_past(new, total - new, attention_mask.device)
     if window is not None:
@@ -113,7 +113,7 @@ def causal_visible(attention_mask: Tensor, new: int, window: int | None = None) 
 
 
 def causal_mask(attention_mask: Tensor, new: int, window: int | None = None) -> Tensor:
-    """attention_mask (batch, past + new) of 1 and 0 -> what each new token sees, to add: (batch, 1, new, total)."""
+    """attention_mask (batch, past + new) of 1 and 0 -> the additive mask (batch, 1, new, total)."""
     return additive_mask(causal_visible(attention_mask, new, window) * visible_tokens(attention_mask))
 
 
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     def windows(self) -> set[int | None]:
-        """How far back the layers look: the different values."""
+        """The different windows of the layers."""
         layers: Any = self.layers
         return {layer.self_attention.window for layer in layers}
 

@@ -58,7 +58,7 @@ class VisionTower(Family):
         return base
 
     def head_input(self, features: Tensor, embeds: Tensor) -> Tensor:
-        """What the class head reads."""
+        """The input of the class head."""
         return embeds
 
     def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:

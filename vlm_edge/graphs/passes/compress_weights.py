@@ -156,7 +156,7 @@ def _decompressed(
     axis: int,
     decompression: Decompression,
 ) -> ir.Value:
-    """What makes the float32 tensor of int8 values with a scale for each slice along ``axis``."""
+    """Add the nodes that make a float32 tensor of int8 values with a scale for each slice along ``axis``."""
     if decompression == "cast":
         return cast_weight(editor, before, name, levels, scales, axis)
     inputs = [editor.constant(f"{name}_levels", levels), editor.constant(f"{name}_scales", scales)]

@@ -66,7 +66,7 @@ class ChooseMasks(ir.passes.InPlacePass):
 
 
 def _inverted_mask(node: ir.Node) -> tuple[ir.Value | None, NDArray[Any] | None]:
-    """What is cast in ``(1 - Cast(mask)) * lowest``, and ``lowest``; or None where ``node`` is no such product."""
+    """``mask`` and ``lowest`` of a product ``(1 - Cast(mask)) * lowest``; None for both where ``node`` is none."""
     nothing = None, None
     if node.op_type != "Mul":
         return nothing

@@ -121,7 +121,7 @@ def place_pair(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:
 
 
 def _restored_weight(editor: Editor, before: ir.Node, weight: ir.Value, axis: int, bits: int) -> ir.Value:
-    """What DequantizeLinear makes of int8 values with a scale for each channel along ``axis``."""
+    """The float32 weight of int8 values with a scale for each channel along ``axis``."""
     numbers, name = constant(weight), weight.name
     assert numbers is not None
     levels, scales = quantize_weight(numbers, axis, bits=bits)

@@ -20,9 +20,9 @@ from vlm_edge.graphs.edit import Editor, constant, maker, remove_unused
 from vlm_edge.graphs.match import Linear, find_linears
 
 ALPHA = 0.5
-"""How much of the activations' range moves into the weights."""
+"""The part of the activations' range that moves into the weights, as an exponent (equation 4)."""
 OUTLIER = 16.0
-"""Where smoothing costs a multiplication it is done if the largest channel is so many times the median channel."""
+"""Smoothing that costs a multiplication is done if the largest channel is so many times the median channel."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Smoothable:
     """A norm's output that linear layers read.
 
     ``factors`` are positions of constants among the norm's inputs. ``others`` are the nodes that read it beside the
-    linear layers, and need its channels as they were: a multiplication that is no part of the layers makes them so,
-    unless they are a multiplication by constants themselves.
+    linear layers and need the channels unscaled: a multiplication is added before them, unless they are a
+    multiplication by constants themselves.
     """
 
     value: ir.Value
@@ -50,7 +50,7 @@ class Smoothable:
 
 
 def smoothable(model: ir.Model) -> list[Smoothable]:
-    """Where channels can be scaled without changing the function, in the graph's order."""
+    """Places where channels can be scaled without changing the function, in the graph's order."""
     by_data: dict[ir.Value, list[Linear]] = {}
     for linear in find_linears(model.graph):
         by_data.setdefault(linear.data, []).append(linear)
@@ -159,7 +159,7 @@ def add_outliers(model: ir.Model, *, channels: int = 4, factor: float = 64.0) ->
     a whole tensor for themselves. Here they are those with the largest weights of the norm.
 
     Returns:
-        How many norms have been given outliers: those that linear layers read.
+        The number of norms that were given outliers: those that linear layers read.
     """
     places, factors = smoothable(model), {}
     for place in places:

@@ -1,4 +1,4 @@
-"""Write a symmetric Q/DQ graph as TensorRT's explicit quantization wants it.
+"""Write a symmetric Q/DQ graph in the form of TensorRT's explicit quantization.
 
 The pages named here are of NVIDIA's TensorRT documentation, "Working with Quantized Types".
 """
@@ -135,7 +135,7 @@ def is_computed(value: ir.Value | None) -> bool:
 
 
 def skip_branch(node: ir.Node, integer: set[ir.Node]) -> int | None:
-    """Which input of a residual addition is the skip branch; None where ``node`` is none, or its sum isn't quantized.
+    """The input of a residual addition that is the skip branch; None for other nodes, or where the sum isn't quantized.
 
     The other input comes from an integer operator (and the addition of its bias), and whoever reads the sum quantizes
     it.
