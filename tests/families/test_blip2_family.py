@@ -1,4 +1,4 @@
-"""BLIP-2: the Q-Former and OPT in both of its forms against transformers, and 32 tokens."""
+"""BLIP-2: prompts and attention of the Q-Former and of OPT in both of its forms."""
 
 from __future__ import annotations
 
@@ -15,24 +15,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.runtime import Request
 
 SUBJECTS = ["BLIP-2, OPT", "BLIP-2, OPT-350M"]
 SIZES = [(40, 33), (30, 100), (20, 20)]
-
-
-def test_answers_are_generates(subject: Exported, families_page: Any) -> None:
-    images = tiny_vlm.photos(0, SIZES)
-    answers = tiny_vlm.check_answers(
-        subject,
-        [
-            Request("what is it?", images[:1]),
-            Request("hello"),
-            Request("how many?", images),
-            Request("which one?", images[1:]),
-        ],
-    )
-    families_page("one prompt, `Question: .. Answer:`; language models: OPT and Llama's", tokens=answers)
 
 
 def test_prompts_are_the_processors(subject: Exported) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from family_checkpoints import Exported, photos
+from family_checkpoints import Exported, ended, photos
 from tiny_blip import TOKENS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -75,7 +75,7 @@ def test_thirty_two_tokens_are_generates(subject: Exported, families_page: Any) 
     for use_cache in (True, False):
         settings = {"do_sample": False, "max_new_tokens": TOKENS, "use_cache": use_cache}
         ids = subject.model.generate(pixel_values=pixels, **settings)[:, 1:].tolist()
-        assert answers == [row[: row.index(SEP)] if SEP in row else row for row in ids]
+        assert answers == [ended(row) for row in ids]
     families_page("one prompt for all images of a batch", tokens=answers)
 
 
@@ -109,14 +109,14 @@ def test_the_exported_pipeline_captions_as_generate_does(
     images = [generator.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(5)]
     pixels = processor(images, return_tensors="pt")["pixel_values"]
     ids = model.generate(pixel_values=pixels, max_new_tokens=5, do_sample=False)[:, 1:].tolist()
-    rows = [row[: row.index(SEP)] if SEP in row else row for row in ids]
+    rows = [ended(row) for row in ids]
     assert pipeline.caption_ids(images, batch_size=2) == rows
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
     assert pipeline.caption_batch(images) == texts
     assert pipeline.caption(images[0]) == texts[0]
     prompt = tokenizer(["a picture of"], return_tensors="pt").input_ids
     begun = model.generate(pixels[:1], prompt, max_new_tokens=5, do_sample=False)[0, 4:].tolist()
-    assert pipeline.caption_ids(images[:1], "a picture of") == [begun[: begun.index(SEP)] if SEP in begun else begun]
+    assert pipeline.caption_ids(images[:1], "a picture of") == [ended(begun)]
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from family_checkpoints import (
     CLS,
     PAD,
     POSITIONS,
-    SEP,
     VOCABULARY,
     Exported,
     change_json,
+    ended,
     photos,
 )
 from tiny_encoder_decoder import CASES, LENGTH, TOKENS, Case, checkpoint_of, vit
@@ -49,7 +49,7 @@ def generated(source: Path, case: Case, **settings: Any) -> list[list[int]]:
     pixels = case.processor.from_pretrained(source)(photos(), return_tensors="pt")["pixel_values"]
     rows = []
     for row in model.generate(pixel_values=pixels, do_sample=False, **settings)[:, 1:].tolist():
-        rows.append(row[: row.index(SEP)] if SEP in row else row)
+        rows.append(ended(row))
     return rows
 
 
@@ -84,7 +84,7 @@ def test_other_decoders_write_what_generate_does(name: str, tmp_path: Path) -> N
         tokens = logits[:, -1:].argmax(-1)
         for row, token in zip(rows, tokens[:, 0].tolist(), strict=True):
             row.append(token)
-    assert [row[: row.index(SEP)] if SEP in row else row for row in rows] == generated(source, CASES[name])
+    assert [ended(row) for row in rows] == generated(source, CASES[name])
 
 
 def test_the_manifest_names_what_cross_attention_reads(captioner: Any) -> None:

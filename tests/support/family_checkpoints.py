@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +142,25 @@ def photos(count: int = 3, seed: int = 7) -> list[NDArray[np.uint8]]:
     """Random RGB images of different sizes, none of them square."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, 256, (40 + 9 * index, 57, 3), dtype=np.uint8) for index in range(count)]
+
+
+def ended(tokens: list[int], end: int = SEP) -> list[int]:
+    """Tokens before the first end token."""
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def check_vqa_answers(
+    subject: Exported, questions: Sequence[str], asked: Callable[[Any, str], dict[str, Any]]
+) -> list[list[int]]:
+    """The answer to each question about its own photo, token for token: with a cache, without, and by ``generate`` of
+    what ``asked`` makes of an image and a question."""
+    pipeline, uncached = subject.pipeline, subject.without_cache()
+    answers: list[list[int]] = pipeline.answer_ids(pipeline.encode_images(photos()), questions)
+    assert answers == uncached.answer_ids(uncached.encode_images(photos()), questions)
+    for image, question, answer, use_cache in zip(photos(), questions, answers, (True, False, True), strict=True):
+        result = subject.model.generate(**asked(image, question), do_sample=False, use_cache=use_cache)
+        assert answer == ended(result[0, 1:].tolist())
+    return answers
 
 
 def least_cosine(actual: Any, expected: Any) -> float:
