@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from broken_checkpoints import blip  # noqa: F401
 from families_page import BEGIN, PAGE, Row, read_rows, row, write_rows
 from family_checkpoints import Exported
 from subjects import checkpoint, pytest_generate_tests, subject  # noqa: F401  (fixtures and a hook of this folder)
