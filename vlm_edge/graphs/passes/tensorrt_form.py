@@ -219,7 +219,7 @@ def _pair(editor: Editor, before: ir.Node, value: ir.Value, quantizer: Quantizer
 
 
 def _origins(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
-    """What went into each activation pair, by what comes out of it. Those with a scale for each channel (NNCF's before
+    """{output of an activation pair: the tensor that it rounds}. Pairs with a scale for each channel (NNCF's before
     depthwise convolutions) count too: TensorRT computes in floating point behind them."""
     origins: dict[ir.Value, ir.Value] = {}
     for node in graph:
