@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 from report_records import full_record, measured
-from rich.console import Console
+from terminal import printed
 
 from vlm_edge.core.difference import Difference
 from vlm_edge.core.record import RunRecord
@@ -76,9 +74,8 @@ def test_differences_in_words(comparison: Compared) -> None:
 
 
 def test_every_form_has_every_metric_and_its_difference(comparison: Compared) -> None:
-    raw = io.StringIO()
-    Console(file=raw, width=200).print(compare_table(comparison))
-    forms = {"table": raw.getvalue(), "markdown": compare_markdown(comparison), "html": compare_html(comparison)}
+    table = printed(lambda _: compare_table(comparison), 200)
+    forms = {"table": table, "markdown": compare_markdown(comparison), "html": compare_html(comparison)}
     for text in forms.values():
         assert "drop 0.44 pt [0.24, 0.64], n 9673 (paired)" in text
         assert "other hosts" in text

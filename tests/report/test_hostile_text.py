@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import CliRunner
 from gates import judged
+from html_page import Page
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from report_records import full_record, regressions_of
 from rich.console import Console
+from terminal import printed
 
 from vlm_edge.cli.main import main
 from vlm_edge.cli.progress import PlainProgress
@@ -116,35 +117,10 @@ def made(request: pytest.FixtureRequest) -> Callable[[str], tuple[RunRecord, Gat
     return make
 
 
-class Page(HTMLParser):
-    """The elements, attributes and texts of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def no_command(lines: Iterator[str] | list[str]) -> None:
     for line in lines:
         assert not line.lstrip().startswith("::"), line
         assert "##[" not in line
-
-
-def printed(renderable: Any, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, highlight=False)
-    console.print(renderable, crop=False)
-    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 TOKENS = MarkdownIt("commonmark").enable("table")
@@ -221,9 +197,9 @@ def test_terminals_and_logs_get_no_command_and_no_control_character(made: Any, o
     progress = PlainProgress(console)
     progress.remark(odd)
     texts = [
-        printed(run_summary(record, Console(width=width)), width),
-        printed(stages_table(record), width),
-        printed(compare_table(side_by_side(record)), width),
+        printed(lambda console: run_summary(record, console), width),
+        printed(lambda _: stages_table(record), width),
+        printed(lambda _: compare_table(side_by_side(record)), width),
         "\n".join(gate_lines(gate)),
         row_text(record),
         console.file.getvalue(),  # type: ignore[attr-defined]

@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from page_text import FOLDER, page_lines, pages
-from report_records import HOSTILE, full_record, regressions_of
+from html_page import FOLDER, Page, pages
+from report_records import HOSTILE, full_record, not_measured, regressions_of
 
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.html import run_html
 from vlm_edge.report.numbers import bound_text, interval_text, value_text
-
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Text, tags and attributes of a page; ``wrong`` lists tags that close what is not open."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.text, self.open, self.wrong = "", [], []  # type: ignore[var-annotated]
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += f"{data}\n"
 
 
 @pytest.fixture
@@ -70,7 +41,7 @@ def test_nothing_comes_from_elsewhere(full: RunRecord) -> None:
     links = [value for name, value in page.attributes if name in ("src", "href", "data", "srcset", "action")]
     assert links
     assert all(link and link.startswith(("#", "data:image/png;base64,")) for link in links)
-    assert page.tags.isdisjoint({"script", "link", "iframe", "object", "base", "form"})
+    assert set(page.tags).isdisjoint({"script", "link", "iframe", "object", "base", "form"})
     assert not any(name.startswith("on") for name, _ in page.attributes)
     style = run_html(full).partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style
@@ -134,20 +105,7 @@ def test_hostile_names_stay_text(full: RunRecord) -> None:
 
 def test_a_record_with_nothing_measured_says_so(record: RunRecord) -> None:
     reason = "TensorRT is not on this host"
-    variants = [
-        variant.model_copy(
-            update={
-                "measurements": [],
-                "unmeasured": reason,
-                "verdict": Verdict.NOT_MEASURED,
-                "verdicts": [
-                    each.model_copy(update={"measured": None, "verdict": Verdict.NOT_MEASURED, "reason": reason})
-                    for each in variant.verdicts
-                ],
-            }
-        )
-        for variant in record.variants
-    ]
+    variants = [not_measured(variant, reason) for variant in record.variants]
     changed = record.model_copy(update={"variants": variants, "verdict": Verdict.NOT_MEASURED, "best": None})
     text, page = page_of(changed)
     assert (page.wrong, page.open) == ([], [])
@@ -159,8 +117,8 @@ def test_a_record_with_nothing_measured_says_so(record: RunRecord) -> None:
 
 @pytest.mark.parametrize("name", ["run.page.txt", "quickstart.page.txt"])
 def test_the_page_says_the_same_as_before(name: str) -> None:
-    """Every table, figure and tooltip; ``python tests/support/page_text.py`` writes a text that is meant to change."""
-    assert page_lines(pages()[name]) == (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    """Every table, figure and tooltip; ``python tests/support/html_page.py`` writes a text that is meant to change."""
+    assert Page(pages()[name]).lines() == (FOLDER / name).read_text(encoding="utf-8").splitlines()
 
 
 def test_the_same_record_gives_the_same_bytes(full: RunRecord) -> None:

@@ -1,22 +1,15 @@
 from __future__ import annotations
 
+from report_records import not_measured
+
 from vlm_edge.core.budget import Judgement, Verdict
-from vlm_edge.core.record import RunRecord, VariantRecord
+from vlm_edge.core.record import RunRecord
 from vlm_edge.report.ladder import deciding_variant, headline, ladder_of, remarks, unmet
 
 
 def decided_by(record: RunRecord, name: str, **changes: object) -> RunRecord:
     variant = next(variant for variant in record.variants if variant.name == name)
     return record.model_copy(update={"decided_by": name, "verdict": variant.verdict, **changes})
-
-
-def not_measured(variant: VariantRecord, reason: str) -> VariantRecord:
-    verdicts = [
-        Judgement.model_validate({**each.model_dump(), "verdict": "not_measured", "measured": None, "reason": reason})
-        for each in variant.verdicts
-    ]
-    changes = {"verdicts": verdicts, "verdict": Verdict.NOT_MEASURED, "measurements": [], "unmeasured": reason}
-    return variant.model_copy(update=changes)
 
 
 def test_a_row_for_every_variant_and_a_cell_for_every_metric(record: RunRecord) -> None:

@@ -53,6 +53,16 @@ def full_record(record: RunRecord, *, slices: int = 3, hostile: bool = True) -> 
     return record.model_copy(update=changes)
 
 
+def not_measured(variant: VariantRecord, reason: str) -> VariantRecord:
+    """The variant without a measurement, and so without a verdict on any budget."""
+    verdicts = [
+        each.model_copy(update={"measured": None, "verdict": Verdict.NOT_MEASURED, "reason": reason})
+        for each in variant.verdicts
+    ]
+    changes = {"verdicts": verdicts, "verdict": Verdict.NOT_MEASURED, "measurements": [], "unmeasured": reason}
+    return variant.model_copy(update=changes)
+
+
 def _full(variant: VariantRecord, index: int, slices: int) -> VariantRecord:
     found = [each for each in variant.measurements if "[" not in each.metric]
     found += [measured(f"latency_p50_ms[{name}]", 1.5 + index / 7 + k) for k, name in enumerate(COMPONENTS)]
