@@ -8,16 +8,18 @@ aliases repeat is counted each time) and digits are bounded.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import stat
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import yaml
 
@@ -44,17 +46,21 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """A regular file of UTF-8, without its byte order mark.
+    """A regular file of UTF-8, without its byte order mark; decompressed when it is named ``.gz``.
 
     Raises:
         OSError: it is missing, can't be read, or is no regular file (a pipe would be waited for).
-        ValueError: it is too large, or not UTF-8.
+        ValueError: it is too large, damaged, or not UTF-8.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError("it is no regular file")
-        content = file.read(max_bytes + 1)
+        stream: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
+        try:
+            content = stream.read(max_bytes + 1)
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"it is damaged: {error}") from error
     if len(content) > max_bytes:
         raise ValueError(f"it is larger than {max_bytes / 2**20:g} MiB")
     return content.decode("utf-8-sig")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,21 @@ def test_outcomes_that_were_not_kept_are_a_reason_and_damaged_ones_an_error(tmp_
     file.unlink()
     found = change_between(side(before), side(after), ["p90"])
     assert "keep the whole folder of a run" in found.reasons["accuracy_drop_pt"]
-    for damaged in (whole[:-20], b"no gzip at all", whole[:10] + b"\x00" * 40 + whole[50:]):
+    for damaged in (whole[:-20], b"no gzip at all", whole[:10] + b"\x00" * 40 + whole[50:], b"[" * 10**6):
         file.write_bytes(damaged)
         with pytest.raises(VlmEdgeError, match=r"compile\.json\.gz: damaged"):
             change_between(side(before), side(after), ["p90"])
+    file.write_bytes(gzip.compress(b"[" * 10**6))
+    with pytest.raises(VlmEdgeError, match=r"compile\.json\.gz: damaged: it is nested too deeply"):
+        change_between(side(before), side(after), ["p90"])
+
+
+def test_outcomes_that_decompress_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = write_run(tmp_path / "before", weights=b"x"), write_run(tmp_path / "after")
+    monkeypatch.setattr("vlm_edge.evaluation.change.MOST_OUTCOMES_BYTES", 2**20)
+    (before / "outcomes" / "compile.json.gz").write_bytes(gzip.compress(b" " * (2**20 + 1)))
+    with pytest.raises(VlmEdgeError, match=r"compile\.json\.gz: damaged: it is larger than 1 MiB"):
+        change_between(side(before), side(after), ["p90"])
 
 
 def test_outcomes_of_another_engine_are_an_error(tmp_path: Path) -> None:

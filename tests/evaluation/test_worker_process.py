@@ -50,13 +50,11 @@ def test_a_worker_that_fails(code, message):
 def test_a_worker_that_hangs_is_ended(tmp_path):
     record = f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     code = f"import os, pathlib, time; {record}; time.sleep(600)"
-    with (
-        pytest.raises(VlmEdgeError, match=r"no reply to 'memory' in 0\.1 s"),
-        WorkerProcess("baseline engine x", timeout_s=0.1, command=python(code)) as worker,
-    ):
+    with WorkerProcess("baseline engine x", timeout_s=0.1, command=python(code)) as worker:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
-        worker.ask(do="memory")
+        with pytest.raises(VlmEdgeError, match=r"no reply to 'memory' in 0\.1 s"):
+            worker.ask(do="memory")
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 

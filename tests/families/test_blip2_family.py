@@ -15,6 +15,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
+from vlm_edge.runtime import Request
 
 SUBJECTS = ["BLIP-2, OPT", "BLIP-2, OPT-350M"]
 SIZES = [(40, 33), (30, 100), (20, 20)]
@@ -32,6 +33,15 @@ def test_prompts_are_the_processors(subject: Exported) -> None:
         return processor(images=images[0] if images else None, text=text, return_tensors="pt")
 
     tiny_vlm.check_inputs(subject, expected, SIZES[:1])
+
+
+def test_an_answer_beyond_opts_table_of_positions_is_refused(subject: Exported) -> None:
+    table = subject.model.config.text_config.max_position_embeddings
+    assert subject.manifest.generation.positions == table
+    (prompt,) = subject.pipeline.tokenizer.encode(["Question: hello Answer:"])[0]
+    for new in (table, table - len(prompt) + 2):
+        with pytest.raises(VlmEdgeError, match=f"and {new} new ones: the decoder has {table} positions"):
+            subject.pipeline.generate([Request("hello")], max_new_tokens=new)
 
 
 def test_attention_is_found_by_role(subject: Exported) -> None:

@@ -67,6 +67,11 @@ class TestEncode:
         np.testing.assert_array_equal(input_ids, [[2, 4, 5, 3]])
         np.testing.assert_array_equal(attention_mask, [[1, 1, 1, 1]])
 
+    def test_texts_that_are_cut_are_counted(self, folder: Path) -> None:
+        texts = ["what color", "what color is", "is", "what color is the shape ?"]
+        assert Tokenizer(folder, spec(max_length=4)).count_too_long(texts) == 2
+        assert Tokenizer(folder, spec(max_length=4)).count_too_long(texts[1:2]) == 1
+
     @pytest.mark.parametrize("texts", [["\ud800"], ["red", "caf\udce9"], [b"red"], [3]])
     def test_what_is_no_text_is_named(self, folder: Path, texts: list[str]) -> None:
         with pytest.raises(VlmEdgeError, match="no valid Unicode") as caught:

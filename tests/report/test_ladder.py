@@ -95,6 +95,11 @@ def test_the_unmet_budgets_are_named_with_value_interval_and_bound(record: RunRe
     assert lines[1] == "missed: quantize: size.max_ratio: 0.2595 x exact; the bound is <= 0.125 x"
 
 
+def test_what_was_left_out_of_inputs_is_said(record: RunRecord) -> None:
+    changed = record.variants[0].model_copy(update={"notes": ["2 of 9 captions were cut"]})
+    assert remarks(record.model_copy(update={"variants": [changed]}))[0] == "baseline: 2 of 9 captions were cut"
+
+
 def test_skipped_samples_are_counted_and_the_first_are_named(record: RunRecord) -> None:
     skipped = [{"id": str(i), "image": f"{i}.png", "reason": "truncated"} for i in range(5)]
     changed = record.variants[0].model_copy(update={"skipped": skipped})

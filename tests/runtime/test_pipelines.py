@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,19 @@ class TestVqa:
         for limit in (0, -1, 10**9):
             with pytest.raises(VlmEdgeError, match=f"max_new_tokens: {limit}"):
                 pipeline.answer(image, "is it", max_new_tokens=limit)
+
+    def test_the_decoder_is_given_no_more_tokens_than_it_has_positions_for(self, vqa: Path) -> None:
+        images = random_images(len(QUESTIONS))
+        pipeline: Any = load_pipeline(vqa, threads=1)
+        whole = pipeline.answer_ids(pipeline.encode_images(images), QUESTIONS)
+        assert max(map(len, whole)) > 2
+        seal_again(vqa, generation=read_json(vqa)["generation"] | {"positions": 2})
+        pipeline = load_pipeline(vqa, threads=1)
+        features = pipeline.encode_images(images)
+        assert pipeline.answer_ids(features, QUESTIONS) == [row[:2] for row in whole]
+        assert pipeline.answer_ids(features, QUESTIONS, max_new_tokens=2) == [row[:2] for row in whole]
+        with pytest.raises(VlmEdgeError, match="a prompt of 1 tokens and 3 new ones: the decoder has 2 positions"):
+            pipeline.answer(images[0], "is it red", max_new_tokens=3)
 
     def test_a_question_is_never_cut(self, vqa: Path) -> None:
         pipeline = load_pipeline(vqa, threads=1)

@@ -101,14 +101,14 @@ class Settings:
         values = self.followed.model_dump(exclude_none=True, exclude={"max_length", "max_new_tokens"})
         return GenerationConfig(**{name: value for name, value in values.items() if value != []})
 
-    def generation(self, *, start: int, ends: Sequence[int], pad: int, most: int | None = None) -> Generation:
+    def generation(self, *, start: int, ends: Sequence[int], pad: int, positions: int | None = None) -> Generation:
         """As the manifest's data, with these token ids.
 
         Args:
             start: the start token.
             ends: the end tokens.
             pad: the padding token.
-            most: most new tokens that there are positions for.
+            positions: length of the decoder's table of positions; None where they are computed.
 
         Raises:
             VlmEdgeError: a value is out of range.
@@ -122,8 +122,9 @@ class Settings:
                 eos_token_id=ends[0],
                 other_eos_token_ids=tuple(ends[1:]),
                 pad_token_id=pad,
-                max_new_tokens=new if most is None else min(new, most),
+                max_new_tokens=new if positions is None else min(new, positions),
                 max_length=total or None,
+                positions=positions,
                 first_token_id=followed.forced_bos_token_id,
                 last_token_id=followed.forced_eos_token_id,
                 no_repeat_ngram=followed.no_repeat_ngram_size or 0,
@@ -181,13 +182,13 @@ def _refusal(place: Path, error: ValidationError) -> VlmEdgeError:
     )
 
 
-def read_generation(checkpoint: Path, config: Any, longest: int, *, inner: bool = False) -> Generation:
+def read_generation(checkpoint: Path, config: Any, positions: int | None, *, inner: bool = False) -> Generation:
     """Greedy decoding as ``generate`` of an encoder-decoder does it with this folder's settings.
 
     Args:
         checkpoint: the folder.
         config: the model's transformers config.
-        longest: how many tokens the decoder has positions for.
+        positions: length of the decoder's table of positions; None where they are computed.
         inner: see :func:`read_settings`.
 
     Raises:
@@ -202,4 +203,4 @@ def read_generation(checkpoint: Path, config: Any, longest: int, *, inner: bool 
             f"write them into {SETTINGS_NAME}",
         )
     pad = settings.pad_token_id if settings.pad_token_id is not None else ends[0]
-    return settings.generation(start=start, ends=ends, pad=pad, most=longest - 1)
+    return settings.generation(start=start, ends=ends, pad=pad, positions=positions)

@@ -59,8 +59,11 @@ def evaluate(
         write_atomically(outcomes, (json.dumps(found.to_json(), indent=1) + "\n").encode())
     skipped = [each.model_dump() for each in found.skipped]
     if as_json:
-        print_json({"measurements": [each.model_dump() for each in measurements], "skipped": skipped})
+        rows = [each.model_dump() for each in measurements]
+        print_json({"measurements": rows, "skipped": skipped, "notes": list(found.notes)})
         return
     stdout_console().print(measurements_table(measurements))
+    for note in found.notes:
+        echo(f"note: {note}")
     for sample in found.skipped:
         echo(f"skipped: {sample.id}: {sample.image}: {sample.reason}")

@@ -65,9 +65,9 @@ class VariantRecord(_Record):
     """One point on the ladder; the first is the FP32 baseline.
 
     ``artifacts`` maps the artifact kind to a digest; ``skipped`` lists samples left out of the accuracy, with why;
-    ``dropped`` marks a variant whose last stage was left out of what follows (``on_miss: drop``). ``conditions`` is
-    what was true on the host while the latency was measured. ``outcomes`` is the file of every sample's outcome, below
-    the run's folder.
+    ``notes`` says what was left out of the others' inputs; ``dropped`` marks a variant whose last stage was left out of
+    what follows (``on_miss: drop``). ``conditions`` is what was true on the host while the latency was measured.
+    ``outcomes`` is the file of every sample's outcome, below the run's folder.
     """
 
     name: str
@@ -79,6 +79,7 @@ class VariantRecord(_Record):
     verdict: Verdict
     unmeasured: str | None = None
     skipped: list[dict[str, str]] = []
+    notes: list[str] = []
     dropped: bool = False
     conditions: JsonObject = {}
     outcomes: str | None = Field(default=None, pattern=rf"^{OUTCOMES_FOLDER}/[^/\x00]+\.json\.gz$")

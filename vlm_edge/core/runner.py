@@ -317,6 +317,7 @@ class Runner:
             verdict=overall(verdicts),
             unmeasured=unmeasured,
             skipped=measured.outcomes.get("skipped", []) if measured else [],
+            notes=measured.outcomes.get("notes", []) if measured else [],
             conditions=conditions,
             outcomes=f"{OUTCOMES_FOLDER}/{plan.name}.json.gz" if measured else None,
         )

@@ -19,7 +19,7 @@ from vlm_edge.runtime.capabilities import Pipeline
 
 __all__ = ["EVALUATOR_VERSION", "Outcomes", "compare", "describe", "evaluate"]
 
-EVALUATOR_VERSION = "2"
+EVALUATOR_VERSION = "3"
 """Raised whenever the same engine and data would give other outcomes or another comparison."""
 
 
@@ -81,6 +81,7 @@ def outcomes_of(dataset: Dataset, rows: Rows, engine: str) -> Outcomes:
         expected=None if rows.expected is None else tuple(rows.expected),
         tokens=None if rows.tokens is None else tuple(map(tuple, rows.tokens)),
         embeddings=rows.embeddings,
+        notes=tuple(rows.notes),
         skipped=tuple(
             Skipped(id=sample.id, image=names[sample.image], reason=bad[sample.image].replace(f"{folder}/", ""))
             for sample in dataset.samples

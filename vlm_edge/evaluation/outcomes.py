@@ -26,7 +26,8 @@ class Outcomes(BaseModel):
     ``scores`` maps a metric to its column; the first is ``accuracy``, the task's primary metric. ``groups`` names what
     a sample shares its luck with (its image): samples of one group are resampled together. ``expected`` is given where
     a metric needs the right answers beside the predictions, ``tokens`` where the engine generates them, ``embeddings``
-    for a dual encoder. ``engine`` and ``data`` are the digests of the engine folder and of the split.
+    for a dual encoder. ``notes`` are sentences on what was left out of the inputs. ``engine`` and ``data`` are the
+    digests of the engine folder and of the split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +44,7 @@ class Outcomes(BaseModel):
     tokens: tuple[tuple[int, ...], ...] | None = None
     embeddings: Embeddings | None = None
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Outcomes:

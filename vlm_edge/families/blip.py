@@ -91,7 +91,10 @@ class BlipVqa(Family):
         config = self.config(checkpoint)
         text = config.text_config
         return read_settings(checkpoint, config, inner=True).generation(
-            start=text.bos_token_id, ends=[text.sep_token_id], pad=text.pad_token_id, most=text.max_position_embeddings
+            start=text.bos_token_id,
+            ends=[text.sep_token_id],
+            pad=text.pad_token_id,
+            positions=text.max_position_embeddings,
         )
 
     def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:

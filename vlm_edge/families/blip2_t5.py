@@ -64,7 +64,7 @@ class Blip2T5(ImagePrefixFamily):
         return read_text_processing(checkpoint, LONGEST).model_copy(update={"tasks": {"": PROMPT}})
 
     def generation(self, checkpoint: Path) -> Generation:
-        return read_generation(checkpoint, self.config(checkpoint).text_config, LONGEST, inner=True)
+        return read_generation(checkpoint, self.config(checkpoint).text_config, None, inner=True)
 
     def vision_encoder(self, model: Any) -> nn.Module:
         return VisionEncoder(model)

@@ -261,7 +261,8 @@ class Generation(Frozen):
     A ``generate`` pipeline starts from its prompt, not from ``start_token_id``. ``other_eos_token_ids`` end an answer
     as ``eos_token_id`` does.
 
-    An answer ends after ``max_new_tokens``, or where it makes ``max_length`` tokens with its prompt. The other settings
+    An answer ends after ``max_new_tokens``, or where it makes ``max_length`` tokens with its prompt. ``positions`` is
+    the length of the decoder's table of positions; None where positions are computed. The other settings
     are those of generation_config.json, followed as transformers' logits processors do: see
     :class:`vlm_edge.runtime.token_rules.TokenRules`. ``first_token_id`` is forced behind the start token,
     ``last_token_id`` where an answer reaches its longest, and no ``no_repeat_ngram`` tokens in a row come twice (0: no
@@ -277,6 +278,7 @@ class Generation(Frozen):
     no_repeat_ngram: int = Field(default=0, ge=0, le=1024)
     other_eos_token_ids: Tokens = Field(default=(), max_length=256)
     max_length: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    positions: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     min_length: int = Field(default=0, ge=0, le=MOST_TOKENS)
     min_new_tokens: int = Field(default=0, ge=0, le=MOST_NEW_TOKENS)
     repetition_penalty: Positive = 1.0

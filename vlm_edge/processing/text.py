@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Encoding, normalizers
 from tokenizers import Tokenizer as JsonTokenizer
-from tokenizers import normalizers
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import TextProcessing
@@ -64,19 +64,7 @@ class Tokenizer:
                 than the model reads.
         """
         texts = [self._worded(text) for text in texts] if self.spec.tasks else list(texts)
-        for text in texts:
-            if isinstance(text, str) and len(text) > MOST_CHARACTERS:
-                raise VlmEdgeError(
-                    f"{_begins(text)}: {len(text)} characters; a text has at most {MOST_CHARACTERS}", "ask for less"
-                )
-        try:
-            with rust_errors(str(self._path)):
-                if len(texts) == 1:
-                    encodings = [self._tokenizer.encode(texts[0], add_special_tokens=special_tokens)]
-                else:
-                    encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)
-        except TypeError as error:
-            raise VlmEdgeError(f"a text is no valid Unicode string: {texts!r}", "give it as UTF-8") from error
+        encodings = self._encodings(texts, special_tokens)
         rows = [encoding.ids for encoding in encodings]
         for text, encoding in zip(texts, encodings, strict=True):
             if len(encoding) > self.longest or (encoding.overflowing and not cut):
@@ -89,6 +77,24 @@ class Tokenizer:
             input_ids[index, start : start + len(row)] = row
             attention_mask[index, start : start + len(row)] = 1
         return input_ids, attention_mask
+
+    def count_too_long(self, texts: Sequence[str]) -> int:
+        """The number of texts of which :meth:`encode` cuts the end off, where it may."""
+        return sum(bool(encoding.overflowing) for encoding in self._encodings(list(texts), True))
+
+    def _encodings(self, texts: Sequence[str], special_tokens: bool) -> Sequence[Encoding]:
+        for text in texts:
+            if isinstance(text, str) and len(text) > MOST_CHARACTERS:
+                raise VlmEdgeError(
+                    f"{_begins(text)}: {len(text)} characters; a text has at most {MOST_CHARACTERS}", "ask for less"
+                )
+        try:
+            with rust_errors(str(self._path)):
+                if len(texts) == 1:
+                    return [self._tokenizer.encode(texts[0], add_special_tokens=special_tokens)]
+                return self._tokenizer.encode_batch_fast(texts, add_special_tokens=special_tokens)
+        except TypeError as error:
+            raise VlmEdgeError(f"a text is no valid Unicode string: {texts!r}", "give it as UTF-8") from error
 
     def _too_long(self, text: str, special_tokens: bool) -> VlmEdgeError:
         whole = JsonTokenizer.from_str(self._tokenizer.to_str())

@@ -137,6 +137,7 @@ def remarks(record: RunRecord) -> list[str]:
             names = [": ".join(sample.values()) for sample in variant.skipped]
             more = f" (and {len(names) - 3} more, see run.json)" if len(names) > 3 else ""
             lines.append(f"{variant.name}: {len(names)} samples skipped: {'; '.join(names[:3])}{more}")
+        lines += [f"{variant.name}: {note}" for note in variant.notes]
         for run in variant.runs:
             compiled = run.facts_as(CompileFacts)
             for name, fact in compiled.components.items() if compiled else ():

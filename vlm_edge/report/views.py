@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import REGRESSIONS_NAME, RunRecord, VariantRecord
+from vlm_edge.documents import read_json
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.facts import Interval, QuantizeFacts
 from vlm_edge.report.numbers import named_format, split_metric
 
+MOST_REGRESSIONS_BYTES = 2**26
 NOT_OF_THE_TASK = ("latency_", "cold_start", "throughput", "cost_", "size_", "parameters", "macs", "peak_rss")
 """Prefixes of metrics that do not measure the answers."""
 
@@ -285,10 +286,7 @@ def read_regressions(folder: Path) -> dict[str, list[dict[str, Any]]]:
     file = folder / REGRESSIONS_NAME
     if not file.is_file():
         return {}
-    try:
-        found = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise VlmEdgeError(f"{file}: not JSON: {error}", "run the recipe again, or remove the file") from error
+    found = read_json(file, MOST_REGRESSIONS_BYTES, "run the recipe again, or remove the file")
     if not isinstance(found, dict) or not all(isinstance(samples, list) for samples in found.values()):
         raise VlmEdgeError(f"{file}: not a mapping of variants to samples", "run the recipe again, or remove the file")
     return found

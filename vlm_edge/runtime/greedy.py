@@ -101,7 +101,8 @@ class GreedyDecoder:
             prompts: each row's tokens without padding; default: ``input_ids``.
 
         Raises:
-            VlmEdgeError: ``max_new_tokens`` is out of bounds.
+            VlmEdgeError: ``max_new_tokens`` is out of bounds, or a prompt and its answer are longer than the model's
+                ``max_length`` or the decoder's positions.
         """
         feed = dict(first)
         batch = len(feed["input_ids"])
@@ -133,16 +134,23 @@ class GreedyDecoder:
     def _most_new(self, given: int, max_new_tokens: int | None) -> int:
         """The number of tokens that may follow ``given`` ones."""
         generation = self._generation
+        if max_new_tokens is not None and not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
+            raise VlmEdgeError(f"max_new_tokens: {max_new_tokens}; allowed: 1 to {MOST_NEW_TOKENS}", "give less")
+        left = MOST_NEW_TOKENS if generation.positions is None else generation.positions - given + 1
+        if left < (max_new_tokens or 1):
+            raise VlmEdgeError(
+                f"a prompt of {given} tokens and {max_new_tokens or 1} new ones: the decoder has "
+                f"{generation.positions} positions, of which the last token needs none",
+                "ask for less at once, or for fewer new tokens (max_new_tokens)",
+            )
         if max_new_tokens is not None:
-            if not 1 <= max_new_tokens <= MOST_NEW_TOKENS:
-                raise VlmEdgeError(f"max_new_tokens: {max_new_tokens}; allowed: 1 to {MOST_NEW_TOKENS}", "give less")
             return max_new_tokens
         if generation.max_length is None:
-            return generation.max_new_tokens
+            return min(generation.max_new_tokens, left)
         if given >= generation.max_length:
             raise VlmEdgeError(
                 f"a prompt of {given} tokens leaves no room for an answer: the model's generation setting max_length "
                 f"is {generation.max_length}, prompt included",
                 "ask for less at once, or say how many new tokens there may be (max_new_tokens)",
             )
-        return min(generation.max_new_tokens, generation.max_length - given)
+        return min(generation.max_new_tokens, generation.max_length - given, left)

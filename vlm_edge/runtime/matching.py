@@ -44,18 +44,19 @@ class MatchingPipeline:
         require_pairs(features, texts)
         return softmax(self._logits(features, texts, batch_size))
 
-    def match_logits(self, features: Array, texts: Sequence[str], *, batch_size: int = 64) -> Array:
+    def match_logits(self, features: Array, texts: Sequence[str], *, batch_size: int = 64, cut: bool = False) -> Array:
         """One image's ``features`` (1, ..., hidden) with each of the texts -> the logits of "match" (texts,) float32.
 
-        Texts are compared by them: of probabilities, several may round to 1.
+        Texts are compared by them: of probabilities, several may round to 1. ``cut`` leaves out the end of a text that
+        has more tokens than the model reads.
         """
         rows = np.broadcast_to(features, (len(texts), *features.shape[1:]))
-        return self._logits(rows, texts, batch_size)[:, 1]
+        return self._logits(rows, texts, batch_size, cut)[:, 1]
 
-    def _logits(self, features: Array, texts: Sequence[str], batch_size: int) -> Array:
+    def _logits(self, features: Array, texts: Sequence[str], batch_size: int, cut: bool = False) -> Array:
         parts = []
         for part in slices(len(texts), batch_size):
-            input_ids, attention_mask = self.tokenizer.encode(texts[part])
+            input_ids, attention_mask = self.tokenizer.encode(texts[part], cut=cut)
             rows = np.ascontiguousarray(features[part])
             feed = {"input_ids": input_ids, "attention_mask": attention_mask, "image_features": rows}
             parts.append(self._fusion.infer(feed)["logits"])

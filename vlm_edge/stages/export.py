@@ -171,7 +171,7 @@ def _manifest(loaded: LoadedCheckpoint, components: dict[str, Component]) -> Pip
 
 SPEC = StageSpec(
     name="export",
-    version=5,
+    version=6,
     config=ExportConfig,
     source=ArtifactKind.CHECKPOINT,
     output=ArtifactKind.GRAPHS,

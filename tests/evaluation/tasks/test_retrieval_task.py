@@ -31,6 +31,7 @@ class Embedder:
     def __init__(self, images, texts):
         self.images, self.texts = images, texts
         self.manifest = SimpleNamespace(image=IMAGE)
+        self.tokenizer = SimpleNamespace(count_too_long=lambda texts: sum(len(text) > 9 for text in texts), longest=9)
 
     def embed_images(self, images):
         return np.array([self.images[int(image[0, 0, 0])] for image in images], np.float32)
@@ -127,6 +128,8 @@ def test_an_encoder_that_makes_everything_alike_finds_nothing(tmp_path):
     rows = run(Embedder([np.array([1.0, 0.0])] * 12, texts), dataset(tmp_path, captions), SilentProgress())
     assert set(rows.scores["accuracy"]) == {0.0}
     assert set(rows.scores["recall_at_10[image-to-text]"]) == {0.0}
+    said = "2 of 12 captions have more than the 9 tokens that the model reads; their ends were left out"
+    assert rows.notes == (said,)  # "caption 10" and "caption 11": the double counts characters
 
 
 def test_what_is_not_a_number_is_not_found(tmp_path):

@@ -43,6 +43,8 @@ class Rows:
     expected: Sequence[str] | None = None
     tokens: Sequence[Sequence[int]] | None = None
     embeddings: Embeddings | None = None
+    notes: Sequence[str] = ()
+    """Sentences for the record: what was left out of the inputs."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ def run(pipeline: Pipeline, dataset: Dataset, progress: Progress) -> Rows:
         predictions=[captions[row] for row in first],
         unreadable=unreadable,
         groups=sharing_captions(samples),
+        notes=cut_captions(pipeline, captions),
         embeddings=Embeddings(
             image=Matrix.of(images),
             text=Matrix.of(texts),
@@ -89,11 +90,21 @@ def run(pipeline: Pipeline, dataset: Dataset, progress: Progress) -> Rows:
 
 
 def answer(pipeline: Pipeline, query: Query) -> Array:
-    """One image with one text, end to end: the probability that they match (1,), or their cosine (1, 1)."""
+    """One image with one text, end to end: the logit of "match" (1,), or their cosine (1, 1)."""
     if scores(pipeline):
-        return pipeline.match([query.image], [query.text])
+        return pipeline.match_logits(pipeline.encode_images([query.image]), [query.text], cut=True)
     assert embeds(pipeline)
-    return pipeline.embed_images([query.image]) @ pipeline.embed_texts([query.text]).T
+    return pipeline.embed_images([query.image]) @ pipeline.embed_texts([query.text], cut=True).T
+
+
+def cut_captions(pipeline: Pipeline, captions: Sequence[str]) -> tuple[str, ...]:
+    """A sentence on the captions that the model does not read to their end, where there are such."""
+    assert pipeline.tokenizer is not None
+    count = pipeline.tokenizer.count_too_long(captions)
+    if not count:
+        return ()
+    longest = f"{pipeline.tokenizer.longest} tokens that the model reads"
+    return (f"{count:,} of {len(captions):,} captions have more than the {longest}; their ends were left out",)
 
 
 def _none(inputs: Sequence[object]) -> Array:

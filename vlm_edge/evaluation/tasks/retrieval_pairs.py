@@ -44,9 +44,8 @@ def pair_scores(
     with progress.bar("pairs", len(images)) as ticker:
         for row, image in enumerate(images):
             (columns,) = np.nonzero(chosen[row])
-            logits = pipeline.match_logits(
-                pipeline.encode_images([image]), [texts[column] for column in columns.tolist()]
-            )
+            asked = [texts[column] for column in columns.tolist()]
+            logits = pipeline.match_logits(pipeline.encode_images([image]), asked, cut=True)
             scores[row, columns] = logits if cosines is None else logits + cosines[row, columns]
             ticker.advance()
     return scores

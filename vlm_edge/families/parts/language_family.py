@@ -114,6 +114,7 @@ class LanguageFamily(Family):
             start=text.bos_token_id if text.bos_token_id is not None else ends[0],
             ends=ends,
             pad=ends[0] if pad is None else pad,
+            positions=text.max_position_embeddings if text.model_type == "opt" else None,  # the others' are computed
         )
 
     def components(self, model: Any, image: ImageProcessing) -> dict[str, ComponentExport]:
