@@ -12,7 +12,7 @@ from tiny_graphs import DECODER, DIM, HEADS, TEXT_ENCODER, component, parse, ran
 
 from vlm_edge.backends import BACKENDS, backend, engine_available, load_engine, resolve
 from vlm_edge.backends.base import Array, Engine, Feed
-from vlm_edge.backends.feed import check_feed
+from vlm_edge.backends.checks import check_feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component
 

@@ -1,8 +1,8 @@
 """The table of backends: one row an engine. Nothing of an engine is imported before it is used.
 
-A device needs this module, :mod:`~vlm_edge.backends.base`, ``feed``, ``options``, ``signature`` and its engine's
-``engine``. What lowers, compiles and explains stands beside them and needs the extra ``compress``. An installed package
-adds a backend by an entry point: docs/writing-a-backend.md.
+A device needs this module, ``base``, ``checks`` and its engine's ``engine`` module. Those beside them lower,
+compile and explain, and need the extra ``compress``. An installed package adds a backend by an entry point:
+docs/writing-a-backend.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlm_edge.names import near
 
 if TYPE_CHECKING:
     from vlm_edge.backends.base import Engine, EngineClass
-    from vlm_edge.backends.options import Option
+    from vlm_edge.backends.checks import Option
     from vlm_edge.processing.manifest import Component
 
 ENTRY_POINTS = "vlm_edge.backends"

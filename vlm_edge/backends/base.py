@@ -1,4 +1,4 @@
-"""What every engine offers: typed inputs and outputs, and ``infer``."""
+"""The interface of engines: typed inputs and outputs, and ``infer``."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class CompileJob:
 
     @cached_property
     def integer(self) -> bool:
-        """Whether the graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
+        """True where the graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
         integers = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
         values = load_graph(self.graph).graph.initializers.values()
         return any(value.dtype in integers and value.shape for value in values)

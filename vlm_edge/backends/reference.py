@@ -1,4 +1,4 @@
-"""The runs that a compiled component is held against, and the check of an engine against them."""
+"""Reference runs of a component, and the check of a compiled engine against them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_RELATIVE_ERROR = 1e-3
 MIN_COSINE = 0.999
 """Smallest cosine between an INT8 component's output and its graph's."""
 MOST_MORE_ERROR = 1.5
-"""How much further than the INT8 graph, as 1 - cosine, an engine's outputs may be from the float graph's."""
+"""Largest ratio of an engine's distance from the float graph's outputs, 1 - cosine, to that of the INT8 graph."""
 AS_IS: dict[str, str | int | float | bool] = {"graph_optimization": "disabled"}
 """Options of the reference engine with which it runs a graph as it stands."""
 Run = tuple[dict[str, Array], dict[str, Array]]

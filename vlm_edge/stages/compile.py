@@ -22,7 +22,7 @@ _SCALES = {
     **{"QuantizeLinear": (1,), "DequantizeLinear": (1,), "MatMulNBits": (2,), "GatherBlockQuantized": (2,)},
     **{"QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6)},
 }
-"""Which inputs of an operator are scales."""
+"""Places of the scales among an operator's inputs."""
 
 
 class CompileConfig(StageConfig):

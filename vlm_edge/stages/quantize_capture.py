@@ -128,7 +128,7 @@ class CaptureWriter:
 
 @dataclass(frozen=True)
 class Capture:
-    """What came of a run over the samples; ``skipped`` maps unreadable images to the reason."""
+    """Captured inputs of every component, and counts of samples; ``skipped`` maps unreadable images to the reason."""
 
     components: dict[str, Captured]
     samples: int

@@ -10,9 +10,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from vlm_edge.backends.base import Array, Feed
-from vlm_edge.backends.feed import check_feed
-from vlm_edge.backends.options import EngineOptions, read_options
-from vlm_edge.backends.signature import check_signature
+from vlm_edge.backends.checks import EngineOptions, check_feed, check_signature, read_options
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
@@ -30,7 +28,7 @@ ORT_ERRORS: tuple[type[BaseException], ...] = (
     RuntimeError,
     ValueError,
 )
-"""What onnxruntime raises; its own classes share no base but Exception."""
+"""Exceptions that onnxruntime raises; its own classes share no base but Exception."""
 
 _GRAPH_LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

@@ -44,5 +44,5 @@ class OnnxRuntimeLowering(Lowering):
 
 
 def _takes_steps(model: ir.Model) -> bool:
-    """Whether it is a decoder with a cache, which runs on one row at a time."""
+    """True for a decoder with a cache, which runs on one row at a time."""
     return any(str(value.name).startswith("past_key_values") for value in model.graph.inputs)

@@ -1,4 +1,4 @@
-"""Which form of each integer layer, and which precision of the rest, this host runs fastest: by racing them.
+"""Search for the fastest form of each integer layer on this host, by racing engines.
 
 A quantized graph isn't faster because it is quantized: it depends on the layer's shape, the engine and the CPU. So
 layers of one kind and shape are tried in their other forms, the most work first, and what wins a race is kept. A
@@ -106,7 +106,7 @@ class Tuner:
         return self._ratios[key], candidate
 
     def _against_float(self, layers: Sequence[IntegerLayer]) -> dict[str, Any]:
-        """How much faster than the same graph in float; where it isn't, that one is taken."""
+        """Race the best graph against the same graph in float, and take the float one where it is faster; facts."""
         floating: dict[str, Form] = {layer.node: "float" for layer in layers}
         if self.forms == floating:
             return {"faster_than_float": 1.0, "reverted": REVERTED}
@@ -156,7 +156,7 @@ REVERTED_BY_CLOCK = (
 
 
 def _starts(layers: Sequence[IntegerLayer]) -> list[dict[str, Form]]:
-    """What is tried for all layers at once: float convolutions, linear layers by run, all in float."""
+    """Changes that are tried for all layers at once: float convolutions, linear layers by run, all in float."""
     convolutions: dict[str, Form] = {layer.node: "float" for layer in layers if layer.op_type == "QLinearConv"}
     dynamic: dict[str, Form] = {layer.node: "dynamic" for layer in layers if "dynamic" in layer.forms}
     floating: dict[str, Form] = {layer.node: "float" for layer in layers}

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from vlm_edge.backends.base import Array, Feed
-from vlm_edge.backends.feed import FeedChecker
+from vlm_edge.backends.checks import EngineOptions, FeedChecker, check_signature, read_options
 from vlm_edge.backends.openvino.fixed_shapes import (
     FilledInputs,
     dimensions,
@@ -21,8 +21,6 @@ from vlm_edge.backends.openvino.fixed_shapes import (
     shape_of,
     sizes_of,
 )
-from vlm_edge.backends.options import EngineOptions, read_options
-from vlm_edge.backends.signature import check_signature
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
@@ -182,6 +180,6 @@ class OpenVinoEngine:
         )
 
     def _places(self, model: Any) -> dict[str, int]:
-        """Where each of the manifest's outputs stands."""
+        """Positions of the manifest's outputs among the model's."""
         names = [next((name for name in self.outputs if name in port.names), "") for port in model.outputs]
         return {name: names.index(name) for name in self.outputs}

@@ -1,4 +1,4 @@
-"""Which sizes an OpenVINO model may have fixed, and feeding such a model with less than it holds.
+"""Fixed input sizes of OpenVINO models, and feeds that are smaller than them.
 
 OpenVINO plans memory and layouts ahead where every dimension is known, and infers no shapes while it runs: a tenth of
 the time of a tower of 16 ms, a quarter to a third of a cached decoder's step. Two kinds of components have usual sizes:
@@ -20,7 +20,7 @@ from vlm_edge.backends.base import Array, Feed
 from vlm_edge.processing.manifest import NEW, PAST, SELF_MASK, TOTAL, Component, TensorSpec
 
 BATCH_NAMES = frozenset({"batch", "images"})
-"""What the families call a batch where nothing else of a graph varies; `groups` (of an image's patches) is none."""
+"""Names that families give a batch where nothing else of a graph varies; `groups` (of an image's patches) is none."""
 FIRST, GROWTH, MOST = 16, 4, 64
 """Tokens that a fixed cache holds at first, by how much it grows where they are not enough, and at most: with more,
 copying what is padding takes what fixed sizes save."""
@@ -81,7 +81,7 @@ def shape_of(spec: TensorSpec, sizes: Mapping[str, int]) -> list[int]:
 
 
 def as_fixed(component: Component, feed: Feed) -> dict[str, Array] | None:
-    """What the model of fixed shapes is fed for a feed; None where the engine runs the one for any shape."""
+    """The feed of the model with fixed shapes; None where the engine runs the model for any shape."""
     usual, filled = fixed_sizes(component), fillable(component)
     actual = sizes_of(dimensions(component), feed)
     sizes = fitting(usual, actual, filled) if usual is not None else None

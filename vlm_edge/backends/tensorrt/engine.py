@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from vlm_edge.backends.base import Array, Feed
-from vlm_edge.backends.feed import FeedChecker, Signature
-from vlm_edge.backends.options import EngineOptions, read_options
+from vlm_edge.backends.checks import EngineOptions, FeedChecker, Signature, read_options
 from vlm_edge.backends.tensorrt.cuda_memory import Stream, device_count, load_cudart
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlm_edge.backends.feed import FeedChecker, check_feed
+from vlm_edge.backends.checks import FeedChecker, check_feed
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import TensorSpec
 
