@@ -182,16 +182,16 @@ class Family(ABC):
         tower = getattr(self.config(checkpoint), "vision_config", None)
         return read_image_processing(checkpoint, self.image_processor_class, tower)
 
-    def cutter(self, checkpoint: Path) -> Any:
-        """The checkpoint's image processor, for families that can cut images as :attr:`image_processor_class` alone.
+    def image_processor(self, checkpoint: Path) -> Any:
+        """transformers' image processor of the checkpoint, where the family can do what one class of it does, no other.
 
         Raises:
             VlmEdgeError: the checkpoint names another class.
         """
         return load_image_processor(checkpoint, self.image_processor_class, alike=(self.image_processor_class,))
 
-    def cut_images(self, checkpoint: Path, processor: Any, **sizes: Any) -> ImageProcessing:
-        """Fields of :class:`ImageProcessing` with the processor's pixel settings, held to what it makes of images."""
+    def processing_of(self, checkpoint: Path, processor: Any, **sizes: Any) -> ImageProcessing:
+        """:class:`ImageProcessing` of ``sizes`` and the processor's pixel settings, held to the processor on images."""
         spec = ImageProcessing(**sizes, **pixel_settings(processor))
         return checked_pictures(checkpoint, processor, spec, self.processed)
 

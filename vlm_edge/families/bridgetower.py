@@ -96,7 +96,7 @@ class BridgeTower(Family):
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """Resized as the processor does, which bounds the longer side at 1333 / 800 of the shorter."""
-        processor = self.cutter(checkpoint)
+        processor = self.image_processor(checkpoint)
         longest = int(1333 / 800 * processor.size.get("shortest_edge", 0)) or None
         return image_processing_of(processor, checkpoint, longest_edge=longest)
 

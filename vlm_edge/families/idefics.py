@@ -72,8 +72,8 @@ class Idefics(GatedFamily):
         return Fallback(layouts, special_tokens=False, strip=True)
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = self.cutter(checkpoint)
-        return self.cut_images(checkpoint, processor, **{side: processor.size[side] for side in ("height", "width")})
+        processor = self.image_processor(checkpoint)
+        return self.processing_of(checkpoint, processor, **{side: processor.size[side] for side in ("height", "width")})
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         return {"pixel_values": np.asarray(processor(image, return_tensors="np"))}

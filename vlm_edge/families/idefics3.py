@@ -97,7 +97,7 @@ class Idefics3(LanguageFamily):
             whole_text=f"\n{AROUND}{WHOLE}{{image}}{AROUND}",
             single_text=f"{AROUND}{WHOLE}{{image}}{AROUND}",
         )
-        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=tiles)
+        return self.processing_of(checkpoint, processor, height=side, width=side, tiles=tiles)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         return {"pixel_values": np.asarray(processor(images=image, return_tensors="np")["pixel_values"])[0]}

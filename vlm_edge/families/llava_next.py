@@ -52,7 +52,7 @@ class LlavaNext(Llava):
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
         """Tiles of the tower's size; config.json's resolutions, which have to be the processor's."""
-        processor, config = self.cutter(checkpoint), self.config(checkpoint)
+        processor, config = self.image_processor(checkpoint), self.config(checkpoint)
         resolutions = [tuple(size) for size in config.image_grid_pinpoints]
         if resolutions != [tuple(size) for size in processor.image_grid_pinpoints]:
             raise VlmEdgeError(
@@ -61,7 +61,7 @@ class LlavaNext(Llava):
             )
         side = config.vision_config.image_size
         tiles = AnyResTiles(resolutions=tuple(resolutions), grid=side // config.vision_config.patch_size)
-        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=tiles)
+        return self.processing_of(checkpoint, processor, height=side, width=side, tiles=tiles)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         return {"pixel_values": processor(images=image, return_tensors="np")["pixel_values"][0]}

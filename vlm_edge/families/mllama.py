@@ -86,10 +86,10 @@ class Mllama(GatedFamily):
     one_row_a_request = True
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = self.cutter(checkpoint)
+        processor = self.image_processor(checkpoint)
         sizes = {side: processor.size[side] for side in ("height", "width")}
         tiles = CanvasTiles(max_tiles=processor.max_image_tiles)
-        return self.cut_images(checkpoint, processor, tiles=tiles, **sizes)
+        return self.processing_of(checkpoint, processor, tiles=tiles, **sizes)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         inputs = processor(images=image, return_tensors="np")

@@ -120,7 +120,7 @@ class Qwen2Vl(LanguageFamily):
     rows = "groups"
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
-        processor = self.cutter(checkpoint)
+        processor = self.image_processor(checkpoint)
         side = 8 * processor.patch_size * processor.merge_size
         tiles = PatchGrid(
             patch=processor.patch_size,
@@ -130,7 +130,7 @@ class Qwen2Vl(LanguageFamily):
             max_pixels=processor.size["longest_edge"],
             window=self.window(self.config(checkpoint).vision_config),
         )
-        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=tiles)
+        return self.processing_of(checkpoint, processor, height=side, width=side, tiles=tiles)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         pixels = processor(images=image, return_tensors="np")["pixel_values"]

@@ -76,7 +76,7 @@ class Siglip2NaFlex(Siglip):
         Raises:
             VlmEdgeError: the processor doesn't cut the patches that the model was made for.
         """
-        patch, processor = self.config(checkpoint).vision_config.patch_size, self.cutter(checkpoint)
+        patch, processor = self.config(checkpoint).vision_config.patch_size, self.image_processor(checkpoint)
         if not processor.do_resize or processor.patch_size != patch:
             raise VlmEdgeError(
                 f"{checkpoint}: the image processor must resize to whole patches of {patch} pixels; got "
@@ -85,7 +85,7 @@ class Siglip2NaFlex(Siglip):
             )
         side = patch * max(1, int(processor.max_num_patches**0.5))
         rows = PatchRows(patch=patch, max_patches=processor.max_num_patches)
-        return self.cut_images(checkpoint, processor, height=side, width=side, tiles=rows)
+        return self.processing_of(checkpoint, processor, height=side, width=side, tiles=rows)
 
     def processed(self, processor: Any, image: Any, spec: ImageProcessing) -> Mapping[str, Any]:
         inputs: Mapping[str, Any] = processor(images=image, return_tensors="np")

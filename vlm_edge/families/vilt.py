@@ -112,7 +112,7 @@ class Vilt(Family):
         Raises:
             VlmEdgeError: patches don't fit the sizes that it gives, or the model would see some of them only.
         """
-        config, processor = self.config(checkpoint), self.cutter(checkpoint)
+        config, processor = self.config(checkpoint), self.image_processor(checkpoint)
         shortest, unit = processor.size.get("shortest_edge"), processor.size_divisor
         if not processor.do_resize or not shortest or unit % config.patch_size:
             raise VlmEdgeError(
@@ -121,7 +121,7 @@ class Vilt(Family):
                 "set size and size_divisor in preprocessor_config.json",
             )
         rows = PatchRows(patch=config.patch_size)
-        spec = self.cut_images(
+        spec = self.processing_of(
             checkpoint,
             processor,
             height=shortest,
