@@ -87,7 +87,7 @@ def remove_unused(model: ir.Model) -> None:
 
 
 def done(model: ir.Model) -> ir.passes.PassResult:
-    """The end of an editing pass: what it left unused goes."""
+    """End an editing pass: remove the nodes and constants that it left unused."""
     remove_unused(model)
     return ir.passes.PassResult(model, True)
 
@@ -100,7 +100,7 @@ class Editor:
         self._names = set(values_by_name(graph))
 
     def fresh(self, wanted: str) -> str:
-        """``wanted``, or that with a number where a value has it already."""
+        """``wanted``, or with a number added where a value has that name already."""
         name, number = wanted, 1
         while name in self._names:
             name, number = f"{wanted}_{number}", number + 1

@@ -42,13 +42,13 @@ class InputQuantizer:
     in_float_graph: bool = False
 
     def error(self, values: Float) -> tuple[Float, Float]:
-        """``values``, and what is left of them after rounding."""
+        """Signal-to-noise pair: ``values``, and the same after rounding."""
         return values, dequantize(quantize(values, self.scale, self.zero_point), self.scale, self.zero_point)
 
 
 @dataclass(frozen=True)
 class IntegerOutput:
-    """The tensor of integers that a layer writes in place of its float output, and what they stand for."""
+    """The tensor of integers that a layer writes in place of its float output, with its scale and zero point."""
 
     tensor: str
     scale: NDArray[np.float32]
@@ -59,7 +59,7 @@ class IntegerOutput:
 class QuantizedLayer:
     """One layer with a quantized weight; ``output`` is a tensor of the float graph.
 
-    The quantized graph has it, too, unless it writes ``integers``. Weights are made when they are asked for.
+    The quantized graph has it, too, unless it writes ``integers``. Weights are computed when they are read.
     """
 
     name: str
@@ -76,7 +76,7 @@ class QuantizedLayer:
 
     @property
     def weight(self) -> Float | None:
-        """As its quantized constant stands for it, (in, out) for a linear layer."""
+        """The dequantized weight, (in, out) for a linear layer."""
         return quantized_weight(self.node)
 
     @property
@@ -128,7 +128,7 @@ def quantized_layers(floating: ir.Model, quantized: ir.Model) -> list[QuantizedL
 
 def layer_names(model: ir.Model) -> dict[str, str]:
     """Node name of every heavy operator -> the module whose weight or bias it reads, or that it was exported from; its
-    own name if nothing tells. A product of two activations has its own name behind the module's."""
+    own name where neither is known. A product of two activations adds its own name to the module's."""
     names = {}
     for node in model.graph:
         if node.op_type in HEAVY_OPERATORS:
@@ -169,7 +169,7 @@ def _float_layers(graph: ir.Graph) -> Iterator[tuple[str, str, ir.Value, bool]]:
 
 
 def _layer_name(values: Iterable[ir.Value | None]) -> str:
-    """The module that a weight or bias among the values belongs to: ``encoder.layers.0.mlp.fc1``; empty if none tells.
+    """The module that a weight or bias among the values belongs to: ``encoder.layers.0.mlp.fc1``; empty for none.
 
     An exporter names a parameter as its module does; what it computes (a transposed weight) has a name of its own.
     """
@@ -196,7 +196,7 @@ def has_quantized_weight(node: ir.Node) -> bool:
 
 
 def quantized_weight(node: ir.Node) -> Float | None:
-    """A layer's weight as its quantized constant stands for it: (in, out) for a linear layer; None if it has none."""
+    """A layer's dequantized weight: (in, out) for a linear layer; None where it isn't quantized."""
     if node.op_type in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
         values, scales = (constant(node.inputs[position]) for position in _KERNELS[node.op_type])
         return None if values is None or scales is None else scales * values.astype(np.float32)

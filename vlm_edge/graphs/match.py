@@ -1,4 +1,4 @@
-"""Find in a graph: linear layers, dense convolutions, and the quantizer that a value's numbers come from."""
+"""Find linear layers, dense convolutions and quantizers in a graph."""
 
 from __future__ import annotations
 

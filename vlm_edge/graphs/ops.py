@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class UncountedOperator(Exception):  # noqa: N818 - it is an answer, not a fault
-    """A node multiplies, and its multiply-accumulates can't be told."""
+    """A node multiplies, and its multiply-accumulates have no formula."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Product:
     """An operator that multiplies and accumulates.
 
     macs: multiply-accumulates of one call: inner products, not biases, scales, softmax or element-wise work; the
-        convention of fvcore and of ``torch.utils.flop_counter`` (2 FLOPs each). None: they can't be told.
+        convention of fvcore and of ``torch.utils.flop_counter`` (2 FLOPs each). None: there is no formula.
     weight: position of the weight among the inputs; None for an attention.
     scale, zero_point: positions of the weight's, where integers are multiplied.
     integer: it multiplies integers.

@@ -41,7 +41,7 @@ class QuantizedOps:
 
 
 def quantized_ops(model: ir.Model) -> QuantizedOps:
-    """Count; works on a stage's result and on what onnxruntime made of it when it loaded it."""
+    """Count a graph: a stage's result, or onnxruntime's optimized form of it."""
     counts = QuantizedOps(stray_pairs=sum(map(_is_stray, model.graph)))
     for node in model.graph:
         if node.op_type in INTEGER_OPERATORS:
@@ -62,7 +62,7 @@ def _is_stray(node: ir.Node) -> bool:
 
 
 def _of_integer_kernel(value: ir.Value | None) -> bool:
-    """Whether it comes from a kernel that has no float output, directly or through what only moves elements."""
+    """Whether it comes from a kernel without a float output, directly or through operators that only move elements."""
     node = maker(value)
     while node is not None and node.op_type in SHAPE_OPERATORS:
         node = maker(node.inputs[0])

@@ -1,4 +1,4 @@
-"""Surgery: changes of a model's shapes that config.json can't say, replayed in order on the freshly built model.
+"""Replay surgery on a freshly built model: changes of its shapes that config.json can't say, in their order.
 
 ``{"op": "prune_heads", "site": path of an attention site, "keep": [head, ...]}``
 ``{"op": "replace_vision_tower", "student": name, "config": {...}}``

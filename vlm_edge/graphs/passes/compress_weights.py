@@ -1,4 +1,4 @@
-"""Store weights of what runs in floating point as int8 or int4: small on disk, decompressed when a session is made."""
+"""Store weights of floating-point operators as int8 or int4: small on disk, decompressed when a session is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correct biases of linear layers for what rounding their weights adds on average, where that helps.
+"""Correct biases of linear layers for the mean error of their rounded weights, where that helps.
 
 The rounded weight W_q gives on average (W_q - W) E[x] too much, which the bias can take back (Nagel et al. 2019,
 arXiv:1906.04721, section 4.2). E[x] is a layer's mean input by channel over the calibration inputs. A correction is

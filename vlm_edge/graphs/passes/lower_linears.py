@@ -23,8 +23,8 @@ SMALLEST = 1024
 class LowerLinears(ir.passes.InPlacePass):
     """Q/DQ linear layers become QuantizeLinear and com.microsoft.MatMulIntegerToFloat, which runs in integers.
 
-    What onnxruntime would fuse at load time, when no other fusion gets in between (MatMul and Add become a Gemm that
-    the Q/DQ fusion then leaves alone), is written out: u8 or s8 data, s8 weight (in, out), float result, bias in
+    The fusion that onnxruntime does at load time is written out, since another one may come first (MatMul and Add
+    become a Gemm, which the Q/DQ fusion leaves alone): u8 or s8 data, s8 weight (in, out), float result, bias in
     float32. Linear layers whose data or weight has no quantizer by tensor (weight: by column) stay as they are.
     """
 

@@ -1,4 +1,4 @@
-"""Change what OpenVINO's CPU plug-in can't take of a Q/DQ graph."""
+"""Rewrite the patterns of a Q/DQ graph that OpenVINO's CPU plug-in gets wrong."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class PlaceConvolutions(ir.passes.InPlacePass):
 
 
 def _is_pair(value: ir.Value) -> bool:
-    """Whether a convolution before has put its pair there."""
+    """Whether an earlier convolution has put its pair there."""
     node = value.producer()
     return node is not None and node.op_type == "DequantizeLinear"
 
@@ -108,7 +108,7 @@ def _pair_behind(editor: Editor, node: ir.Node) -> None:
 
 
 def place_pair(editor: Editor, before: ir.Node, value: ir.Value) -> ir.Value:
-    """QuantizeLinear and DequantizeLinear of ``value``, whose parameters are to be set; what comes out of them."""
+    """QuantizeLinear and DequantizeLinear of ``value``, whose parameters are to be set; returns their output."""
     stem = value.name
     scale = editor.constant(f"{stem}_scale", np.ones((), np.float32))
     zero_point = editor.constant(f"{stem}_zero_point", np.zeros((), np.int8))

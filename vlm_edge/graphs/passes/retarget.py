@@ -86,7 +86,7 @@ class RetargetActivations(_ChangeActivations):
 class SymmetricActivations(_ChangeActivations):
     """Write every activation quantizer signed with zero point 0, the only kind that TensorRT knows.
 
-    The range grows to its larger side: what was unsigned, and only positive, loses one bit. A quantizer whose zero
+    The range grows to its larger side: an unsigned quantizer of positive values loses one bit. A quantizer whose zero
     point is in the middle of its range (s8: 0; u8: 128) keeps its scale bit for bit.
 
     Raises:

@@ -1,7 +1,7 @@
 """SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) between a norm's own factors and linear layers.
 
-Channel j of a linear layer's input is divided by s_j and row j of the weight multiplied by it, which changes nothing
-but how large both are: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) (equation 4). The division goes into the weight and
+Channel j of a linear layer's input is divided by s_j and row j of the weight multiplied by it, which keeps
+their product: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) (equation 4). The division goes into the weight and
 bias of the LayerNormalization, or the constant factor of an RMS norm, that gives the input. That is free where linear
 layers alone read the norm's output. Where a residual connection reads it too, as in BERT, it costs a multiplication.
 """
@@ -81,7 +81,7 @@ def _factors(norm: ir.Node, linear: Linear) -> tuple[int, ...]:
 
 
 def smooth(model: ir.Model, largest: Mapping[str, NDArray[np.float32]], alpha: float = ALPHA) -> frozenset[str]:
-    """Even out the ranges of a graph in place, with the same function; the tensors whose channels were scaled for it.
+    """Scale channels of a graph in place where that evens out ranges; returns the tensors whose channels were scaled.
 
     Args:
         largest: the tensor of each of :func:`smoothable` -> the largest magnitude of every channel over the
@@ -120,7 +120,7 @@ def rescale(model: ir.Model, places: Sequence[Smoothable], factors: Mapping[str,
 
 
 def _restore(editor: Editor, place: Smoothable, factor: NDArray[np.float32]) -> None:
-    """Let the other readers find what they found before: by their own constant, or by a multiplication."""
+    """Give the other readers the unscaled values: through their own constant, or a multiplication."""
     restored: ir.Value | None = None
     for reader in place.others:
         inputs = list(reader.inputs)
@@ -143,7 +143,7 @@ def _restore(editor: Editor, place: Smoothable, factor: NDArray[np.float32]) -> 
 
 
 def _set_constant(value: ir.Value, array: NDArray[Any]) -> None:
-    """Other numbers of the same shape for an initializer."""
+    """Replace an initializer's numbers; the shape stays."""
     value.const_value = ir.tensor(array, name=value.name)
 
 

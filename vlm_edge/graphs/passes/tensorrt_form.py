@@ -20,7 +20,7 @@ SCORE_OPERATORS = SHAPE_OPERATORS | {"Add", "Mul", "Div", "Where", "Cast", "Clip
 
 
 class TensorRtForm(ir.passes.InPlacePass):
-    """Pairs directly before what runs in integers and nowhere else, and other weights in floating point.
+    """Keep pairs directly before integer operators alone, and all other weights in floating point.
 
     A weighted operator of which one factor alone is quantized gains nothing from its rounding ("Q/DQ Layer-Placement
     Recommendations": quantize all inputs of weighted operations), so its pair is taken out. So are the pairs of an
@@ -172,7 +172,7 @@ def from_integer(value: ir.Value | None, integer: set[ir.Node]) -> bool:
 
 
 def _place_pairs_directly(model: ir.Model) -> bool:
-    """Give integer operators and skip branches a pair of their own, and all others what was not rounded.
+    """Give integer operators and skip branches a pair of their own, and all others the unrounded values.
 
     Returns:
         Whether anything changed.
