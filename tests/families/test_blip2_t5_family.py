@@ -12,9 +12,13 @@ from family_checkpoints import DEC, Exported, check_vqa_answers
 from tiny_blip2_t5 import TOKENS, checkpoint_of
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
+from vlm_edge.families.blip2 import Blip2
+from vlm_edge.families.blip2_t5 import Blip2T5
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.families.parts.t5 import RelativeBias
+from vlm_edge.families.table import _by_name
 from vlm_edge.runtime import VqaPipeline
 
 SUBJECTS = ["BLIP-2, T5"]
@@ -82,3 +86,16 @@ def test_attention_sites_are_the_q_formers(tmp_path: Path) -> None:
     sites = loaded.family.attention_sites(loaded.model)
     assert [site.role for site in sites].count(AttentionRole.CROSS) == 1
     assert {site.component for site in sites} == {"connector"}
+
+
+def test_the_config_says_which_of_two_families_a_checkpoint_is() -> None:
+    (architecture,) = FAMILIES["blip-2-t5"].architectures
+    assert family_for(architecture, {"text_config": {"model_type": "t5"}}) is FAMILIES["blip-2-t5"]
+    assert family_for(architecture, {"text_config": {"model_type": "opt"}}) is FAMILIES["blip-2"]
+    assert family_for(architecture) is FAMILIES["blip-2"]
+
+    class Other(Blip2):
+        name = "other"
+
+    with pytest.raises(ValueError, match="'other' or one of its architectures is registered twice"):
+        _by_name([Blip2T5(), Blip2(), Other()])

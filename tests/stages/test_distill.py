@@ -28,7 +28,7 @@ from vlm_edge.stages.distill import Augmentation, DistillConfig, student_config
 from vlm_edge.stages.distill_targets import RecordedTeacher, Teacher, hold_out, record_teacher
 from vlm_edge.stages.training import Minibatch
 from vlm_edge.stages.training_data import load_training_set
-from vlm_edge.students import build_vision_student
+from vlm_edge.students.mobilevit import build_vision_student
 from vlm_edge.students.weights import StudentRecord, load_student, read_record, save_student, tower_digest
 from vlm_edge.surgery.heads import prune_heads
 from vlm_edge.zoo import MODELS, ZooEntry

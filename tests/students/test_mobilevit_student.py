@@ -16,8 +16,8 @@ from transformers import MobileViTConfig, MobileViTModel
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import load_checkpoint
-from vlm_edge.students import STUDENTS, StudentConfig, build_vision_student
-from vlm_edge.students.mobilevit import MobileViTStudent
+from vlm_edge.students import STUDENTS, StudentConfig
+from vlm_edge.students.mobilevit import MobileViTStudent, build_vision_student
 from vlm_edge.surgery.replay import apply_surgery
 
 SIZE = {"image_height": 32, "image_width": 48}

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from vlm_edge.checked import first_fault
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.names import near
-
-if TYPE_CHECKING:
-    from vlm_edge.students.mobilevit import MobileViTStudent
 
 
 @dataclass(frozen=True)
@@ -71,19 +66,3 @@ def student_spec(name: str) -> StudentSpec:
     if name not in STUDENTS:
         raise VlmEdgeError(f"unknown student {name!r}; {near(name, STUDENTS)}")
     return STUDENTS[name]
-
-
-def build_vision_student(name: str, config: Mapping[str, Any], teacher_hidden: int) -> MobileViTStudent:
-    """A freshly initialised student; its tokens have ``teacher_hidden`` channels. Draws from torch's random state.
-
-    Raises:
-        VlmEdgeError: the student is unknown, or ``config`` is no :class:`StudentConfig`.
-    """
-    spec = student_spec(name)
-    try:
-        checked = StudentConfig.model_validate(dict(config))
-    except ValidationError as error:
-        raise VlmEdgeError(f"student {name}: {first_fault(error, StudentConfig, within='config')}") from error
-    from vlm_edge.students.mobilevit import MobileViTStudent
-
-    return MobileViTStudent(spec, checked, teacher_hidden)

@@ -6,15 +6,19 @@ both, in the teacher's width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import MobileViTConfig, MobileViTModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlm_edge.students import StudentConfig, StudentSpec
+from vlm_edge.checked import first_fault
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.students import StudentConfig, StudentSpec, student_spec
 from vlm_edge.students.mobilevit_patches import use_plain_patches
 
 EXPANSION = 4
@@ -77,6 +81,20 @@ class MobileViTStudent(nn.Module):
         tokens = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1)
         hidden = self.post_layernorm(self.projection(tokens))
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[:, 0])
+
+
+def build_vision_student(name: str, config: Mapping[str, Any], teacher_hidden: int) -> MobileViTStudent:
+    """A freshly initialised student; its tokens have ``teacher_hidden`` channels. Draws from torch's random state.
+
+    Raises:
+        VlmEdgeError: the student is unknown, or ``config`` is no :class:`StudentConfig`.
+    """
+    spec = student_spec(name)
+    try:
+        checked = StudentConfig.model_validate(dict(config))
+    except ValidationError as error:
+        raise VlmEdgeError(f"student {name}: {first_fault(error, StudentConfig, within='config')}") from error
+    return MobileViTStudent(spec, checked, teacher_hidden)
 
 
 def initialise_convolutions(model: nn.Module) -> None:

@@ -76,7 +76,7 @@ def _prune_heads(model: nn.Module, family: Operable, operation: Mapping[str, Any
 
 
 def _replace_vision_tower(model: nn.Module, family: Operable, operation: Mapping[str, Any]) -> None:
-    from vlm_edge.students import build_vision_student
+    from vlm_edge.students.mobilevit import build_vision_student
 
     tower: Any = model.get_submodule(family.vision_tower_path)
     student = build_vision_student(operation["student"], operation["config"], tower.config.hidden_size)
