@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from vlm_edge.checkpoints.config import CONFIG_NAME, MERGE_HINT, read_json_object
 from vlm_edge.errors import VlmEdgeError
@@ -115,6 +118,34 @@ def _weight_files(folder: Path) -> list[Path]:
         f"{folder}: no weights: neither {WEIGHTS_NAME} nor {INDEX_NAME}",
         "give the folder that save_pretrained wrote, or download the model again",
     )
+
+
+def as_in_model(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` under the names of ``model``'s own tensors.
+
+    transformers 5 renamed modules and kept the files' names; from_pretrained converts on the way in
+    (core_model_loading.py, convert_and_load_state_dict_in_model), by the rules of conversion_mapping.py used here.
+    Names that no rule knows are kept, for :func:`load_weights` to judge.
+    """
+    expected = model.state_dict()
+    if state.keys() <= expected.keys():
+        return dict(state)
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    collected: dict[str, Any] = {}
+    for name in sorted(state, key=dot_natural_key):
+        new, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, expected)
+        if new not in expected:
+            new, pattern = name, None
+        rule = deepcopy(by_pattern[pattern]) if pattern else WeightRenaming(name, new)
+        collected.setdefault(new, rule).add_tensor(new, name, pattern or name, state[name])
+    converted: dict[str, Tensor] = {}
+    for first, rule in collected.items():
+        for name, value in rule.convert(first, model=model, config=model.config).items():
+            converted[name] = value[0] if isinstance(value, list) else value
+    return converted
 
 
 def tied_aliases(model: nn.Module) -> dict[str, str]:

@@ -18,8 +18,7 @@ from vlm_edge.checkpoints import open_clip
 from vlm_edge.checkpoints.config import CONFIG_NAME, read_config, refuse_adapter
 from vlm_edge.checkpoints.generation_settings import SETTINGS_NAME, read_settings
 from vlm_edge.checkpoints.remote_code import build_with_code, refuse_code
-from vlm_edge.checkpoints.saved_names import as_in_model
-from vlm_edge.checkpoints.weights import WEIGHTS_NAME, load_weights, read_weights, tied_aliases
+from vlm_edge.checkpoints.weights import WEIGHTS_NAME, as_in_model, load_weights, read_weights, tied_aliases
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import Family
 from vlm_edge.families.table import family_for
