@@ -168,7 +168,7 @@ class GatedFamily(LanguageFamily):
         """The one that stands for the image in the text; the image itself is in the cross-attention."""
         return 1
 
-    def decoder_export(self, model: Any, connector: ComponentExport) -> ComponentExport:
+    def decoder_component(self, model: Any, connector: ComponentExport) -> ComponentExport:
         """In the example one token attends to no image."""
         module, generator = self.decoder(model).eval(), torch.Generator().manual_seed(2)
         attention_mask = torch.ones((BATCH, PAST + NEW), dtype=torch.int64)

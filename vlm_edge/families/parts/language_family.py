@@ -125,7 +125,7 @@ class LanguageFamily(Family):
         axes = {"image_features": {0: self.rows}} | {name: each for name, (_, each) in more.items()}
         outputs = {name: {0: self.rows} for name in getattr(connector, "outputs", ("image_embeds",))}
         parts = {"vision_encoder": vision, "connector": component(connector, example, axes, outputs)}
-        return parts | {"decoder": self.decoder_export(model, parts["connector"])}
+        return parts | {"decoder": self.decoder_component(model, parts["connector"])}
 
     def vision_example(self, image: ImageProcessing) -> dict[str, Tensor]:
         """Example inputs of the vision encoder."""
@@ -139,7 +139,7 @@ class LanguageFamily(Family):
         """Inputs of the decoder between position_ids and the caches."""
         return {}
 
-    def decoder_export(self, model: Any, connector: ComponentExport) -> ComponentExport:
+    def decoder_component(self, model: Any, connector: ComponentExport) -> ComponentExport:
         width = int(connector.output_shapes["image_embeds"][-1])
         vocabulary = model.get_output_embeddings().out_features
         return language_decoder_export(self.decoder(model), vocabulary, width, self.decoder_inputs())
