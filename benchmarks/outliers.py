@@ -68,8 +68,8 @@ def inject(graphs: Path, channels: int, factor: float) -> int:
     """Give every component's norms outliers, in place; returns how many norms."""
     import onnx
     import onnx_ir as ir
+    from _outlier_channels import add_outliers
 
-    from vlm_edge.graphs.passes.smooth import add_outliers
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.stages.quantize_attempt import prepare
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -29,7 +29,7 @@ from vlm_edge.core.gate import (
     recorded_budgets,
     recorded_target,
 )
-from vlm_edge.core.measurement import PATIENCE_S
+from vlm_edge.core.measurement import Timing
 from vlm_edge.core.plan import PlannedRun
 from vlm_edge.core.recipe import Recipe, read_recipe, read_target
 from vlm_edge.core.record import PREVIOUS_NAME, RunRecord, read_record
@@ -84,23 +84,22 @@ def run_recipe(
     store: Path,
     runs: Path,
     progress: Progress | None = None,
-    remeasure: bool = False,
-    patience_s: float = PATIENCE_S,
+    timing: Timing | None = None,
     measured: Callable[[RunRecord], None] | None = None,
     toolbox: Toolbox | None = None,
 ) -> RunRecord:
     """Run a recipe and write ``runs/NAME/run.json`` and ``runs/NAME/bundle/``.
 
-    What the store already has is not made or measured again, but for latencies: all of them with ``remeasure``, else
-    those whose verdict is open after less than ``patience_s`` seconds of measuring. ``measured`` is called after each
-    variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
+    What the store already has is not made or measured again, but for latencies: all of them with ``timing.remeasure``,
+    else those whose verdict is open after less than ``timing.patience_s`` seconds of measuring. ``measured`` is called
+    after each variant with the record as far as it got, which is in ``run.json`` by then, marked incomplete.
     Images that will be left out, and the record of another recipe that will be replaced, are said before it starts.
     """
     bars, tools = progress or SilentProgress(), toolbox or default_toolbox()
     recipe = check_recipe(path, progress=bars, toolbox=tools)
     for note in (*recipe.notes, *_replaced(recipe, runs / recipe.name)):
         bars.remark(f"note: {note}")
-    runner = Runner(recipe, tools, Store(store), bars, remeasure=remeasure, patience_s=patience_s)
+    runner = Runner(recipe, tools, Store(store), bars, timing)
     return runner.run(runs, measured)
 
 
@@ -216,15 +215,24 @@ def find_task(data: Path) -> TaskSpec:
     return TaskSpec(kind=read_dataset_manifest(found).kind, data=found)
 
 
+@dataclass(frozen=True)
+class Against:
+    """Another run that a run is held against, as a folder or a record, and how much worse than it the run may be."""
+
+    run: Path
+    tolerances: Tolerances = field(default_factory=Tolerances)
+    measure: Path | None = None
+    """A data manifest: measure the latency of both engines now, in turns, instead of reading it."""
+    store: Path | None = None
+    """Where an engine is looked for that is not in its run's bundle."""
+
+
 def gate_run(
     run: Path,
     *,
     recipe: Path | None = None,
     variant: str | None = None,
-    against: Path | None = None,
-    tolerances: Tolerances | None = None,
-    measure: Path | None = None,
-    store: Path | None = None,
+    against: Against | Path | None = None,
     progress: Progress | None = None,
     toolbox: Toolbox | None = None,
 ) -> tuple[RunRecord, Gate]:
@@ -234,10 +242,7 @@ def gate_run(
         run: a run's folder, or its record.
         recipe: take the budgets from this recipe; default: those in the record.
         variant: default: the one that decides the run.
-        against: another run of the same recipe, as a folder or a record.
-        tolerances: how much worse than ``against`` the run may be.
-        measure: a data manifest: measure the latency of both engines now, in turns, instead of reading it.
-        store: where an engine is looked for that is not in its run's bundle.
+        against: another run of the same recipe; a path has the default tolerances.
         progress: where bars are drawn.
         toolbox: stages and evaluators of your own; default: the package's.
 
@@ -250,19 +255,19 @@ def gate_run(
     name = after.variant.name
     budgets = recorded_budgets(after.record, name) if recipe is None else _budgets_for(recipe, name, tools)
     changes: list[Judgement] = []
-    if against is not None:
-        before = _side(against, variant)
+    other = Against(against) if isinstance(against, Path) else against
+    if other is not None:
+        before = _side(other.run, variant)
         check_comparable(after.record, before.record)
         percentiles = judged_percentiles(budgets)
         change = change_between(before, after, percentiles)
-        if measure is not None:
-            target = recorded_target(after.record)
-            pair = [engine_of(side, store) for side in (before, after)]
-            bars = progress or SilentProgress()
-            again = measured_again(pair[0], pair[1], find_task(measure), target, tools.evaluators, percentiles, bars)
+        if other.measure is not None:
+            pair = [engine_of(side, other.store) for side in (before, after)]
+            task, target, bars = find_task(other.measure), recorded_target(after.record), progress or SilentProgress()
+            again = measured_again(pair[0], pair[1], task, target, tools.evaluators, percentiles, bars)
             change = joined([change, again])
-        changes = judge_change(change, change_bounds(tolerances or Tolerances(), percentiles))
-    label = str(against) if against is not None else None
+        changes = judge_change(change, change_bounds(other.tolerances, percentiles))
+    label = str(other.run) if other is not None else None
     return after.record, gate(after.record, after.variant, budgets, changes, against=label, recorded=recipe is None)
 
 

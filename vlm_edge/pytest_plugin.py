@@ -50,15 +50,16 @@ def vlm_edge_gate(request: pytest.FixtureRequest) -> Callable[..., GatedRun]:
         against: str | Path | None = None,
         tolerances: dict[str, Any] | None = None,
     ) -> GatedRun:
-        from vlm_edge.api import gate_run
+        from vlm_edge.api import Against, gate_run
         from vlm_edge.core.gate import Tolerances
 
+        allowed = Tolerances.model_validate(tolerances or {})
+        other = Against(root / against, allowed) if against is not None else None
         _, gate = gate_run(
             root / run,
             recipe=root / recipe if recipe is not None else None,
             variant=variant,
-            against=root / against if against is not None else None,
-            tolerances=Tolerances.model_validate(tolerances or {}),
+            against=other,
         )
         return GatedRun(gate)
 

@@ -17,6 +17,7 @@ from toy_toolbox import Evaluators, toy_toolbox, write_recipe
 
 from vlm_edge.core.budget import Budgets, Verdict
 from vlm_edge.core.gate import judge_again
+from vlm_edge.core.measurement import Timing
 from vlm_edge.core.plan import expected_seconds, plan_variants
 from vlm_edge.core.recipe import Checks, read_recipe
 from vlm_edge.core.record import RunRecord, read_record
@@ -49,7 +50,7 @@ class Bench:
         toolbox.evaluators.seconds, toolbox.evaluators.peak_mb = self.seconds, self.peak_mb
         recipe = read_recipe(write_recipe(self.folder, **changes), toolbox.stages)
         store = Store(self.folder / "store")
-        return Runner(recipe, toolbox, store, SilentProgress(), remeasure=remeasure, patience_s=patience_s)
+        return Runner(recipe, toolbox, store, SilentProgress(), Timing(remeasure, patience_s))
 
     def run(self, **changes: Any) -> RunRecord:
         return self.runner(**changes).run(self.folder / "runs")

@@ -23,15 +23,15 @@ from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_file, digest_f
 from vlm_edge.core.stage import SilentProgress, StageInputs, StageWork, TaskSpec, Ticker
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint, save_checkpoint
-from vlm_edge.stages import distill, distill_forecast, training
-from vlm_edge.stages.distill import Augmentation, DistillConfig, student_config
+from vlm_edge.stages import distill, distill_config, distill_forecast, distill_setup, training
+from vlm_edge.stages.distill_config import Augmentation, DistillConfig, student_config
 from vlm_edge.stages.distill_targets import RecordedTeacher, Teacher, hold_out, record_teacher
 from vlm_edge.stages.training import Minibatch
 from vlm_edge.stages.training_data import load_training_set
 from vlm_edge.students.mobilevit import build_vision_student
 from vlm_edge.students.weights import StudentRecord, load_student, read_record, save_student, tower_digest
 from vlm_edge.surgery.heads import prune_heads
-from vlm_edge.zoo import MODELS, ZooEntry
+from vlm_edge.zoo import MODELS, STUDENT_WEIGHTS, ZooEntry
 
 CONFIG = DistillConfig(epochs=4, images_per_batch=6, learning_rate=3e-3, start="random", held_out_images=0)
 
@@ -214,7 +214,8 @@ def shipped(tiny_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     student = build_vision_student("mobilevit-xxs", wanted, 32)
     tower = load_checkpoint(tiny_blip).model.get_submodule("vision_model")
     save_student(folder, student, StudentRecord("mobilevit-xxs", wanted, 32, tower_digest(tower)))
-    monkeypatch.setattr(distill, "STUDENT_WEIGHTS", {"tiny": ZooEntry("tiny", folder, "for a test")})
+    for module in (distill_config, distill_setup):
+        monkeypatch.setattr(module, "STUDENT_WEIGHTS", {"tiny": ZooEntry("tiny", folder, "for a test")})
     return folder
 
 
@@ -256,12 +257,12 @@ SHIPPED = {2: {"mobilevit-xxs-easyvqa": "9f5aaf66ef8be221b8a197d99e894dbcf17a48a
 
 def test_new_shipped_weights_raise_the_stages_version() -> None:
     """They are no part of a stage run's key: with the old version the store would go on giving the old result."""
-    digests = {name: digest_file(entry.folder / "model.safetensors") for name, entry in distill.STUDENT_WEIGHTS.items()}
+    digests = {name: digest_file(entry.folder / "model.safetensors") for name, entry in STUDENT_WEIGHTS.items()}
     assert {distill.SPEC.version: digests} == SHIPPED, "raise SPEC.version, and write the new digests here"
 
 
 def test_shipped_weights_belong_to_the_shipped_teacher_and_are_small() -> None:
-    for entry in distill.STUDENT_WEIGHTS.values():
+    for entry in STUDENT_WEIGHTS.values():
         record = read_record(entry.folder)
         teacher = load_checkpoint(MODELS / "blip-easyvqa")
         tower = teacher.model.get_submodule(teacher.family.vision_tower_path)

@@ -26,7 +26,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.images import preprocess, read_image
 from vlm_edge.stages import training_data
-from vlm_edge.stages.training import Minibatch, WeightAverage, cache_features, learning_rate_factor, train
+from vlm_edge.stages.training import Course, Minibatch, WeightAverage, cache_features, learning_rate_factor, train
 from vlm_edge.stages.training_config import TrainingConfig
 from vlm_edge.stages.training_data import CHUNK_ROWS, RowCache, TrainingSet, load_training_set
 
@@ -82,7 +82,7 @@ def run_color_training(task: TaskSpec, checkpoint: Path, work: StageWork, stop_a
         return color_terms(net, mini)
 
     data = load_set(task, checkpoint, work)
-    report = train(net, data, loss, CONFIG, work, label="color net", checkpoint_seconds=0)
+    report = train(net, data, loss, CONFIG, work, Course("color net"), checkpoint_seconds=0)
     return net.state_dict(), report
 
 
@@ -159,7 +159,7 @@ def test_one_step_is_adamw_by_hand(data: TrainingSet, tmp_path: Path) -> None:
     start = [float(weight.weight.detach()), float(weight.bias.detach())]
     config = TrainingConfig(epochs=1, images_per_batch=100, learning_rate=0.1, weight_decay=0.5, warmup=0)
     report = train(weight, data, lambda _: {"loss": 0.5 * weight.weight.sum() + 0.3 * weight.bias.sum()}, config,
-                   work_in(tmp_path), pixels=False)  # fmt: skip
+                   work_in(tmp_path), Course(pixels=False))  # fmt: skip
     assert report["steps"] == 1
     assert float(weight.weight.detach()) == pytest.approx(start[0] * (1 - 0.1 * 0.5) - 0.1, abs=1e-6)
     assert float(weight.bias.detach()) == pytest.approx(start[1] - 0.1, abs=1e-6)
@@ -183,7 +183,7 @@ def test_the_report_and_the_bar_count_steps(data: TrainingSet, tmp_path: Path) -
     counter, weight = Counter(), nn.Linear(1, 1)
     config = TrainingConfig(epochs=2.5, images_per_batch=3)
     report = train(weight, data, lambda _: {"loss": weight.weight.sum()}, config,
-                   work_in(tmp_path, progress=counter), label="recovery", pixels=False)  # fmt: skip
+                   work_in(tmp_path, progress=counter), Course("recovery", pixels=False))  # fmt: skip
     total, steps = counter.bars["recovery"]
     assert total == sum(steps) == report["steps"] == 10
     assert (report["images"], report["questions"], report["epochs"]) == (12, 30, 2.5)
@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_what_to_change(data: 
     weight = nn.Linear(1, 1)
     with pytest.raises(VlmEdgeError, match="the loss is nan at step 1 of 3") as caught:
         train(weight, data, lambda _: {"loss": weight.weight.sum() * math.nan}, TrainingConfig(images_per_batch=4),
-              work_in(tmp_path), pixels=False)  # fmt: skip
+              work_in(tmp_path), Course(pixels=False))  # fmt: skip
     assert "learning_rate" in str(caught.value.hint)
 
 

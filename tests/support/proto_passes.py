@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from _outlier_channels import add_outliers
 from numpy.typing import NDArray
 from tensorrt_placement import Fault, placement_faults
 
@@ -29,7 +30,6 @@ from vlm_edge.graphs.passes.place_pairs import PlaceConvolutions, PlaceLinears, 
 from vlm_edge.graphs.passes.prepare import FoldTransposedConstants, NameNodes
 from vlm_edge.graphs.passes.retarget import RetargetActivations, SymmetricActivations
 from vlm_edge.graphs.passes.slim import ClearNotes, Slim
-from vlm_edge.graphs.passes.smooth import add_outliers
 from vlm_edge.graphs.passes.smooth import smooth as smooth_in_place
 from vlm_edge.graphs.passes.tensorrt_form import TensorRtForm
 from vlm_edge.graphs.report import QuantizedOps

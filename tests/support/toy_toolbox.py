@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vlm_edge.core.artifact import ArtifactKind
-from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import IN_ANY_CASE, LatencyAsked, Measurement, Timed, Until
 from vlm_edge.core.stage import Progress, StageConfig, StageInputs, StageSpec, StageWork, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
@@ -71,9 +70,7 @@ class Evaluators:
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
-        *,
-        is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
-        patience_s: float = PATIENCE_S,
+        until: Until = IN_ANY_CASE,
     ) -> Timed:
         self.log.append("latency")
         extra = len((candidate / "model.txt").read_text().splitlines()) - 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from vlm_edge.cli.photos import Photo, names_many, photos_of
 from vlm_edge.cli.settings import (
     Settings,
     echo,
+    gathered,
     json_option,
     logs_on_stderr,
     pass_settings,
@@ -25,6 +27,13 @@ from vlm_edge.report.escape import terminal, terminal_lines
 
 if TYPE_CHECKING:
     from vlm_edge.runtime.capabilities import Pipeline
+
+
+@dataclass(frozen=True)
+class _Opened:
+    bundle: Path
+    threads: int | None
+    no_verify: bool
 
 
 @click.command()
@@ -41,15 +50,14 @@ if TYPE_CHECKING:
 @click.option("--no-verify", is_flag=True, help="Answer though the bundle's files differ from its manifest.")
 @json_option
 @pass_settings
+@gathered(_Opened, "opened")
 def answer(
     settings: Settings,
-    bundle: Path,
     image: str,
     question: str | None,
     labels: Sequence[str],
     max_new_tokens: int | None,
-    threads: int | None,
-    no_verify: bool,
+    opened: _Opened,
     as_json: bool,
 ) -> None:
     """Ask BUNDLE a QUESTION about IMAGE.
@@ -63,9 +71,9 @@ def answer(
     from vlm_edge.runtime import load_pipeline
 
     with settings.working():
-        folder = bundle_folder(bundle)
-        pipeline = load_pipeline(folder, threads=threads, verify=not no_verify)
-    if no_verify:
+        folder = bundle_folder(opened.bundle)
+        pipeline = load_pipeline(folder, threads=opened.threads, verify=not opened.no_verify)
+    if opened.no_verify:
         warning = f"warning: {folder}: not verified: its answers may not be those that were measured"
         click.echo(terminal(warning), err=True)
     asked = _Asked(settings, folder, pipeline, labels, max_new_tokens)

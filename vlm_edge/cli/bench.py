@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from vlm_edge.cli.answer import bundle_folder
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, gathered, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.errors import UsageError
 from vlm_edge.machine import usable_cpus
+
+if TYPE_CHECKING:
+    from vlm_edge.core.measurement import LatencyAsked
+
+
+@dataclass(frozen=True)
+class _Engines:
+    engine: Path
+    baseline: Path | None
+    control: bool
+
+    def folders(self) -> tuple[Path | None, Path]:
+        """The baseline's folder, if there is one, and the candidate's.
+
+        Raises:
+            UsageError: two baselines are asked for.
+        """
+        if self.control and self.baseline is not None:
+            raise UsageError("--control measures ENGINE against itself, --baseline against another", "give one of them")
+        candidate = bundle_folder(self.engine)
+        other = bundle_folder(self.baseline) if self.baseline is not None else None
+        return candidate if self.control else other, candidate
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    percentiles: tuple[float, ...]
+    batch: int | None
+    cold_start: bool
+    price_per_hour: float | None
+
+    @property
+    def asked(self) -> LatencyAsked:
+        from vlm_edge.core.measurement import LatencyAsked
+
+        shares = tuple(percent / 100 for percent in self.percentiles)
+        return LatencyAsked(percentiles=shares, batch=self.batch, cold_start=self.cold_start)
 
 
 @click.command()
@@ -47,18 +86,15 @@ from vlm_edge.machine import usable_cpus
 )
 @json_option
 @pass_settings
+@gathered(_Engines, "engines")
+@gathered(_Wanted, "wanted")
 def bench(
     settings: Settings,
-    engine: Path,
+    engines: _Engines,
     data: Path,
-    baseline: Path | None,
-    control: bool,
     threads: int | None,
     seconds: float,
-    percentiles: tuple[float, ...],
-    batch: int | None,
-    cold_start: bool,
-    price_per_hour: float | None,
+    wanted: _Wanted,
     as_json: bool,
 ) -> None:
     """Measure the latency of ENGINE at batch 1: an RGB image (and a text) in, the answer out.
@@ -68,15 +104,12 @@ def bench(
     `compile` wrote, a bundle, or a run's folder.
     """
     from vlm_edge.api import find_task
-    from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, with_cost
+    from vlm_edge.core.measurement import PATIENCE_S, with_cost
     from vlm_edge.evaluation.latency import LatencySettings, measure_latency
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.report.table import measurements_table
 
-    if control and baseline is not None:
-        raise UsageError("--control measures ENGINE against itself, --baseline against another", "give one of them")
-    candidate = bundle_folder(engine)
-    against = candidate if control else bundle_folder(baseline) if baseline is not None else None
+    against, candidate = engines.folders()
     info = read_manifest(candidate).engine
     with settings.working() as progress:
         timed = measure_latency(
@@ -84,13 +117,11 @@ def bench(
             candidate,
             find_task(data),
             threads=threads or (info.threads if info else usable_cpus()),
-            asked=LatencyAsked(
-                percentiles=tuple(percent / 100 for percent in percentiles), batch=batch, cold_start=cold_start
-            ),
+            asked=wanted.asked,
             settings=LatencySettings(seconds=seconds, patience=max(seconds, PATIENCE_S)),
             progress=progress,
         )
-    timed = timed.model_copy(update={"measurements": with_cost(timed.measurements, price_per_hour)})
+    timed = timed.model_copy(update={"measurements": with_cost(timed.measurements, wanted.price_per_hour)})
     if as_json:
         print_json(timed.model_dump(mode="json"))
     else:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from vlm_edge.cli.settings import gathered
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord
@@ -27,12 +29,20 @@ EXIT_CODES: dict[Verdict, int] = {
     Verdict.NOT_MEASURED: 5,
 }
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 Publish = Callable[[RunRecord, Gate], None]
 
 
-def ci_options(command: _Command) -> _Command:
-    """``--junit FILE`` and ``--github/--no-github``, which :func:`publishing` takes."""
+@dataclass(frozen=True)
+class Published:
+    """The places where a verdict is written besides stdout."""
+
+    junit: Path | None
+    github: bool
+
+
+def ci_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--junit FILE`` and ``--github/--no-github``, as one argument ``ci`` for :func:`publishing`."""
+    command = gathered(Published, "ci")(command)
     command = click.option(
         "--junit",
         type=click.Path(dir_okay=False, path_type=Path),
@@ -46,7 +56,7 @@ def ci_options(command: _Command) -> _Command:
 
 
 @contextmanager
-def publishing(name: str, junit: Path | None, github: bool) -> Iterator[Publish]:
+def publishing(name: str, ci: Published) -> Iterator[Publish]:
     """Yield a function that publishes a verdict; after an exception publish that there is none.
 
     The JUnit file is written at once, with the error that there is no verdict yet, so that neither an older file nor a
@@ -55,6 +65,7 @@ def publishing(name: str, junit: Path | None, github: bool) -> Iterator[Publish]
     Raises:
         VlmEdgeError: the JUnit file can't be written.
     """
+    junit, github = ci.junit, ci.github
     started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def crashed(kind: str, message: str) -> None:

@@ -44,7 +44,8 @@ def doctor(ctx: click.Context, settings: Settings, as_json: bool) -> None:
     The exit code is 1 if a part that every recipe needs is broken, else 0; engines and extras are optional.
     """
     with settings.working() as progress, progress.bar("loading the engines", None):
-        checks = [*_python(), *_packages(), *_engines(), *_hardware(), *_folders(settings), *_hub()]
+        python = Check("Python", "python", "ok", platform.python_version())
+        checks = [python, *_packages(), *_engines(), *_hardware(), *_folders(settings), *_hub()]
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
@@ -67,11 +68,6 @@ def _print(checks: list[Check]) -> None:
             detail = f"{check.detail}\nhint: {check.hint}" if check.hint else check.detail
             table.add_row(" ", Text(check.status, style=_STYLES[check.status]), check.name, Text(detail))
         console.print(table)
-
-
-def _python() -> Iterator[Check]:
-    version = platform.python_version()
-    yield Check("Python", "python", "ok", version)
 
 
 def tested_versions() -> dict[str, str]:
@@ -132,7 +128,7 @@ def _engines() -> Iterator[Check]:
 
 
 def _engine(name: str) -> Check:
-    """Whether an engine runs here. Without the reference engine no recipe runs at all."""
+    """The check of one engine. Without the reference engine no recipe runs at all."""
     from vlm_edge.backends import REFERENCE, engine_available
 
     missing: Status = "broken" if name == REFERENCE else "absent"

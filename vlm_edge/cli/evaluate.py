@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from vlm_edge.cli.answer import bundle_folder
-from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, echo, gathered, json_option, pass_settings, print_json, stdout_console
+
+
+@dataclass(frozen=True)
+class _Effort:
+    limit: int | None
+    threads: int | None
 
 
 @click.command()
@@ -24,13 +31,13 @@ from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, pr
 @click.option("--outcomes", type=click.Path(path_type=Path), help="Also write every sample's outcome to this file.")
 @json_option
 @pass_settings
+@gathered(_Effort, "effort")
 def evaluate(
     settings: Settings,
     engine: Path,
     data: Path,
     baseline: Path | None,
-    limit: int | None,
-    threads: int | None,
+    effort: _Effort,
     outcomes: Path | None,
     as_json: bool,
 ) -> None:
@@ -49,11 +56,12 @@ def evaluate(
 
     with settings.working() as progress:
         task = find_task(data)
-        found = measure(bundle_folder(engine), task, threads=threads, limit=limit, progress=progress)
+        found = measure(bundle_folder(engine), task, threads=effort.threads, limit=effort.limit, progress=progress)
         if baseline is None:
             measurements = describe(found)
         else:
-            against = measure(bundle_folder(baseline), task, threads=threads, limit=limit, progress=progress)
+            other = bundle_folder(baseline)
+            against = measure(other, task, threads=effort.threads, limit=effort.limit, progress=progress)
             measurements = compare(against, found)
     if outcomes is not None:
         write_atomically(outcomes, (json.dumps(found.to_json(), indent=1) + "\n").encode())

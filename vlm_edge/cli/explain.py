@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlm_edge.cli.answer import bundle_folder
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, gathered, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.machine import usable_cpus
 from vlm_edge.report.escape import terminal
+
+if TYPE_CHECKING:
+    from vlm_edge.evaluation.explain import Asked
 
 OPERATORS_SHOWN = 8
 NEGLIGIBLE = 0.005
@@ -32,6 +36,35 @@ def _dims(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> 
     return sizes
 
 
+@dataclass(frozen=True)
+class _Options:
+    data: Path | None
+    components: tuple[str, ...]
+    inputs: Path | None
+    dims: dict[str, int]
+    threads: int | None
+    runs: int
+    no_time: bool
+
+    def asked(self, folder: Path) -> Asked:
+        """The request for the graphs in ``folder``, whose manifest gives the number of threads by default."""
+        from vlm_edge.api import find_task
+        from vlm_edge.evaluation.explain import Asked
+        from vlm_edge.processing.manifest import read_manifest
+        from vlm_edge.processing.sealing import MANIFEST_NAME
+
+        manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
+        own = manifest.engine.threads if manifest and manifest.engine else usable_cpus()
+        return Asked(
+            runs=0 if self.no_time else self.runs,
+            threads=self.threads or own,
+            task=find_task(self.data) if self.data else None,
+            inputs=self.inputs,
+            dims=self.dims,
+            components=self.components,
+        )
+
+
 @click.command()
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Manifest of the task's data, for true inputs.")
@@ -43,40 +76,18 @@ def _dims(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> 
 @click.option("--no-time", is_flag=True, help="Run nothing: explain the optimized graph, without times.")
 @json_option
 @pass_settings
-def explain(
-    settings: Settings,
-    source: Path,
-    data: Path | None,
-    components: tuple[str, ...],
-    inputs: Path | None,
-    dims: dict[str, int],
-    threads: int | None,
-    runs: int,
-    no_time: bool,
-    as_json: bool,
-) -> None:
+@gathered(_Options, "options")
+def explain(settings: Settings, source: Path, options: _Options, as_json: bool) -> None:
     """Explain what of SOURCE runs in INT8, what in float and why, the time of each operator, and how to make it faster.
 
     SOURCE is an .onnx file, a folder that `export`, `quantize` or `compile` wrote, a bundle, or a run's folder. The
     graph is loaded as the engine loads it, and the optimized graph is searched for known causes. Without
     --data or --inputs the times are of noise in the right shapes, one image (a row of a batch) at a time.
     """
-    from vlm_edge.api import find_task
-    from vlm_edge.evaluation.explain import Asked, explain
-    from vlm_edge.processing.manifest import read_manifest
-    from vlm_edge.processing.sealing import MANIFEST_NAME
+    from vlm_edge.evaluation.explain import explain
 
     folder = bundle_folder(source)
-    manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
-    own = manifest.engine.threads if manifest and manifest.engine else usable_cpus()
-    asked = Asked(
-        runs=0 if no_time else runs,
-        threads=threads or own,
-        task=find_task(data) if data else None,
-        inputs=inputs,
-        dims=dims,
-        components=components,
-    )
+    asked = options.asked(folder)
     with settings.working() as progress:
         report = explain(folder, asked, progress)
     if as_json:
@@ -184,7 +195,7 @@ def finding_title(finding: dict[str, Any]) -> str:
 
 
 def _is_negligible_consequence(finding: dict[str, Any]) -> bool:
-    """Whether other causes account for it, and it takes next to no time."""
+    """True for a finding that other causes account for, and that takes next to no time."""
     time = finding["time_share"]
     return bool(finding["counted_in"]) and time is not None and time < NEGLIGIBLE
 

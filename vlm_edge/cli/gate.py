@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vlm_edge.cli.ci import EXIT_CODES, ci_options, publishing
+from vlm_edge.cli.ci import EXIT_CODES, Published, ci_options, publishing
 from vlm_edge.cli.report import find_run
-from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json
+from vlm_edge.cli.settings import Settings, find_recipe, gathered, json_option, pass_settings, print_json
 from vlm_edge.core.gate import Tolerances
+
+if TYPE_CHECKING:
+    from vlm_edge.api import Against
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OFF = math.inf
@@ -37,6 +41,35 @@ def _tolerance(option: str, bounded: str) -> Callable[[_Command], _Command]:
     return click.option(option, metavar="NUMBER", callback=_number, help=text)
 
 
+@dataclass(frozen=True)
+class _Against:
+    """The options about the other run. A tolerance is None where it is not given, infinite for ``off``."""
+
+    against: str | None
+    measure: Path | None
+    max_drop_pt: float | None
+    max_slowdown: float | None
+    max_growth: float | None
+    max_memory_growth: float | None
+
+    def found(self, settings: Settings) -> Against | None:
+        """The run, and how much worse than it RUN may be.
+
+        Raises:
+            click.UsageError: something is asked of it, but there is none.
+        """
+        from vlm_edge.api import Against
+
+        asked = {name: getattr(self, name) for name in Tolerances.model_fields}
+        given = {name: None if value == _OFF else value for name, value in asked.items() if value is not None}
+        if self.against is None and (given or self.measure):
+            raise click.UsageError("tolerances and --measure need --against RUN2")
+        if self.against is None:
+            return None
+        run = find_run(settings.runs, self.against)
+        return Against(run, Tolerances.model_validate(given), self.measure, settings.store)
+
+
 @click.command()
 @click.argument("run")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Take the budgets from this recipe, not the recorded.")
@@ -52,24 +85,17 @@ def _tolerance(option: str, bounded: str) -> Callable[[_Command], _Command]:
 @_tolerance("--max-slowdown", "latency of RUN over that of RUN2.")
 @_tolerance("--max-growth", "size of RUN over that of RUN2.")
 @_tolerance("--max-memory-growth", "peak memory of RUN over that of RUN2.")
-@ci_options
 @json_option
 @pass_settings
-@click.pass_context
+@gathered(_Against, "other")
+@ci_options
 def gate(
-    ctx: click.Context,
     settings: Settings,
     run: str,
     recipe: Path | None,
     variant: str | None,
-    against: str | None,
-    measure: Path | None,
-    max_drop_pt: float | None,
-    max_slowdown: float | None,
-    max_growth: float | None,
-    max_memory_growth: float | None,
-    junit: Path | None,
-    github: bool,
+    other: _Against,
+    ci: Published,
     as_json: bool,
 ) -> None:
     """Judge RUN again from its record: a name under the runs folder, a run's folder, or a run.json.
@@ -80,28 +106,16 @@ def gate(
     With --against, changes from RUN2 to RUN are judged too, each on its interval: accuracy paired sample by sample,
     latency by the speed-ups over the same baseline engine on the same host.
     """
-    tolerances = {
-        "max_drop_pt": max_drop_pt,
-        "max_slowdown": max_slowdown,
-        "max_growth": max_growth,
-        "max_memory_growth": max_memory_growth,
-    }
-    given = {name: None if value == _OFF else value for name, value in tolerances.items() if value is not None}
-    if against is None and (given or measure):
-        raise click.UsageError("tolerances and --measure need --against RUN2", ctx)
-
     from vlm_edge.api import gate_run
     from vlm_edge.report.gate import gate_lines
 
-    with publishing(run, junit, github) as publish, settings.working() as progress:
+    against = other.found(settings)
+    with publishing(run, ci) as publish, settings.working() as progress:
         record, judged = gate_run(
             find_run(settings.runs, run),
             recipe=find_recipe(recipe) if recipe else None,
             variant=variant,
-            against=find_run(settings.runs, against) if against else None,
-            tolerances=Tolerances.model_validate(given),
-            measure=measure,
-            store=settings.store,
+            against=against,
             progress=progress,
             toolbox=settings.toolbox,
         )
@@ -111,4 +125,4 @@ def gate(
         print_json({**judged.model_dump(mode="json"), "exit_code": code})
     else:
         click.echo("\n".join(gate_lines(judged)))
-    ctx.exit(code)
+    click.get_current_context().exit(code)

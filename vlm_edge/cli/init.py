@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from vlm_edge.cli.settings import Settings, echo, pass_settings
+from vlm_edge.cli.settings import Settings, echo, gathered, pass_settings
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
 from vlm_edge.names import near
@@ -54,6 +55,14 @@ _MODEL_STAGES = {
 }
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    target: str
+    kind: str | None
+    data: Path | None
+    name: str | None
+
+
 @click.command()
 @click.argument("model")
 @click.option("--target", default="cpu-ort", show_default=True, help="A name of recipes/targets/, or a target's file.")
@@ -67,42 +76,34 @@ _MODEL_STAGES = {
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("recipe.yaml"), show_default=True)
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @pass_settings
-def init(
-    settings: Settings,
-    model: str,
-    target: str,
-    kind: str | None,
-    data: Path | None,
-    name: str | None,
-    out: Path,
-    force: bool,
-) -> None:
+@gathered(_Wanted, "wanted")
+def init(settings: Settings, model: str, wanted: _Wanted, out: Path, force: bool) -> None:
     """Write a recipe for MODEL: a zoo name (zoo:NAME), a Hugging Face folder or a Hub id."""
     from vlm_edge.api import find_target
 
     if out.exists() and not force:
         raise VlmEdgeError(f"{out}: exists already", "give another file with --out, or --force to overwrite it")
-    find_target(target)
+    find_target(wanted.target)
     with settings.working() as progress, progress.bar(f"reading {model}", None):
         architecture, pipeline, kinds = _describe(model)
-    if kind is not None and kind not in kinds:
+    kind = wanted.kind or kinds[0]
+    if kind not in kinds:
         raise VlmEdgeError(f"{model} ({architecture}) can't do the task {kind!r}; {near(kind, kinds)}")
-    kind = kind or kinds[0]
-    if data is None and not model.startswith("zoo:"):
+    if wanted.data is None and not model.startswith("zoo:"):
         example = _EXAMPLE_DATA.get(kind, f"a manifest of kind {kind}; docs/measuring.md says what it describes")
         raise VlmEdgeError(f"{model}: no data to calibrate and measure on", f"name it with --data, such as {example}")
     recipe = _TEMPLATE.format(
         architecture=architecture,
         file=out,
-        name=_scalar(name or re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem)),
+        name=_scalar(wanted.name or re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem)),
         model=_scalar(model),
         kind=kind,
-        data=_scalar(str(data or _EXAMPLE_DATA[kind])),
-        target=_scalar(target),
+        data=_scalar(str(wanted.data or _EXAMPLE_DATA[kind])),
+        target=_scalar(wanted.target),
         model_stages=_MODEL_STAGES.get(pipeline, ""),
     )
     write_atomically(out, recipe.encode())
-    echo(f"{out}: a recipe for {architecture} on {target}; check it with `vlm-edge check {out}`")
+    echo(f"{out}: a recipe for {architecture} on {wanted.target}; check it with `vlm-edge check {out}`")
 
 
 def _describe(model: str) -> tuple[str, str, Sequence[str]]:

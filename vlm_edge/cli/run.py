@@ -6,10 +6,18 @@ from pathlib import Path
 
 import click
 
-from vlm_edge.cli.ci import EXIT_CODES, ci_options, publishing
-from vlm_edge.cli.settings import Settings, find_recipe, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.ci import EXIT_CODES, Published, ci_options, publishing
+from vlm_edge.cli.settings import (
+    Settings,
+    find_recipe,
+    gathered,
+    json_option,
+    pass_settings,
+    print_json,
+    stdout_console,
+)
 from vlm_edge.core.gate import gate_of
-from vlm_edge.core.measurement import PATIENCE_S
+from vlm_edge.core.measurement import PATIENCE_S, Timing
 from vlm_edge.core.record import RECORD_NAME, RunRecord
 
 
@@ -22,25 +30,18 @@ from vlm_edge.core.record import RECORD_NAME, RunRecord
 )
 @click.option(
     "--patience",
+    "patience_s",
     type=click.FloatRange(min=0, min_open=True, max=86_400),
     default=PATIENCE_S,
     show_default=True,
     help="Most seconds to measure one variant's latency for, while its verdict is open.",
 )
-@ci_options
 @json_option
 @pass_settings
 @click.pass_context
-def run(
-    ctx: click.Context,
-    settings: Settings,
-    recipe: Path,
-    remeasure: bool,
-    patience: float,
-    junit: Path | None,
-    github: bool,
-    as_json: bool,
-) -> None:
+@gathered(Timing, "timing")
+@ci_options
+def run(ctx: click.Context, settings: Settings, recipe: Path, timing: Timing, ci: Published, as_json: bool) -> None:
     """Run RECIPE: make every variant of its ladder, measure it and judge it against the budgets.
 
     Finished stages come from the store, so an interrupted run goes on when it is run again. Each variant is shown and
@@ -52,7 +53,7 @@ def run(
     from vlm_edge.report.ladder import row_text
 
     so_far: list[RunRecord] = []
-    with publishing(recipe.stem, junit, github) as publish:
+    with publishing(recipe.stem, ci) as publish:
         try:
             with settings.working() as progress:
 
@@ -65,8 +66,7 @@ def run(
                     store=settings.store,
                     runs=settings.runs,
                     progress=progress,
-                    remeasure=remeasure,
-                    patience_s=patience,
+                    timing=timing,
                     measured=measured,
                     toolbox=settings.toolbox,
                 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,20 @@ class Settings:
 pass_settings = click.make_pass_decorator(Settings)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def gathered(kind: Callable[..., Any], name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Hand a command the options that ``kind`` takes as one argument ``name``, which ``kind`` makes of them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(*arguments: Any, **options: Any) -> Any:
+            own = {key: options.pop(key) for key in inspect.signature(kind).parameters}
+            return command(*arguments, **options, **{name: kind(**own)})
+
+        return run
+
+    return decorate
 
 
 def find_recipe(path: Path) -> Path:

@@ -13,7 +13,7 @@ from vlm_edge.errors import VlmEdgeError
 
 
 class ArtifactKind(StrEnum):
-    """What a folder holds."""
+    """The kind of content of a folder."""
 
     CHECKPOINT = "checkpoint"  # a Hugging Face model folder: config.json, safetensors, tokenizer, processor
     GRAPHS = "graphs"  # one ONNX file per component and the pipeline manifest

@@ -300,7 +300,7 @@ _TIMED = re.compile(r"latency_(p\d+)_(?:ms|speedup|slowdown)|cold_start_ms|throu
 
 
 def is_timed(metric: str) -> bool:
-    """Whether a metric is a time, or a ratio of times: what the host's load moves."""
+    """True for a time or a ratio of times, which the host's load moves."""
     return _TIMED.fullmatch(metric) is not None
 
 
@@ -325,7 +325,7 @@ times the samples it holds it in one of ten."""
 
 
 def samples_to_decide(measured: Measurement, limit: float) -> int | None:
-    """How many samples would take the interval off the limit in 9 sets of 10, if the value is the truth.
+    """The number of samples with which the interval leaves the limit in 9 sets of 10, if the value is the truth.
 
     Its width goes with 1 / sqrt(n). None when the value lies on the limit, or the number is no use (over 1e9).
     """

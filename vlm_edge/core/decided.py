@@ -15,7 +15,7 @@ IsOpen = Callable[[Sequence[Measurement]], bool]
 
 
 def is_undecided(bounds: Sequence[Bound], measured: Sequence[Measurement], control: Sequence[Measurement] = ()) -> bool:
-    """Whether a bound on a time is UNDECIDED by these measurements."""
+    """True if these measurements leave a bound on a time UNDECIDED."""
     timed = (bound for bound in bounds if is_timed(bound.metric))
     return any(judge(bound, measured, control=control).verdict is Verdict.UNDECIDED for bound in timed)
 
@@ -46,7 +46,7 @@ def measure_until_decided(
 
 
 def worth_more(timed: Timed, bounds: Sequence[Bound], known_control: Sequence[Measurement], patience_s: float) -> bool:
-    """Whether an earlier measurement leaves a verdict open, and took less time than there is patience for now."""
+    """True if an earlier measurement leaves a verdict open, and took less time than there is patience for now."""
     parts = [timed.conditions, *([timed.conditions["control"]] if "control" in timed.conditions else [])]
     spent = max(float((part.get("meanwhile") or {}).get("seconds", math.inf)) for part in parts)
     return spent < patience_s and is_undecided(bounds, timed.measurements, known_control)

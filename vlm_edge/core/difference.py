@@ -1,4 +1,4 @@
-"""What a metric differs by between two runs: a number, its interval and how it was come by, or why there is none."""
+"""The difference of a metric between two runs: a number, its interval and the way it was computed, or a reason."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -21,10 +20,8 @@ from vlm_edge.core.recipe import OnMiss
 from vlm_edge.core.record import VariantRecord
 from vlm_edge.core.stage import Level, StageInputs, StageSpec, StageWork, TrainingCost
 from vlm_edge.core.store import key_of
+from vlm_edge.core.workbench import Workbench
 from vlm_edge.errors import VlmEdgeError
-
-if TYPE_CHECKING:
-    from vlm_edge.core.runner import Runner
 
 FORECAST_FROM_S = 300.0
 """Shorter trainings than this start without a forecast, which takes from half a minute to a few minutes itself."""
@@ -33,12 +30,12 @@ _COST = "training_cost"
 
 
 def forecast(
-    runner: Runner, plan: VariantPlan, baseline: Artifact | None, variants: Sequence[VariantRecord]
+    bench: Workbench, plan: VariantPlan, baseline: Artifact | None, variants: Sequence[VariantRecord]
 ) -> str | None:
     """Tell what the variant's training can win before it starts, where that stage can be forecast and takes long.
 
     Args:
-        runner: realises the stages and measures.
+        bench: realises the stages and measures.
         plan: the variant, whose last model-level stage would be trained.
         baseline: the baseline's engine.
         variants: those before it, the baseline first.
@@ -48,38 +45,38 @@ def forecast(
     """
     if plan.entry is None or baseline is None or plan.entry.spec.untrained is None:
         return None
-    if runner.toolbox.evaluators.unmeasurable(runner.recipe.target) is not None:
+    if bench.toolbox.evaluators.unmeasurable(bench.recipe.target) is not None:
         return None
     *before, step = (each for each in plan.steps if each.spec.level is Level.MODEL)
-    source = runner.teacher
+    source = bench.teacher
     for earlier in before:
-        source, _ = runner.realise(earlier, source)
-    if runner.store.find(key_of(runner.identity(step, source))) is not None:
+        source, _ = bench.realise(earlier, source)
+    if bench.store.find(key_of(bench.identity(step, source))) is not None:
         return None
     try:
-        engine, run = runner.realise(replace(step, spec=_untrained(step.spec)), source)
+        engine, run = bench.realise(replace(step, spec=_untrained(step.spec)), source)
         if run.facts.get(_COST) is None:
             return None
         cost = TrainingCost.model_validate(run.facts[_COST])
         if cost.training_s < FORECAST_FROM_S:
             return None
         for lowering in plan.steps[len(before) + 1 :]:
-            engine, _ = runner.realise(lowering, engine)
-        timed = runner.timed(baseline, engine, (), variants[0].measurements)
+            engine, _ = bench.realise(lowering, engine)
+        timed = bench.timed(baseline, engine, (), variants[0].measurements)
     except (VlmEdgeError, ValidationError) as error:
         why = error.message if isinstance(error, VlmEdgeError) else "the store holds no cost of the training"
-        runner.progress.remark(f"{plan.name}: no forecast: {why}")
+        bench.progress.remark(f"{plan.name}: no forecast: {why}")
         return None
     told = _sentence(cost, timed.measurements, variants)
-    bounds = [bound for bound in runner.bounds(plan) if is_timed(bound.metric)]
+    bounds = [bound for bound in bench.bounds(plan) if is_timed(bound.metric)]
     judged = judge_all(bounds, timed.measurements, control=variants[0].measurements, conditions=timed.conditions)
     missed = [f"{each.budget} {each.bound}" for each in judged if each.verdict is Verdict.FAIL]
     if not missed:
-        runner.progress.remark(f"{plan.name}: {told}")
+        bench.progress.remark(f"{plan.name}: {told}")
         return None
     told = f"{told}; it can't meet {' and '.join(missed)}"
     goes = "it is left out (on_miss: drop)" if plan.entry.on_miss is OnMiss.DROP else "training starts all the same"
-    runner.progress.remark(f"{plan.name}: {told}: {goes}")
+    bench.progress.remark(f"{plan.name}: {told}: {goes}")
     return told
 
 

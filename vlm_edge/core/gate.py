@@ -21,7 +21,7 @@ from vlm_edge.names import near
 
 
 class Tolerances(BaseModel):
-    """How much worse than another run a run may be; None leaves that one out.
+    """Bounds on how much worse than another run a run may be; None leaves that one out.
 
     ``max_drop_pt`` is in points (hundredths) of the task's metric; the others are ratios, this run over the other.
     """
@@ -35,7 +35,7 @@ class Tolerances(BaseModel):
 
 
 class Change(BaseModel):
-    """What was measured of the change from one run to another.
+    """The measured change from one run to another.
 
     ``measurements``: ``accuracy_drop_pt``, ``latency_p90_slowdown`` (p50, p99), ``size_growth``, ``peak_rss_growth``.
     ``reasons`` says for each that is missing why. ``control`` is the A/A control of the two measurements together.
@@ -49,7 +49,7 @@ class Change(BaseModel):
 
 
 class Gate(BaseModel):
-    """What a gate says of one variant. ``notes`` are remarks that change no verdict."""
+    """The verdict on one variant. ``notes`` are remarks that change no verdict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -43,7 +44,7 @@ class Measurement(BaseModel):
 
 
 class Timed(BaseModel):
-    """What a latency measurement gave, and what was true on the host meanwhile (JSON values)."""
+    """The result of a latency measurement, and the host's conditions meanwhile (JSON values)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,8 +65,31 @@ def with_cost(measurements: Sequence[Measurement], price_per_hour: float | None)
     return found
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Settings of a run's latency measurements: ``remeasure`` takes those again that the store has.
+
+    One is measured on while its verdict is open, at most for ``patience_s`` seconds.
+    """
+
+    remeasure: bool = False
+    patience_s: float = PATIENCE_S
+
+
+@dataclass(frozen=True)
+class Until:
+    """The end of one latency measurement: ``is_open`` is False of what was measured, or ``patience_s`` are over."""
+
+    is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False
+    patience_s: float = PATIENCE_S
+
+
+IN_ANY_CASE = Until()
+"""No verdict depends on the measurement."""
+
+
 class LatencyAsked(BaseModel):
-    """Which times are wanted: percentiles in 0..1, throughput at ``batch`` (None: not), time to a first answer."""
+    """The times to measure: percentiles in 0..1, throughput at ``batch`` (None: not), time to a first answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -89,7 +113,7 @@ _FORMS: dict[str, TypeAdapter[Any]] = {
 
 
 def is_kept_form(measure: str, value: Any) -> bool:
-    """Whether a cached value has the form of such a measurement; a store may come from anywhere."""
+    """True if a cached value has the form of such a measurement; a store may come from anywhere."""
     try:
         _FORMS[measure].validate_python(value)
     except ValidationError:

@@ -87,7 +87,7 @@ class PlannedRun:
 
 
 def expected_seconds(step: Step, records: Sequence[StageRecord]) -> float | None:
-    """How long the latest run of a stage took, one with the same settings if there is one; None if there is none."""
+    """Seconds of the latest run of a stage, of one with the same settings if there is one; None if there is none."""
     alike = [record for record in records if record.identity.get("stage") == step.spec.name]
     config = step.config.model_dump(mode="json")
     same = [record for record in alike if record.identity.get("config") == config]

@@ -27,7 +27,7 @@ from vlm_edge.names import near
 
 
 class OnMiss(StrEnum):
-    """What a missed budget after a stage does: go on, end the run there, or leave the stage out and go on."""
+    """The action after a missed budget: go on, end the run there, or leave the stage out and go on."""
 
     CONTINUE = "continue"
     STOP = "stop"
@@ -347,7 +347,8 @@ def _check_stages(value: Any, table: Mapping[str, StageSpec], budgets: Budgets, 
             continue
         entry = _check_entry(table[stage], settings, f"{place}.{stage}", budgets, faults)
         if entry is not None:
-            entries.append(_unique(entry, entries))
+            before = sum(other.stage == stage for other in entries)
+            entries.append(replace(entry, name=f"{stage}-{before + 1}") if before else entry)
     _check_order(entries, faults)
     return entries
 
@@ -374,13 +375,6 @@ def _check_entry(spec: StageSpec, settings: Any, place: str, budgets: Budgets, f
         return None
     kept = budgets.overridden(own).model_copy(update=dict.fromkeys(waived))
     return StageEntry(spec.name, spec, config, kept, OnMiss(on_miss))
-
-
-def _unique(entry: StageEntry, before: list[StageEntry]) -> StageEntry:
-    """The entry with a variant name of its own: the stage's, or with a number from the second on."""
-    count = sum(other.stage == entry.stage for other in before)
-    name = entry.stage if count == 0 else f"{entry.stage}-{count + 1}"
-    return replace(entry, name=name)
 
 
 def _check_order(entries: list[StageEntry], faults: _Faults) -> None:

@@ -86,7 +86,7 @@ class VariantRecord(_Record):
 
 
 class RunRecord(_Record):
-    """What one run of a recipe gave. ``best`` names the fastest variant that met every budget, or is null.
+    """The result of one run of a recipe. ``best`` names the fastest variant that met every budget, or is null.
 
     ``incomplete`` says why the run did not reach its end; there is no verdict then, and ``variants`` are those that
     were measured. ``commit`` is the revision of the source tree that the recipe lies in, ``-dirty`` with changes.

@@ -90,7 +90,7 @@ class RunFolder:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a run did not reach its end."""
+    """The reason that a run did not reach its end."""
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
     text = error.message if isinstance(error, VlmEdgeError) else f"{type(error).__name__}: {error}"

@@ -79,10 +79,10 @@ class MetricSamples(Protocol):
     def samples(self) -> int: ...
 
     def outcomes(self, pipeline: Any, progress: Progress) -> Any:
-        """What a pipeline of the runtime makes of each."""
+        """A pipeline's answers to all samples."""
 
     def drop(self, baseline: Any, candidate: Any, seed: int) -> Measurement:
-        """What the second outcomes lost of the task's primary metric against the first: ``accuracy_drop_pt``."""
+        """``accuracy_drop_pt``: the loss of the task's primary metric from the first outcomes to the second."""
 
 
 class TaskMetric(Protocol):
@@ -109,7 +109,7 @@ class TaskMetric(Protocol):
 
 @dataclass(frozen=True)
 class Named:
-    """What a recipe names, for a stage that checks its settings against it: nothing is loaded yet."""
+    """The model, task and target that a stage's ``check`` holds its settings against: nothing is loaded yet."""
 
     model: Path
     """The checkpoint's folder."""
@@ -142,7 +142,7 @@ def fault_of(error: VlmEdgeError, stage: str, config: StageConfig) -> tuple[str,
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What a stage reads. A stage sees only what its spec names: the rest is None."""
+    """The inputs of a stage. It sees only those that its spec names: the rest is None."""
 
     source: Artifact
     """Of the kind that the spec names."""
@@ -154,7 +154,7 @@ class StageInputs:
 
 @dataclass(frozen=True)
 class StageWork:
-    """Where a stage writes, and how it reports.
+    """A stage's folders, and its ways to report.
 
     ``out`` is empty when the stage starts and becomes the artifact when it returns. ``scratch`` survives a kill: a
     stage that takes minutes keeps its checkpoints there and goes on from them. ``facts`` is written into the store's

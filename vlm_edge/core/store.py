@@ -58,7 +58,7 @@ class StageRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Garbage:
-    """What :meth:`Store.collect` removed, or would remove. ``temporary`` counts files of killed writes."""
+    """The things that :meth:`Store.collect` removed, or would remove. ``temporary`` counts files of killed writes."""
 
     artifacts: tuple[str, ...]
     measurements: tuple[str, ...]
@@ -147,7 +147,8 @@ class Store:
         )
         for path in out.rglob("*"):
             if path.is_file():
-                _sync(path)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
                 path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
         if not self._intact(digest):
             self._remove(folder)
@@ -230,7 +231,7 @@ class Store:
         return record if record.key == path.stem and _is_key_of(record.key, record.identity) else None
 
     def _intact(self, digest: str) -> bool:
-        """Whether an object holds what its digest says.
+        """True if an object's content has its digest.
 
         It is hashed once by each Store, and again only if a name, size, inode or time of it has changed since.
         """
@@ -319,8 +320,3 @@ def _is_key_of(key: Any, identity: Any) -> bool:
         return bool(key_of(identity) == key)
     except (ValueError, RecursionError):  # not finite, a lone surrogate, nested without end
         return False
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

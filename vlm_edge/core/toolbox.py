@@ -1,27 +1,27 @@
-"""What core needs from the layers above it: the table of stages, and how variants are measured."""
+"""The toolbox: the stages, evaluators and checks that core gets from the layers above it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import IN_ANY_CASE, LatencyAsked, Measurement, Timed, Until
 from vlm_edge.core.recipe import Checks
 from vlm_edge.core.stage import Progress, StageSpec, TaskMetric, TaskSpec
 from vlm_edge.core.target import Target
 
 
 class Evaluators(Protocol):
-    """How variants are measured."""
+    """Measures variants."""
 
     @property
     def versions(self) -> Mapping[str, str]:
         """One for each of ``accuracy``, ``compare``, ``latency`` and ``footprint``: part of its measurements' keys."""
 
     def unmeasurable(self, target: Target) -> str | None:
-        """Why this host can't run the target's engine, or None."""
+        """The reason that this host can't run the target's engine, or None."""
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""
@@ -40,14 +40,12 @@ class Evaluators(Protocol):
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
-        *,
-        is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
-        patience_s: float = PATIENCE_S,
+        until: Until = IN_ANY_CASE,
     ) -> Timed:
         """End-to-end latency of the candidate and its speed-up, alternating with the baseline.
 
-        With ``baseline == candidate`` it is the A/A control: the same engine in two processes. Measuring goes on while
-        ``is_open`` says of what was measured that it leaves a verdict undecided, at most for ``patience_s``.
+        With ``baseline == candidate`` it is the A/A control: the same engine in two processes. Measuring goes on
+        for as long as ``until`` says.
         """
 
     def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
@@ -55,7 +53,7 @@ class Evaluators(Protocol):
 
 
 class Preflight(Protocol):
-    """Whether the baseline is the user's model, told before anything is judged."""
+    """Checks that the baseline is the user's model, before anything is judged."""
 
     @property
     def version(self) -> str:

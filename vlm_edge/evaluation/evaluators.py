@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_edge.backends import engine_available
-from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
+from vlm_edge.core.measurement import IN_ANY_CASE, LatencyAsked, Measurement, Timed, Until
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
+from vlm_edge.core.toolbox import Evaluators
 from vlm_edge.data import load_dataset
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
@@ -18,12 +18,15 @@ from vlm_edge.evaluation.latency import LATENCY_VERSION, LatencySettings, measur
 from vlm_edge.evaluation.regressions import regressions
 
 
-class EngineEvaluators:
+class EngineEvaluators(Evaluators):
     """Measures compiled engines through the runtime, the very code that answers on the device."""
 
     def __init__(self, latency: LatencySettings | None = None) -> None:
         self._latency = latency or LatencySettings()
-        self.versions = {
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {
             "accuracy": EVALUATOR_VERSION,
             "compare": EVALUATOR_VERSION,
             "latency": f"{LATENCY_VERSION} {self._latency.model_dump_json(exclude={'patience'})}",
@@ -31,19 +34,15 @@ class EngineEvaluators:
         }
 
     def unmeasurable(self, target: Target) -> str | None:
-        """Why this host can't run what is compiled for the target, or None."""
         return engine_available(target.engine) or lacks_isa(target.isa)
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
-        """Per-sample outcomes on the task's test split, as JSON."""
         return evaluate(engine, task, progress=progress).to_json()
 
     def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
-        """Accuracy of the candidate, and its paired drop against the baseline."""
         return compare(Outcomes.from_json(baseline), Outcomes.from_json(candidate), seed)
 
     def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
-        """The samples that the candidate lost most on, worst first, as JSON: both answers, and a small picture."""
         dataset = load_dataset(task.data, "test")
         return regressions(Outcomes.from_json(baseline), Outcomes.from_json(candidate), dataset)
 
@@ -55,22 +54,18 @@ class EngineEvaluators:
         target: Target,
         asked: LatencyAsked,
         progress: Progress,
-        *,
-        is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
-        patience_s: float = PATIENCE_S,
+        until: Until = IN_ANY_CASE,
     ) -> Timed:
-        """End-to-end latency of the candidate and its speed-up; with ``baseline == candidate``, the A/A control."""
         return measure_latency(
             baseline,
             candidate,
             task,
             threads=target.threads,
             asked=asked,
-            settings=self._latency.model_copy(update={"patience": patience_s}),
-            is_open=is_open,
+            settings=self._latency.model_copy(update={"patience": until.patience_s}),
+            is_open=until.is_open,
             progress=progress,
         )
 
     def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
-        """Size on disk, parameters and multiply-accumulates of the candidate."""
         return footprint(baseline, candidate, task)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vlm_edge.core.stage import StageInputs, StageWork, TrainingCost
 from vlm_edge.data import load_dataset
 from vlm_edge.families.loading import save_checkpoint
-from vlm_edge.stages.distill import DistillConfig, prepare
+from vlm_edge.stages.distill_config import DistillConfig
+from vlm_edge.stages.distill_setup import prepare
 from vlm_edge.stages.distill_targets import RecordedTeacher, record_teacher
 from vlm_edge.stages.distill_terms import DistillationTerms
 from vlm_edge.stages.training import (
@@ -48,7 +49,7 @@ def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork)
     with flushed_denormals(), autocast(training_device()):
         asked_s = fastest(lambda: teacher.ask(batch)[1].cpu(), 3) / len(asked)
     terms = DistillationTerms(loaded.model, loaded.family, targets, config)
-    image_s = time_steps(loaded.model, data, terms, config, work.seed, rate_scales=ready.rate_scales)
+    image_s = time_steps(loaded.model, data, terms, config, work.seed, ready.course)
     epoch_s = image_s * (images - min(config.held_out_images, images // 10))
     once_s = asked_s * images if isinstance(targets, RecordedTeacher) else 0.0
     return TrainingCost(of=f"student {config.student}", epoch_s=epoch_s, training_s=once_s + config.epochs * epoch_s)

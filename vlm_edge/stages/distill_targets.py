@@ -1,4 +1,4 @@
-"""What a teacher says about the training images: its image tokens in the student's layout, and its answers' logits.
+"""A teacher's targets for the training images: image tokens in the student's layout, and the answers' logits.
 
 Without augmentation it says the same every time, so that it is asked once and its words are kept in the scratch folder.
 """

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vlm_edge.families.base import Family
+from vlm_edge.stages.distill_config import DistillConfig
 from vlm_edge.stages.distill_targets import Targets, Teacher
 from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
 from vlm_edge.stages.training_data import TrainingSet
 from vlm_edge.statistics.intervals import wilson_interval
 from vlm_edge.students.augmentation import augment_images
 from vlm_edge.training.losses import IGNORED, answer_loss, distillation_loss, feature_loss
-
-if TYPE_CHECKING:
-    from vlm_edge.stages.distill import DistillConfig
 
 
 class DistillationTerms:
@@ -55,8 +53,8 @@ class DistillationTerms:
 def agreement(
     model: nn.Module, family: Family, teacher: Teacher, data: TrainingSet, images: Sequence[int], size: int
 ) -> dict[str, Any]:
-    """How many questions about ``images`` the student answers as the teacher does, with a 95% Wilson interval, and how
-    many each has right.
+    """Share of questions about ``images`` that the student answers as the teacher does, with a 95% Wilson interval, and
+    the share that each has right.
 
     Teacher-forced: an answer counts when the most likely token is right at each of its positions. ``size`` images are
     taken at a time.

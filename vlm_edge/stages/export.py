@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ExportConfig(StageConfig):
-    """How graphs are written and how close they must be."""
+    """Settings of the graphs, and the tolerance that they are checked with."""
 
     opset: int = Field(default=20, ge=20, le=23, description="ONNX operator set; 20 is what INT8 tools fuse best")
     tolerance: float = Field(

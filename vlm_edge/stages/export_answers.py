@@ -21,8 +21,10 @@ GREEDY = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True, "
 
 @dataclass(frozen=True)
 class Answer:
-    """What ``generate`` wrote: token ids, and the scores (tokens, vocabulary) that each was chosen by, which are logits
-    changed as the model's generation settings ask."""
+    """An answer of ``generate``: token ids, and the scores (tokens, vocabulary) that each was chosen by.
+
+    The scores are logits, changed as the model's generation settings ask.
+    """
 
     tokens: list[int]
     scores: Array
@@ -36,7 +38,7 @@ class Answer:
 
 
 def token_limit(generation: Generation) -> int:
-    """How many tokens are generated for the comparison."""
+    """The number of tokens that are generated for the comparison."""
     return min(generation.max_new_tokens, MAX_TOKENS)
 
 
@@ -78,7 +80,7 @@ def _end_of(wanted: Sequence[int], length: int, generation: Generation) -> int:
 
 
 def _first_tie(answer: Sequence[int], wanted: Answer, tolerance: float) -> int | None:
-    """Where the answers part because the model itself all but can't choose: both tokens within ``tolerance``."""
+    """The first position where the answers differ because the model's two best tokens are within ``tolerance``."""
     for step, (ours, theirs) in enumerate(zip(answer, wanted.tokens, strict=False)):
         if ours != theirs:
             row = wanted.scores[step]

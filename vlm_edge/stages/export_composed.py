@@ -82,7 +82,7 @@ class Samples:
 
 
 class Composition(NamedTuple):
-    """How one kind of pipeline is asked, in torch and as graphs, and what a row of its outputs is about."""
+    """The two ways to run one kind of pipeline, in torch and as graphs; ``row`` names what a row of outputs is of."""
 
     by_torch: Callable[[LoadedCheckpoint, PipelineManifest, Samples], list[Answer] | Outputs]
     by_graphs: Callable[[Path, PipelineManifest, Mapping[str, Engine], Samples], Tokens | Outputs]
@@ -92,7 +92,7 @@ class Composition(NamedTuple):
 def torch_says(
     loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: Samples | None = None
 ) -> list[Answer] | Outputs:
-    """What the composed graphs must give: ``generate``'s answers, or the model's outputs; default: on random samples.
+    """The reference for the composed graphs: ``generate``'s answers or the model's outputs; default: random samples.
 
     A language model's random samples are requests of 0 to 2 images.
     """

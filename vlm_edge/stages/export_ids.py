@@ -46,7 +46,7 @@ def check_ids(checkpoint: Path, manifest: PipelineManifest, components: Mapping[
 
 
 def _taken(component: ComponentExport, index: int) -> bool:
-    """Whether the component can look up a token id, in place of the last of its example."""
+    """True if the component can look up a token id, in place of the last of its example."""
     ids = component.example[IDS].clone()
     ids[..., -1] = index
     feed: dict[str, Tensor] = {**component.example, IDS: ids}
@@ -59,7 +59,7 @@ def _taken(component: ComponentExport, index: int) -> bool:
 
 
 def _rows(component: ComponentExport, beyond: int) -> int:
-    """How many ids the component can look up: fewer than ``beyond`` + 1."""
+    """The number of ids that the component can look up: at most ``beyond``."""
     least, most = 0, beyond
     while least < most:
         middle = (least + most) // 2

@@ -1,4 +1,4 @@
-"""What torch says that every component's graph must give: worked out while the model is in memory, kept in files.
+"""Reference runs of every component in torch: computed while the model is in memory, kept in files.
 
 So the model can be dropped before the first graph is loaded, and only one of the two is in memory at a time.
 """
@@ -23,7 +23,7 @@ SUM = " + "
 
 @dataclass(frozen=True)
 class Reference:
-    """What a component is fed at some sizes of its dynamic dimensions, and what it must give."""
+    """A component's inputs at some sizes of its dynamic dimensions, and its outputs in torch."""
 
     sizes: Mapping[str, int]
     feed: Mapping[str, Array]
@@ -37,7 +37,7 @@ class Reference:
 
     @staticmethod
     def load(path: Path) -> Reference:
-        """What :meth:`save` wrote."""
+        """The reference that :meth:`save` wrote."""
         parts: dict[str, dict[str, Array]] = {"size": {}, "feed": {}, "output": {}}
         with np.load(path) as archive:
             for key in archive.files:
@@ -76,7 +76,7 @@ def save_references(name: str, component: ComponentExport, folder: Path) -> None
 
 
 def saved_references(name: str, folder: Path) -> Iterator[Reference]:
-    """What :func:`save_references` wrote, one after the other."""
+    """The references that :func:`save_references` wrote, one after the other."""
     for path in sorted(folder.glob(f"{name}.*.npz")):
         yield Reference.load(path)
 

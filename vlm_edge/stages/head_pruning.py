@@ -15,8 +15,8 @@ from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionRole, AttentionSite, TrainingBatch
 from vlm_edge.families.loading import LoadedCheckpoint
-from vlm_edge.stages.prune import Recovery
-from vlm_edge.stages.training import Minibatch, autocast, cache_features, train, training_device
+from vlm_edge.stages.training import Course, Minibatch, autocast, cache_features, train, training_device
+from vlm_edge.stages.training_config import Recovery
 from vlm_edge.stages.training_data import RowCache, TrainingSet
 from vlm_edge.surgery.heads import head_importance, heads_to_keep, mask_heads, normalised, prune_heads
 from vlm_edge.training.losses import IGNORED, answer_loss, distillation_loss, sample_losses
@@ -28,7 +28,7 @@ QUESTIONS_PER_PASS = 32
 
 
 def cross_attention_sites(checkpoint: LoadedCheckpoint) -> list[AttentionSite]:
-    """Where text attends to images or questions.
+    """The modules in which text attends to images or questions.
 
     Raises:
         VlmEdgeError: the family has no such place.
@@ -45,7 +45,7 @@ def cross_attention_sites(checkpoint: LoadedCheckpoint) -> list[AttentionSite]:
 
 
 def heads_left(heads: Sequence[int], fraction: float, scope: Scope) -> list[int]:
-    """How many heads stay: one number a site (``site``), or the total alone (``global``).
+    """The number of heads that stay: one a site (``site``), or the total alone (``global``).
 
     ``fraction`` of them is removed, rounded to the nearest whole head.
 
@@ -189,7 +189,7 @@ def recover(
             "labels": (1 - config.teacher_weight) * answer_loss(logits, mini.batch.labels),
         }
 
-    return train(model, data, loss, config, work, label="recovery", pixels=config.train == "all")
+    return train(model, data, loss, config, work, Course("recovery", pixels=config.train == "all"))
 
 
 def _features(checkpoint: LoadedCheckpoint, data: TrainingSet, name: str, work: StageWork) -> RowCache:
@@ -202,7 +202,7 @@ def _rows(features: RowCache, mini: Minibatch, device: torch.device) -> Tensor:
 
 
 def _same_tower(one: LoadedCheckpoint, other: LoadedCheckpoint) -> bool:
-    """Whether both see images alike, so that one's features are the other's."""
+    """True if both vision towers are equal, so that one's features are the other's."""
     path = one.family.vision_tower_path
     first, second = (item.model.get_submodule(path).state_dict() for item in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_edge.core.runner import package_version
 from vlm_edge.core.stage import Progress, TaskSpec
+from vlm_edge.core.workbench import package_version
 from vlm_edge.data import load_dataset
 from vlm_edge.errors import VlmEdgeError
 
@@ -162,7 +162,7 @@ def check_answers(
 
 
 def _original_processor(checkpoint: Path) -> Any:
-    """What ``AutoImageProcessor`` makes of a folder, with Pillow; None where it knows none."""
+    """The folder's ``AutoImageProcessor``, with Pillow; None where transformers knows none."""
     from transformers import AutoImageProcessor
 
     from vlm_edge.checkpoints.pretrained import load_pretrained
@@ -174,7 +174,7 @@ def _original_processor(checkpoint: Path) -> Any:
 
 
 def _difference(path: Path, pixels: Pixels, family: Family, processor: Any, spec: ImageProcessing) -> float:
-    """How far the device's picture of an image is from the processor's, in steps of an 8-bit pixel."""
+    """The largest difference between our pixels of an image and the processor's, in steps of an 8-bit pixel."""
     from PIL import Image, ImageOps
 
     from vlm_edge.checkpoints.processors import picture_difference

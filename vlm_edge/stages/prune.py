@@ -15,11 +15,11 @@ from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import Named, StageConfig, StageInputs, StageSpec, StageWork, fault_of
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.facts import PruneFacts
-from vlm_edge.stages.training_config import TrainingConfig
+from vlm_edge.stages.training_config import Recovery
 
 
 class CrossAttentionPruning(StageConfig):
-    """How many heads go, and how they are shared out among the cross-attention modules."""
+    """The share of heads to remove, and how it is spread over the cross-attention modules."""
 
     heads: float = Field(gt=0, lt=1, description="fraction of the cross-attention heads that is removed")
     scope: Literal["global", "site"] = Field(
@@ -30,29 +30,11 @@ class CrossAttentionPruning(StageConfig):
 
 
 class Importance(StageConfig):
-    """What the importance is taken on."""
+    """The samples that the importance is computed on."""
 
     samples: int = Field(
         default=256, ge=1, le=10_000_000, description="calibration samples; fewer if the data set has fewer"
     )
-
-
-class Recovery(TrainingConfig):
-    """The training after the cut: the teacher's answers (KL) and the data set's (cross-entropy)."""
-
-    epochs: float = Field(default=2.0, gt=0, le=10_000)
-    samples: int | None = Field(
-        default=None,
-        ge=1,
-        le=100_000_000,
-        description="use at most so many training questions, drawn by whole images; null: all",
-    )
-    train: Literal["text", "all"] = Field(
-        default="text",
-        description="text: the vision tower stays as it is, and each image is encoded once; all: train everything",
-    )
-    temperature: float = Field(default=2.0, gt=0, le=100, description="softens both answers before they are compared")
-    teacher_weight: float = Field(default=0.7, ge=0, le=1, description="of the teacher's answers; the rest is labels'")
 
 
 class PruneConfig(StageConfig):
@@ -111,7 +93,7 @@ def splits(config: PruneConfig) -> tuple[Literal["calibration", "train"], ...]:
 
 
 def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
-    """What the model's outline tells: whether it has heads to remove, so many of them, and can be trained."""
+    """Faults that the model's outline shows: no heads to remove, too few of them, parts that can't be trained."""
     from vlm_edge.families.loading import outline_checkpoint
     from vlm_edge.stages import head_pruning
 

@@ -21,7 +21,7 @@ from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import key_of
 from vlm_edge.facts import QuantizeFacts
 from vlm_edge.stages.quantize_attempt import prepare, quantize_graph
-from vlm_edge.stages.quantize_component import ComponentQuantizer
+from vlm_edge.stages.quantize_component import ComponentQuantizer, Quantization
 from vlm_edge.stages.quantize_config import (
     QuantizeConfig,
     Scheme,
@@ -60,6 +60,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
     kept = _kept(config, schemes, source, manifest)
     isa = resolve_isa(target.isa, target.engine)
     lowering = lowering_of(target.engine, isa)
+    shared = Quantization(source, work.out, lowering, config, target.threads, work.progress)
     dataset = load_dataset(inputs.task.data, "calibration", limit=config.samples)
     drawn = metric_samples(config, inputs.task, work.metric)
     scratch = work.scratch / "calibration"
@@ -75,19 +76,9 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
         feeds = _Watched(captured.calibration, f"calibrate {name}", work.progress)
         key = statistics_key(inputs.source.digest, dataset.digest, name)
         path = work.cache / f"{key}.npz" if work.cache is not None else None
-        quantizer = ComponentQuantizer(
-            name,
-            component,
-            source,
-            work.out,
-            captured=captured,
-            calibration=Calibration(feeds, path=path, threads=target.threads),
-            lowering=lowering,
-            config=config,
-            kept=kept.get(name, frozenset()),
-            threads=target.threads,
-            progress=work.progress,
-        )
+        calibration = Calibration(feeds, path=path, threads=target.threads)
+        left = kept.get(name, frozenset())
+        quantizer = ComponentQuantizer(shared, name, component, captured, calibration, left)
         with work.progress.bar(f"quantize {name}", None):
             quantizer.choose(schemes[name])
         if drawn is None:
@@ -109,7 +100,7 @@ def run(config: QuantizeConfig, inputs: StageInputs, work: StageWork) -> None:
 
 
 def statistics_key(graphs: str, data: str, component: str) -> str:
-    """What decides a component's statistics: its float graph, the samples, and what runs and counts; no target.
+    """The key of a component's statistics: its float graph, the samples, and the packages that run it; no target.
 
     Args:
         graphs: digest of the folder of float graphs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,35 +40,39 @@ LARGEST_RANKED_BYTES = 400 * 10**6
 """Layers of larger graphs are ranked only where the ranking decides something."""
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """Settings that all components of a pipeline share; ``source`` and ``out`` are the folders of graphs."""
+
+    source: Path
+    out: Path
+    lowering: Lowering
+    config: QuantizeConfig
+    threads: int
+    progress: Progress
+
+
 class ComponentQuantizer:
     """Quantizes one component with the first scheme that is accepted, and again with other layers float."""
 
     def __init__(
         self,
+        work: Quantization,
         name: str,
         component: Component,
-        source: Path,
-        out: Path,
-        *,
         captured: Captured,
         calibration: Calibration,
-        lowering: Lowering,
-        config: QuantizeConfig,
         kept: frozenset[str],
-        threads: int,
-        progress: Progress,
     ) -> None:
         self.name = name
         self.component = component
-        self.original = source / component.file
-        self.path = out / component.file
+        self.original = work.source / component.file
+        self.path = work.out / component.file
         self.captured = captured
         self.calibration = calibration
-        self.lowering = lowering
-        self.config = config
         self.kept = kept
-        self.threads = threads
-        self.progress = progress
+        self.lowering, self.config = work.lowering, work.config
+        self.threads, self.progress = work.threads, work.progress
         self.asked: Scheme = "none"
         self.tried: list[dict[str, Any]] = []
         self.chosen: Attempt | None = None
@@ -171,7 +175,7 @@ class ComponentQuantizer:
         self.tried.append(attempt.as_facts() | {"worst": attempt.worst})
 
     def _attempts(self, scheme: Scheme) -> Iterator[Attempt]:
-        """What is tried for a scheme, the cheapest first."""
+        """The attempts for a scheme, the cheapest first."""
         from vlm_edge.quantization.static import StaticSettings
 
         if scheme != "int8":
@@ -235,7 +239,7 @@ class ComponentQuantizer:
         return max(chosen, best, key=lambda attempt: attempt.cosine)
 
     def facts(self) -> dict[str, Any]:
-        """What became of the component.
+        """The component's facts.
 
         Raises:
             VlmEdgeError: the graph breaks a rule of its engine's.

@@ -1,4 +1,4 @@
-"""What a recipe can say about quantization, and what its schemes and patterns stand for in a model."""
+"""The settings of quantization, and the components and layers that its schemes and patterns stand for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What quantization costs, layer by layer: the float and the quantized graph run side by side on held-out inputs."""
+"""Quantization noise by layer: the float and the quantized graph run side by side on held-out inputs."""
 
 from __future__ import annotations
 

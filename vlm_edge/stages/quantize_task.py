@@ -54,11 +54,11 @@ class TaskJudge:
         return {"split": self._drawn.split, "images": self._drawn.images, "samples": self._drawn.samples}
 
     def drop(self, engines: Mapping[str, Engine]) -> Measurement:
-        """What a pipeline of these engines loses against the float one."""
+        """The drop of a pipeline of these engines against the float one."""
         return self._drawn.drop(self._baseline, self._outcomes(engines), self._seed)
 
     def drop_now(self) -> Measurement:
-        """What the pipeline loses whose graphs lie in the stage's result at this moment."""
+        """The drop of the pipeline whose graphs lie in the stage's result at this moment."""
         return self.drop({name: self._engine(self._out, each) for name, each in self.manifest.components.items()})
 
     def _engine(self, folder: Path, component: Component) -> Engine:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ IMAGES_PER_PASS = 16
 
 @dataclass(frozen=True)
 class Minibatch:
-    """What a loss is computed on: ``batch`` on the training's device, ``images`` and ``questions`` its rows in the
+    """The input of a loss: ``batch`` on the training's device, ``images`` and ``questions`` its rows in the
     training set.
 
     ``rng`` belongs to this step alone: augmentation that draws from it is the same after a kill.
@@ -141,6 +141,22 @@ def parameter_groups(module: nn.Module, weight_decay: float, rate_scales: Mappin
     ]
 
 
+@dataclass(frozen=True)
+class Course:
+    """One training of a stage: ``label`` names its state and its bar; ``pixels``: batches hold the images.
+
+    ``rate_scales`` maps prefixes of parameter names to factors on the learning rate (1 where there is none).
+    """
+
+    label: str = "training"
+    pixels: bool = True
+    rate_scales: Mapping[str, float] = field(default_factory=dict)
+
+
+WHOLE_MODEL = Course()
+"""Every parameter at the same rate, from pixels."""
+
+
 class Training:
     """One run of :func:`train`: the module, the optimizer, the position, and what was lost so far."""
 
@@ -151,11 +167,10 @@ class Training:
         loss: LossTerms,
         config: TrainingConfig,
         seed: int,
-        pixels: bool,
-        rate_scales: Mapping[str, float],
+        course: Course,
     ) -> None:
         self.module, self.data, self.loss, self.config = module, data, loss, config
-        self.seed, self.pixels = seed, pixels
+        self.seed, self.pixels = seed, course.pixels
         self.device = training_device()
         self.images = data.usable_images
         self.per_batch = min(config.images_per_batch, len(self.images))
@@ -169,7 +184,9 @@ class Training:
         if not self.parameters:
             raise VlmEdgeError("nothing to train: every parameter is frozen")
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(module, config.weight_decay, rate_scales), lr=config.learning_rate, betas=(0.9, 0.98)
+            parameter_groups(module, config.weight_decay, course.rate_scales),
+            lr=config.learning_rate,
+            betas=(0.9, 0.98),
         )
         self.average = WeightAverage(self.parameters, config.ema_decay) if config.ema_decay else None
 
@@ -245,7 +262,7 @@ class Training:
         }
 
     def identity(self) -> str:
-        """What a saved state must agree on to be continued."""
+        """The settings that a saved state must agree on to be continued."""
         shapes = [list(parameter.shape) for parameter in self.parameters]
         return repr((self.config.model_dump(mode="json"), self.seed, self.steps, len(self.data.samples), shapes))
 
@@ -269,32 +286,28 @@ def train(
     loss: LossTerms,
     config: TrainingConfig,
     work: StageWork,
+    course: Course = WHOLE_MODEL,
     *,
-    label: str = "training",
-    pixels: bool = True,
-    rate_scales: Mapping[str, float] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> dict[str, Any]:
     """Train ``module``'s parameters that require a gradient, in place; on return it is in evaluation mode on the CPU.
 
-    ``rate_scales`` maps prefixes of parameter names to factors on the learning rate (1 where there is none).
-
-    State goes to ``work.scratch/<label>.pt``; a later call with the same arguments continues from it and, on the same
-    host without CUDA, ends with the same bits as a run that was never interrupted.
+    State goes to ``work.scratch/<course.label>.pt``; a later call with the same arguments continues from it and, on the
+    same host without CUDA, ends with the same bits as a run that was never interrupted.
 
     Returns:
         ``{"steps", "epochs", "images", "questions", "losses"}`` for ``work.facts``; ``losses`` is a list of
         ``{"step": n, term: mean since the last entry}``.
     """
-    path = work.scratch / f"{label.replace(' ', '_')}.pt"
+    path = work.scratch / f"{course.label.replace(' ', '_')}.pt"
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices), flushed_denormals():
         torch.manual_seed(work.seed)
         module.to(training_device())
-        training = Training(module, data, loss, config, work.seed, pixels, rate_scales or {})
+        training = Training(module, data, loss, config, work.seed, course)
         _resume(training, path)
         training.set_modes()
-        with work.progress.bar(label, training.steps) as bar:
+        with work.progress.bar(course.label, training.steps) as bar:
             bar.advance(training.step)
             saved = time.monotonic()
             while training.step < training.steps:
@@ -321,8 +334,8 @@ def time_steps(
     loss: LossTerms,
     config: TrainingConfig,
     seed: int,
+    course: Course = WHOLE_MODEL,
     *,
-    rate_scales: Mapping[str, float] | None = None,
     steps: int = 5,
 ) -> float:
     """Seconds that the fastest of some training steps takes for each image; ``module`` is trained by these steps."""
@@ -330,7 +343,7 @@ def time_steps(
     with torch.random.fork_rng(devices=devices), flushed_denormals():
         torch.manual_seed(seed)
         module.to(training_device())
-        training = Training(module, data, loss, config, seed, True, rate_scales or {})
+        training = Training(module, data, loss, config, seed, course)
         training.set_modes()
         training.advance()  # allocates the optimizer's state, and chooses kernels
         return fastest(training.advance, steps) / training.per_batch

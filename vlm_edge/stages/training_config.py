@@ -32,3 +32,21 @@ class TrainingConfig(StageConfig):
     precision: Literal["auto", "float32"] = Field(
         default="auto", description="auto: bfloat16 autocast where the processor multiplies it natively"
     )
+
+
+class Recovery(TrainingConfig):
+    """The training after the cut: the teacher's answers (KL) and the data set's (cross-entropy)."""
+
+    epochs: float = Field(default=2.0, gt=0, le=10_000)
+    samples: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="use at most so many training questions, drawn by whole images; null: all",
+    )
+    train: Literal["text", "all"] = Field(
+        default="text",
+        description="text: the vision tower stays as it is, and each image is encoded once; all: train everything",
+    )
+    temperature: float = Field(default=2.0, gt=0, le=100, description="softens both answers before they are compared")
+    teacher_weight: float = Field(default=0.7, ge=0, le=1, description="of the teacher's answers; the rest is labels'")

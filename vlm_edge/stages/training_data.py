@@ -1,4 +1,4 @@
-"""What a training reads: every image preprocessed once, every question tokenized once, batches by image.
+"""Training data: every image preprocessed once, every question tokenized once, batches by image.
 
 Rows are computed once into chunk files under a scratch folder and read back memory-mapped, so a killed stage goes on
 where it was and a data set need not fit in memory.

@@ -152,26 +152,6 @@ def _is_vector(value: ir.Value | None, width: int) -> bool:
     return numbers is not None and numbers.ndim > 0 and numbers.size == numbers.shape[-1] == width
 
 
-def add_outliers(model: ir.Model, *, channels: int = 4, factor: float = 64.0) -> int:
-    """Make a few channels of a graph's norms ``factor`` times larger, undone in the weights behind them.
-
-    Trained transformers have such channels (Dettmers et al. 2022, arXiv:2208.07339, section 4); they take the range of
-    a whole tensor for themselves. Here they are those with the largest weights of the norm.
-
-    Returns:
-        The number of norms that were given outliers: those that linear layers read.
-    """
-    places, factors = smoothable(model), {}
-    for place in places:
-        gains = constant(place.norm.inputs[place.factors[0]])
-        assert gains is not None
-        divisors = np.ones(gains.size, np.float32)
-        divisors[np.argsort(-np.abs(gains.reshape(-1)), kind="stable")[:channels]] /= np.float32(factor)
-        factors[place.tensor] = divisors
-    rescale(model, places, factors)
-    return len(places)
-
-
 def smoothing_factor(
     activations: NDArray[np.float32], weights: NDArray[np.float32], alpha: float
 ) -> NDArray[np.float32]:
