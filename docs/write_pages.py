@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -122,7 +123,7 @@ def _reference(names: Iterable[str]) -> str:
         if inspect.isfunction(subject):
             lines += [*_signature(name, subject), "", _markdown(subject), ""]
             continue
-        if name == "Request" or issubclass(subject, Exception):
+        if dataclasses.is_dataclass(subject) or issubclass(subject, Exception):
             lines += [*_signature(name, subject), ""]
         lines += [_markdown(subject), ""]
         for key, method in inspect.getmembers(subject, inspect.isfunction):

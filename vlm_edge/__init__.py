@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm_edge.api import (
+        Against,
         check_recipe,
         find_target,
         find_task,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         run_recipe,
         run_stage,
     )
+    from vlm_edge.core.measurement import Timing
     from vlm_edge.core.record import read_record
     from vlm_edge.errors import RecipeError, UsageError, VlmEdgeError
     from vlm_edge.runtime import (
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Against",
     "AnswerHeadPipeline",
     "CaptioningPipeline",
     "DualEncoderPipeline",
@@ -44,6 +47,7 @@ __all__ = [
     "MatchingPipeline",
     "RecipeError",
     "Request",
+    "Timing",
     "UsageError",
     "VlmEdgeError",
     "VqaPipeline",
@@ -58,7 +62,7 @@ __all__ = [
     "run_stage",
 ]
 
-_MODULES = ("vlm_edge.errors", "vlm_edge.runtime", "vlm_edge.core.record", "vlm_edge.api")
+_MODULES = ("vlm_edge.errors", "vlm_edge.runtime", "vlm_edge.core.measurement", "vlm_edge.core.record", "vlm_edge.api")
 """Modules that define the names of ``__all__``, the lightest first."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -217,14 +217,16 @@ def find_task(data: Path) -> TaskSpec:
 
 @dataclass(frozen=True)
 class Against:
-    """Another run that a run is held against, as a folder or a record, and how much worse than it the run may be."""
+    """Another run that a run is held against: its folder or record, and how much worse than it the run may be.
+
+    ``measure`` is a data manifest: the latency of both engines is measured now, in turns, instead of read. An engine
+    that is not in its run's bundle is looked for in ``store``.
+    """
 
     run: Path
-    tolerances: Tolerances = field(default_factory=Tolerances)
+    tolerances: Tolerances | None = None
     measure: Path | None = None
-    """A data manifest: measure the latency of both engines now, in turns, instead of reading it."""
     store: Path | None = None
-    """Where an engine is looked for that is not in its run's bundle."""
 
 
 def gate_run(
@@ -266,7 +268,7 @@ def gate_run(
             task, target, bars = find_task(other.measure), recorded_target(after.record), progress or SilentProgress()
             again = measured_again(pair[0], pair[1], task, target, tools.evaluators, percentiles, bars)
             change = joined([change, again])
-        changes = judge_change(change, change_bounds(other.tolerances, percentiles))
+        changes = judge_change(change, change_bounds(other.tolerances or Tolerances(), percentiles))
     label = str(other.run) if other is not None else None
     return after.record, gate(after.record, after.variant, budgets, changes, against=label, recorded=recipe is None)
 
