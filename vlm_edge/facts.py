@@ -102,7 +102,7 @@ class LayerSensitivity(Facts):
 
 
 class QuantizedComponent(Facts):
-    """What became of one component; ``asked`` is the recipe's scheme, ``scheme`` the one that was accepted."""
+    """The result of one component; ``asked`` is the recipe's scheme, ``scheme`` the one that was accepted."""
 
     asked: str
     scheme: str
@@ -208,7 +208,7 @@ class Start(Facts):
 
 
 class HeldOut(Facts):
-    """How often student and teacher agree on images that were not trained on, with a 95% Wilson interval."""
+    """Agreement of student and teacher on images that were not trained on, with a 95% Wilson interval."""
 
     images: int
     questions: int
@@ -228,7 +228,7 @@ class DistillFacts(Facts):
 
 
 class Tuned(Facts):
-    """What racing an INT8 component's layers in their forms found; ``layers`` counts them by form."""
+    """The result of racing an INT8 component's layers in their forms; ``layers`` counts them by form."""
 
     layers: dict[str, int] = {}
     races: int | None = None

@@ -21,6 +21,7 @@ from vlm_edge.core.gate import (
     judge_change,
     judged_percentiles,
     recorded_budgets,
+    recorded_target,
 )
 from vlm_edge.core.record import RunRecord, read_record
 from vlm_edge.errors import UsageError, VlmEdgeError
@@ -54,6 +55,28 @@ def test_other_budgets_on_the_same_record(tmp_path: Path, budgets: dict[str, Any
     found = gate(record, find_variant(record, None), Budgets.model_validate(budgets), recorded=False)
     assert (found.verdict, found.notes) == (verdict, [])
     assert all(each.metric in (each.reason or "") for each in found.judgements if each.verdict is Verdict.NOT_MEASURED)
+
+
+def test_the_target_s_memory_is_judged_from_the_record(tmp_path: Path) -> None:
+    target = {"name": "box", "engine": "onnxruntime"}
+    for memory_mb, verdict in ((None, Verdict.PASS), (128, Verdict.PASS), (64, Verdict.FAIL)):
+        record = record_with(tmp_path, target={**target, "memory_mb": memory_mb})
+        found = gate(record, find_variant(record, None), Budgets.model_validate(BUDGETS), recorded=False)
+        assert found.verdict is verdict
+        assert ("target.memory_mb" in {each.budget for each in found.judgements}) == (memory_mb is not None)
+
+
+def test_a_recorded_target_of_an_earlier_version_is_read_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
+    target = {"name": "box", "engine": "onnxruntime"}
+    record = record_with(tmp_path, target={**target, "device": "cpu"})
+    assert recorded_target(record) == recorded_target(record_with(tmp_path, target=target))
+    for wrong, place in (
+        (["box"], "recipe.target: give a mapping"),
+        ({**target, "threads": "2"}, "recipe.target.threads"),
+    ):
+        recipe = {**record.recipe, "target": wrong}
+        with pytest.raises(VlmEdgeError, match=place):
+            recorded_target(record.model_copy(update={"recipe": recipe}))
 
 
 def test_the_run_s_own_control_counts_when_it_is_judged_again(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Photo:
 
 
 def names_many(image: str) -> bool:
-    """Whether ``image`` names any number of photos: a folder, a pattern, JSON Lines or stdin."""
+    """True if ``image`` names any number of photos: a folder, a pattern, JSON Lines or stdin."""
     return image == STDIN or Path(image).is_dir() or image.endswith(".jsonl") or not _is_one(image)
 
 

@@ -11,7 +11,7 @@ from vlm_edge.core.budget import Bound, Judgement, Verdict, is_timed, judge
 from vlm_edge.core.measurement import PATIENCE_S, Measurement, Timed
 
 IsOpen = Callable[[Sequence[Measurement]], bool]
-"""Whether these measurements leave a verdict undecided, so that measuring on is worth its time."""
+"""True of measurements that leave a verdict undecided, so that measuring on is worth its time."""
 
 
 def is_undecided(bounds: Sequence[Bound], measured: Sequence[Measurement], control: Sequence[Measurement] = ()) -> bool:

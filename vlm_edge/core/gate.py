@@ -103,8 +103,11 @@ def recorded_target(record: RunRecord) -> Target:
     Raises:
         VlmEdgeError: the record's target is not what a target can be.
     """
+    given = record.recipe.get("target")
+    if isinstance(given, dict):  # records of earlier versions have keys that say nothing here
+        given = {key: value for key, value in given.items() if key in Target.model_fields}
     try:
-        return Target.model_validate(record.recipe.get("target"))
+        return Target.model_validate(given)
     except ValidationError as error:
         problem = first_fault(error, Target, within="recipe.target")
         raise VlmEdgeError(f"{record.name}: the record's {problem}", "run the recipe again") from error

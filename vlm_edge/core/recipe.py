@@ -74,7 +74,7 @@ class Recipe:
     run: RunMode
     seed: int
     notes: tuple[str, ...] = ()
-    """What a check found that is no fault, such as images that will be left out."""
+    """Findings of the check that are no faults, such as images that will be left out."""
 
     def resolved(self) -> dict[str, Any]:
         """Everything that was decided, defaults included, as JSON."""

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
+from vlm_edge.checked import first_fault
 from vlm_edge.core.artifact import digest_folder
 from vlm_edge.core.gate import Change, recorded_target
 from vlm_edge.core.measurement import LatencyAsked, Measurement
@@ -159,7 +162,8 @@ def kept_outcomes(side: Side) -> tuple[str, Outcomes | None]:
     except FileNotFoundError:
         return f"{file} is not there: keep the whole folder of a run, not run.json alone", None
     except (OSError, ValueError) as error:  # ValueError: too large, not JSON, not UTF-8, no outcomes
-        raise VlmEdgeError(f"{file}: damaged: {str(error).splitlines()[0]}", "run the recipe again") from error
+        fault = first_fault(error, Outcomes) if isinstance(error, ValidationError) else str(error)
+        raise VlmEdgeError(f"{file}: damaged: {fault}", "run the recipe again") from error
     if found.engine != side.engine:
         raise VlmEdgeError(f"{file}: of another engine than the record's", "run the recipe again")
     return "", found

@@ -14,7 +14,7 @@ from vlm_edge.zoo import STUDENT_WEIGHTS
 
 ZOO_PREFIX = "zoo:"
 MIN_GRID = 4
-"""Where ``output_stride`` is left to the stage, the student keeps at least so many cells along the shorter side."""
+"""Fewest cells along the shorter side of the student's grid, where ``output_stride`` is left to the stage."""
 
 
 class LossWeights(StageConfig):

@@ -16,7 +16,7 @@ from vlm_edge.stages.export_check import REPORT_HINT, trim_heap
 MAX_TOKENS = 32
 """Most tokens that are generated for the comparison."""
 GREEDY = {"do_sample": False, "num_beams": 1, "return_dict_in_generate": True, "output_scores": True}
-"""How ``generate`` is asked for what :meth:`Answer.of` reads."""
+"""Arguments of ``generate`` with which it returns what :meth:`Answer.of` reads."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """prune: remove cross-attention heads that matter least, then recover against the dense teacher.
 
 A head's importance is the first-order one of Michel et al. 2019 on the task's calibration samples
-(``numerics.attention_surgery.head_importance``). The heads are cut out of the weights, the result is checked against
+(``surgery.heads.head_importance``). The heads are cut out of the weights, the result is checked against
 the same model with those heads masked, and a short training on the teacher's answers wins back what was lost.
 """
 

@@ -81,7 +81,7 @@ class ComponentQuantizer:
         self.ranked: list[Sensitivity] = []
         self.ranked_on: Attempt | None = None
         self.drops: dict[str, Measurement] = {}
-        """What the task's metric loses when a node alone is quantized."""
+        """The loss of the task's metric by node, each quantized alone."""
 
     def choose(self, scheme: Scheme) -> None:
         """Write the component's graph in the first form that is accepted.
