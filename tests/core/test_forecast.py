@@ -85,7 +85,7 @@ def test_a_training_that_can_not_meet_its_latency_is_left_out_with_on_miss_drop(
     assert (record.verdict, record.decided_by) == (Verdict.PASS, "compile")
     assert remarks(record) == [
         f"prune: NOT MEASURED: not trained: {reason}",
-        "prune: was left out of what follows (on_miss: drop)",
+        "prune: was left out of later variants (on_miss: drop)",
     ]
     again, told, log = bench.run("drop", budgets=OUT_OF_REACH)
     assert log == []  # the store has the forecast

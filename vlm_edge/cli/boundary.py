@@ -36,7 +36,7 @@ def error_boundary(ctx: click.Context) -> Iterator[None]:
         yield
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\ninterrupted; what is finished is in the store: run the same command again to go on", err=True)
+        click.echo("\ninterrupted; finished stages are in the store: run the same command again to go on", err=True)
         ctx.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  (so that the interpreter's own flush is quiet)
@@ -74,7 +74,7 @@ def _explained(error: Exception) -> VlmEdgeError | None:
         hint = f"pip install 'vlm-edge[{extra}]'"
         return VlmEdgeError(f"this needs {module}, which is not installed", hint) if extra else None
     if isinstance(error, MemoryError):
-        return VlmEdgeError("out of memory", "close what else is running, or take a machine with more of it")
+        return VlmEdgeError("out of memory", "close other programs, or take a machine with more memory")
     found = error if isinstance(error, OSError) and error.errno is not None else None
     if found is None:
         number = next((number for number, words in _NATIVE.items() if words in str(error)), None)

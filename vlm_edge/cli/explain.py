@@ -78,7 +78,7 @@ class _Options:
 @pass_settings
 @gathered(_Options, "options")
 def explain(settings: Settings, source: Path, options: _Options, as_json: bool) -> None:
-    """Explain what of SOURCE runs in INT8, what in float and why, the time of each operator, and how to make it faster.
+    """Explain which operators of SOURCE run in INT8, which in float and why, their times, and how to make it faster.
 
     SOURCE is an .onnx file, a folder that `export`, `quantize` or `compile` wrote, a bundle, or a run's folder. The
     graph is loaded as the engine loads it, and the optimized graph is searched for known causes. Without
@@ -139,7 +139,7 @@ def host_lines(host: dict[str, Any]) -> Iterator[str]:
 
 
 def headline(part: dict[str, Any]) -> str:
-    """The file and how long a run takes."""
+    """The file, the median time of a run, and its inputs."""
     if "p50_ms" not in part:
         return f"{part['file']}, not timed"
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in part["inputs"].items())

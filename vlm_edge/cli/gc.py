@@ -55,5 +55,5 @@ def _summary(garbage: Garbage, dry_run: bool) -> str:
         (len(garbage.scratch), "unfinished stage runs"),
         (garbage.temporary, "temporary files"),
     )
-    counts = ", ".join(f"{count} {what}" for count, what in parts)
+    counts = ", ".join(f"{count} {name}" for count, name in parts)
     return f"{verb} {counts}: {garbage.size_bytes / 1e6:,.1f} MB ({garbage.size_bytes} bytes)"

@@ -90,7 +90,7 @@ def init(settings: Settings, model: str, wanted: _Wanted, out: Path, force: bool
     if kind not in kinds:
         raise VlmEdgeError(f"{model} ({architecture}) can't do the task {kind!r}; {near(kind, kinds)}")
     if wanted.data is None and not model.startswith("zoo:"):
-        example = _EXAMPLE_DATA.get(kind, f"a manifest of kind {kind}; docs/measuring.md says what it describes")
+        example = _EXAMPLE_DATA.get(kind, f"a manifest of kind {kind}; docs/measuring.md describes it")
         raise VlmEdgeError(f"{model}: no data to calibrate and measure on", f"name it with --data, such as {example}")
     recipe = _TEMPLATE.format(
         architecture=architecture,

@@ -23,7 +23,7 @@ def zoo(ctx: click.Context) -> None:
 @zoo.command("list")
 @json_option
 def list_models(as_json: bool = False) -> None:
-    """List the models that come with vlm-edge (zoo:NAME in a recipe) and what `create` can make."""
+    """List the models that come with vlm-edge (zoo:NAME in a recipe) and the sizes that `create` can make."""
     from vlm_edge.zoo import SIZES, STUDENT_WEIGHTS, ZOO
 
     models = [_row(f"zoo:{name}", entry) for name, entry in ZOO.items()]

@@ -166,8 +166,8 @@ def reasons(comparison: Compared) -> list[str]:
     for row in comparison.metrics:
         for name, change in zip(comparison.names, row.changes, strict=True):
             if change is not None and change.reason:
-                what = "not compared" if change.measured is None else f"{change.how}, not paired"
-                lines.setdefault(f"{name}: {what}: {change.reason}", []).append(row.metric)
+                how = "not compared" if change.measured is None else f"{change.how}, not paired"
+                lines.setdefault(f"{name}: {how}: {change.reason}", []).append(row.metric)
     return [f"{text} ({', '.join(metrics)})" for text, metrics in lines.items()]
 
 
@@ -188,8 +188,8 @@ def compared_json(comparison: Compared) -> dict[str, Any]:
             for row in comparison.metrics
         ],
         **{
-            what: {row.name: list(row.values) for row in getattr(comparison, what)}
-            for what in ("recipe", "versions", "host")
+            part: {row.name: list(row.values) for row in getattr(comparison, part)}
+            for part in ("recipe", "versions", "host")
         },
     }
 
@@ -202,7 +202,7 @@ def value_tables(comparison: Compared) -> list[tuple[str, tuple[ValueRow, ...]]]
 
 def same_text(comparison: Compared) -> str:
     """``recipe, host are the same``: those that no run differs in; empty if there are none."""
-    same = [what for what in ("recipe", "versions", "host") if not getattr(comparison, what)]
+    same = [part for part in ("recipe", "versions", "host") if not getattr(comparison, part)]
     return plain(same) + (" are" if len(same) > 1 else " is") + " the same" if same else ""
 
 

@@ -52,7 +52,7 @@ def crash_junit(name: str, kind: str, message: str, started: str) -> bytes:
     Args:
         name: the recipe's or the run's.
         kind: of the error, one word.
-        message: what happened.
+        message: of the error.
         started: ISO 8601.
     """
     case = ElementTree.Element("testcase", name="gives a verdict", classname=xml_text(name), time="0")

@@ -146,7 +146,7 @@ def remarks(record: RunRecord) -> list[str]:
                     lines.append(f"{variant.name}: {layers}: {fact.tuned.uncalibrated}")
         if variant.dropped:
             why = "was" if variant.unmeasured else "missed a budget and was"
-            lines.append(f"{variant.name}: {why} left out of what follows (on_miss: drop)")
+            lines.append(f"{variant.name}: {why} left out of later variants (on_miss: drop)")
     return lines
 
 

@@ -162,13 +162,13 @@ def control_of(record: RunRecord) -> list[Measurement]:
 
 
 def quantize_facts(variant: VariantRecord) -> QuantizeFacts | None:
-    """How a variant's components were quantized, the last time that they were."""
+    """The facts of a variant's last quantization."""
     found = (run.facts_as(QuantizeFacts) for run in reversed(variant.runs))
     return next((facts for facts in found if facts is not None), None)
 
 
 def last_quantized(record: RunRecord) -> tuple[VariantRecord, QuantizeFacts] | None:
-    """The deciding variant and how it was quantized, or the last variant that was quantized."""
+    """The deciding variant and the facts of its quantization, or those of the last variant that was quantized."""
     decides = [variant for variant in record.variants if variant.name == record.decided_by]
     for variant in (*decides, *reversed(record.variants)):
         if (facts := quantize_facts(variant)) is not None:
@@ -246,7 +246,7 @@ def plain(value: Any) -> str:
 
 
 def host_lines(record: RunRecord) -> Lines:
-    """The machine, without the versions of what is installed."""
+    """The machine, without the versions of its packages."""
     return flat({key: value for key, value in record.host.items() if key != "packages"})
 
 

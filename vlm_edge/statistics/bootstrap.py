@@ -40,7 +40,7 @@ def bootstrap_interval(
 
     Args:
         sums: (groups, k): each group's sums of per-sample columns.
-        unseen: (kinds, k): sums of groups that the data may lack by chance. A bootstrap can't draw what was not seen:
+        unseen: (kinds, k): sums of groups that the data may lack by chance, which a bootstrap can't draw:
             where no answer changed, its interval of a drop is a point. The interval is therefore widened to hold what
             the statistic would be with z^2 further groups of each kind. For a share with no failure seen, or a drop
             with no change seen, that is where Wilson's and Tango's intervals end.

@@ -98,7 +98,7 @@ def paired_change(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> PairedChange:
-    """Intervals for what a candidate loses against a baseline on the same samples.
+    """Intervals of a candidate's drop and ratio against a baseline on the same samples.
 
     baseline, candidate, groups: (n,): scores in 0..1 and the image of each sample. The drop's interval is the hull of
     two: the percentile interval of a bootstrap over whole images (the questions of an image share its luck), and
@@ -175,7 +175,7 @@ def middle(draws: Floats, confidence: float) -> Interval:
 
 
 def _design_effect(counts: Floats, totals: Floats, spread: float) -> float:
-    """By how much samples that come in groups count for less than independent ones; at least 1.
+    """The factor by which grouped samples count for less than independent ones; at least 1.
 
     counts, totals: (groups,). It is the variance of sum(totals) over groups, relative to ``spread``, the variance of as
     many single samples. One more group of common size, all of whose samples changed alike, is added to both: an effect
