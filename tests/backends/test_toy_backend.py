@@ -86,7 +86,7 @@ def toy(site: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tiny_blip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the recipe, its data and what came of it."""
+    """A folder with the recipe and its data."""
     folder = tmp_path_factory.mktemp("toy")
     write_color_task(folder, images=6)
     test = folder / "data" / "test"
