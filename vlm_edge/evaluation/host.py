@@ -50,7 +50,7 @@ def host_record() -> dict[str, Any]:
         "memory_mb": _memory_mb(),
         "governor": first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "packages": _packages(),
+        "packages": _versions((*engine_packages(), *OTHER_PACKAGES)),
     }
 
 
@@ -69,10 +69,10 @@ def engine_packages() -> tuple[str, ...]:
 
 
 @cache
-def _packages() -> dict[str, str]:
-    """Versions of the installed packages that matter, without importing them."""
+def _versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Versions of those of the packages that are installed, without importing them."""
     versions = {}
-    for name in (*engine_packages(), *OTHER_PACKAGES):
+    for name in names:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
