@@ -103,7 +103,7 @@ def test_regressions_are_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "regressions.json"
     file.write_text(json.dumps({"prune": [{"id": "1"}]}))
     assert read_regressions(tmp_path) == {"prune": [{"id": "1"}]}
-    for text, message in (("{", "not JSON"), ("[]", "not a mapping"), ('{"prune": 3}', "not a mapping")):
+    for text, message in (("{", "can.t be read as JSON"), ("[]", "not a mapping"), ('{"prune": 3}', "not a mapping")):
         file.write_text(text)
         with pytest.raises(VlmEdgeError, match=message):
             read_regressions(tmp_path)
