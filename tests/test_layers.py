@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
             "processing", "zoo", "data"},
 }  # fmt: skip
 ANYONE = {"checked", "digests", "documents", "errors", "facts", "files", "machine", "names", "__init__"}
-ON_DEVICE = {"__init__", "base", "checks", "engine", "fixed_shapes", "cuda_memory"}
+ON_DEVICE = {"__init__", "base", "checks", "engine", "fixed_shapes", "cuda_memory", "library"}
 """Modules of backends that a device needs; the others are the layer ``backends (compress)``."""
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 

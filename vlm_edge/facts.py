@@ -247,11 +247,13 @@ class CompiledComponent(Facts):
     """One component's engine against its graph: ``cosine`` for INT8, else ``max_relative_error``, of the worst output.
 
     ``float_cosine`` and ``graph_float_cosine`` are those of the engine and of the INT8 graph with float arithmetic.
+    ``int8_layers`` counts the quantized layers that the engine computes in INT8, ``left_in_float`` names the others,
+    where the engine tells.
     """
 
     size_bytes: int
     integer: bool
-    output: str
+    output: str = ""
     cosine: float | None = None
     max_relative_error: float | None = None
     float_cosine: float | None = None
@@ -262,12 +264,17 @@ class CompiledComponent(Facts):
     multiply_adds: int | None = None
     threads: int | None = None
     tuned: Tuned | None = None
+    int8_layers: int | None = None
+    left_in_float: list[str] = []
 
 
 class CompileFacts(Facts):
+    """``unchecked``: why no component was held against its graph, where this machine builds the engine only."""
+
     engine: str
     optimize: str
     components: dict[str, CompiledComponent]
+    unchecked: str | None = None
 
 
 FACTS: dict[str, type[Facts]] = {

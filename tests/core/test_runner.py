@@ -176,6 +176,18 @@ def test_an_engine_that_this_host_lacks_is_not_measured(bench: Bench) -> None:
     assert all(verdict.verdict is Verdict.NOT_MEASURED for verdict in record.variants[-1].verdicts)
 
 
+def test_an_engine_that_is_built_here_and_run_elsewhere_is_made_and_not_measured(bench: Bench) -> None:
+    bench.evaluators_missing = "no NVIDIA driver is installed"
+    runner = bench.runner()
+    assert isinstance(runner.toolbox.evaluators, Evaluators)
+    runner.toolbox.evaluators.builds = True
+    record = runner.run(bench.folder / "runs")
+    assert record.verdict is Verdict.NOT_MEASURED
+    assert record.variants[-1].unmeasured == "no NVIDIA driver is installed"
+    assert model_of(bench, record, "compile")[-1].startswith("compile")
+    assert "accuracy" not in bench.log
+
+
 def test_a_metric_that_the_evaluation_left_out_is_named_and_no_pass(bench: Bench) -> None:
     bench.drop = {"accuracy_drop_pt"}
     record = bench.run()

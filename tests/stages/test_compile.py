@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sealed import seal_again
 from tiny_graphs import random_images, random_weights, vqa_answer, write_dual_encoder, write_vqa
 
-from vlm_edge.backends import compiling, engine_available, reference
+from vlm_edge.backends import BACKENDS, compiling, engine_available, reference
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder, folder_size_bytes
 from vlm_edge.core.stage import StageInputs, StageWork
 from vlm_edge.core.target import Target
@@ -286,7 +286,7 @@ def test_shipped_targets_are_targets() -> None:
     files = sorted((ROOT / "recipes" / "targets").glob("*.yaml"))
     targets = [Target.model_validate(yaml.safe_load(file.read_text())) for file in files]
     assert [target.name for target in targets] == [file.stem for file in files]
-    assert {target.engine for target in targets} == {"onnxruntime", "openvino", "tensorrt"}
+    assert {target.engine for target in targets} == set(BACKENDS)
 
 
 def test_spec() -> None:

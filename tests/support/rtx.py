@@ -1,9 +1,8 @@
-"""TensorRT-RTX for tests: plans of exported components, its answer to a graph, and what a plan computes in floats."""
+"""TensorRT-RTX for tests: plans of exported components, and its answer to a graph."""
 
 from __future__ import annotations
 
 import platform
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,9 @@ import pytest
 
 from vlm_edge.backends.tensorrt.compile import plan_of
 from vlm_edge.backends.tensorrt.profiles import dimension_ranges
-from vlm_edge.backends.tensorrt_rtx.library import bindings
+from vlm_edge.backends.tensorrt_rtx.library import PRODUCT, bindings
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.stages.compile_references import BATCHES
-
-PRODUCT = "TensorRT-RTX"
 
 
 def nvidia() -> Any:
@@ -59,25 +56,3 @@ def answer(model: onnx.ModelProto) -> Answer:
     words += [str(parser.get_error(index)) for index in range(parser.num_errors)]
     plan = builder.build_serialized_network(network, builder.create_builder_config()) if parsed else None
     return Answer(None if plan is None else bytes(plan), "\n".join(words))
-
-
-_PRODUCT = re.compile(rb"\n +(?:corrltn|fully_connected)=\{ (.*?) layers=\"([^\"]*)\"", re.DOTALL)
-_TENSOR = re.compile(rb"tensor=\{ [^\n]*?name=\"([^\"]*)\"[^\n]*? type=(\w+) \}")
-_INPUTS = re.compile(rb" input=\{([^}]*)\}")
-
-
-def in_float(plan: bytes) -> set[str]:
-    """The ONNX nodes whose convolution or matrix product reads a factor that is no 8-bit integer.
-
-    A plan holds its program as text: tensors with their types, and operators with their inputs and the ONNX nodes that
-    they were made of.
-    """
-    types = {match[1]: match[2] for match in _TENSOR.finditer(plan)}
-    found: set[str] = set()
-    for body, layers in _PRODUCT.findall(plan):
-        inputs = _INPUTS.search(b" " + body)
-        assert inputs is not None
-        factors = re.findall(rb"\"([^\"]*)\"", inputs[1])[:2]
-        if any(types[factor] != b"int8" for factor in factors):
-            found |= {name.decode() for name in re.findall(rb"ONNX Layer: ([^\]]*)\]", layers)}
-    return found

@@ -43,6 +43,7 @@ class Evaluators:
     def __init__(self, log: list[str]) -> None:
         self.log = log
         self.missing: str | None = None
+        self.builds = False
         self.drop: set[str] = set()
         self.noises = [0.01]
         self.seconds: float | None = None
@@ -50,6 +51,9 @@ class Evaluators:
 
     def unmeasurable(self, target: Target) -> str | None:
         return self.missing
+
+    def compilable(self, target: Target) -> bool:
+        return self.missing is None or self.builds
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         self.log.append("accuracy")

@@ -43,7 +43,8 @@ class BackendSpec:
     whose versions change its results and times; ``extra`` is the extra of vlm-edge that installs them. ``schemes`` are
     those of ``quantize`` beside ``none``. ``isas`` are the instruction sets that graphs are lowered for; ``auto`` is
     the host's, or the first where the host's is not among them. ``options`` are written into every manifest. An engine
-    ``on_gpu`` is not pinned to CPUs while it is timed.
+    ``on_gpu`` is not pinned to CPUs while it is timed. ``builder``, another ``module:attribute``, is called for why
+    nothing can be compiled on this machine (None: it can); without one, an engine is compiled where it runs.
     """
 
     name: str
@@ -59,6 +60,7 @@ class BackendSpec:
     isas: tuple[str, ...] = ("x86-vnni", "x86", "arm")
     options: Mapping[str, Option] = field(default_factory=dict)
     on_gpu: bool = False
+    builder: str = ""
 
 
 _ROWS: tuple[BackendSpec, ...] = (
@@ -95,6 +97,18 @@ _ROWS: tuple[BackendSpec, ...] = (
         extra="tensorrt",
         isas=("cuda",),
         on_gpu=True,
+    ),
+    BackendSpec(
+        name="tensorrt-rtx",
+        engine="vlm_edge.backends.tensorrt_rtx.engine:TensorRtxEngine",
+        compile="vlm_edge.backends.tensorrt_rtx.compile:compile_component",
+        lowering="vlm_edge.backends.tensorrt.lowering:TensorRtLowering",
+        files=(".plan",),
+        packages=("tensorrt-rtx-cu12-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
+        extra="tensorrt-rtx",
+        isas=("cuda",),
+        on_gpu=True,
+        builder="vlm_edge.backends.tensorrt_rtx.library:builder_missing",
     ),
 )
 BACKENDS: dict[str, BackendSpec] = {row.name: row for row in _ROWS}
@@ -173,6 +187,17 @@ def load_engine(
     return _engine_class(name)(model_path, component, threads=threads, options=given)
 
 
+def compile_available(name: str) -> str | None:
+    """None when the engine can be compiled on this machine, else the reason why not, with the next step.
+
+    Raises:
+        VlmEdgeError: there is no engine of that name.
+    """
+    builder = backend(name).builder
+    reason: str | None = resolve(builder)() if builder else engine_available(name)
+    return reason
+
+
 def require_engine(name: str) -> None:
     """Nothing, if the engine can run on this machine.
 
@@ -185,8 +210,7 @@ def require_engine(name: str) -> None:
 
 
 def engine_version(name: str) -> str:
-    """The version of an engine that can run here."""
-    require_engine(name)
+    """The version of an engine that can be compiled or run here."""
     return _engine_class(name).version()
 
 

@@ -146,6 +146,8 @@ def _run(
     settings: Settings, name: str, source: str, out: Path, config: dict[str, Any], options: dict[str, Any]
 ) -> None:
     from vlm_edge.api import run_stage
+    from vlm_edge.cli.ci import EXIT_CODES
+    from vlm_edge.core.budget import Verdict
 
     as_json = options.pop("as_json")
     with settings.working() as progress, progress.bar(f"{name} {source}", None):
@@ -153,10 +155,12 @@ def _run(
     size = folder_size_bytes(out)
     if as_json:
         print_json({"out": str(out), "digest": digest_folder(out), "size_bytes": size, "facts": facts})
-        return
-    for line in fact_lines(facts):
-        echo(line)
-    echo(f"{out}: {size / 1e6:,.2f} MB")
+    else:
+        for line in fact_lines(facts):
+            echo(line)
+        echo(f"{out}: {size / 1e6:,.2f} MB")
+    if "unchecked" in facts:
+        click.get_current_context().exit(EXIT_CODES[Verdict.NOT_MEASURED])
 
 
 def fact_lines(facts: Mapping[str, Any], prefix: str = "") -> list[str]:

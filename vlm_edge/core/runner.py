@@ -39,7 +39,7 @@ class Runner(Workbench):
         for step in plan.steps:
             if step.spec.last:
                 unmeasured = self.toolbox.evaluators.unmeasurable(self.recipe.target)
-                if unmeasured is not None:
+                if unmeasured is not None and not self.toolbox.evaluators.compilable(self.recipe.target):
                     break
             artifact, run = self.realise(step, artifact)
             runs.append(run)

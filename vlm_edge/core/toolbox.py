@@ -23,6 +23,9 @@ class Evaluators(Protocol):
     def unmeasurable(self, target: Target) -> str | None:
         """The reason that this host can't run the target's engine, or None."""
 
+    def compilable(self, target: Target) -> bool:
+        """Whether this host can compile for the target, even if it can't run the target's engine."""
+
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.backends import engine_available
+from vlm_edge.backends import compile_available, engine_available
 from vlm_edge.core.measurement import IN_ANY_CASE, LatencyAsked, Measurement, Timed, Until
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
@@ -35,6 +35,9 @@ class EngineEvaluators(Evaluators):
 
     def unmeasurable(self, target: Target) -> str | None:
         return engine_available(target.engine) or lacks_isa(target.isa)
+
+    def compilable(self, target: Target) -> bool:
+        return compile_available(target.engine) is None and lacks_isa(target.isa) is None
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         return evaluate(engine, task, progress=progress).to_json()

@@ -47,17 +47,21 @@ class CompileConfig(StageConfig):
 def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
     """Write the engine folder; ``work.facts`` holds each component's agreement, size and what was done to it.
 
+    Where this machine can build the engine but not run it, nothing is held against the graphs.
+
     Raises:
-        VlmEdgeError: the engine can't run here, can't take a graph, or strays from it.
+        VlmEdgeError: the engine can't be compiled here, can't take a graph, or strays from it.
     """
-    from vlm_edge.backends import backend, load_engine, require_engine, resolve
+    from vlm_edge.backends import backend, compile_available, engine_available, load_engine, resolve
     from vlm_edge.backends.compiling import CompileJob
     from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
     from vlm_edge.stages.compile_references import reference_runs
 
     assert inputs.target is not None
     source, target = inputs.source.path, inputs.target
-    require_engine(target.engine)
+    if (reason := compile_available(target.engine)) is not None:
+        raise VlmEdgeError(f"engine {target.engine}: {reason}", "see `vlm-edge doctor` for what this machine can do")
+    unchecked = engine_available(target.engine)
     compile_component = resolve(backend(target.engine).compile)
     manifest = read_manifest(source)
     copy_side_files(source, work.out, manifest)
@@ -88,14 +92,17 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
         info = engine_info(target)
         for job in jobs:
             row = rows[job.name]
-            threads = row.threads or target.threads
-            engine = load_engine(target.engine, work.out / row.file, row, threads, info.options)
             facts[job.name] |= {"size_bytes": _size_bytes(work.out, row.file), "integer": job.integer}
-            facts[job.name] |= job.check(engine)
+            if unchecked is None:
+                threads = row.threads or target.threads
+                engine = load_engine(target.engine, work.out / row.file, row, threads, info.options)
+                facts[job.name] |= job.check(engine)
             ticker.advance(note=f"{job.name} checked")
     shutil.rmtree(work.scratch / "runs")
     write_manifest(work.out, manifest.model_copy(update={"components": rows, "engine": info}))
     work.facts.update(engine=target.engine, optimize=config.optimize, components=facts)
+    if unchecked is not None:
+        work.facts["unchecked"] = unchecked
 
 
 def engine_info(target: Target) -> EngineInfo:

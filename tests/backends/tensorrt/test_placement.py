@@ -12,8 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from proto_passes import misplaced, violations
-from rtx import answer, in_float
+from rtx import answer
 from tensorrt_network import before, constant, network, node_of, pair, reading
+
+from vlm_edge.backends.tensorrt_rtx.plan import in_float
 
 LAYERS = {"conv", "product", "scores", "context", "mixed"}
 

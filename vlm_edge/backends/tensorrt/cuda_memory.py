@@ -31,7 +31,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 @functools.cache
 def load_cudart() -> Any | None:
     """libcudart with typed functions, from the loader's path, the toolkit or NVIDIA's wheels; None if there is none."""
-    packaged = [str(found) for entry in sys.path for found in Path(entry).glob("nvidia/*/lib/libcudart.so.*")]
+    wheels = ("nvidia/*/lib/libcudart.so.*", "onnxruntime_ep_nv_tensorrt_rtx/libcudart.so.*")
+    packaged = [str(found) for entry in sys.path for wheel in wheels for found in Path(entry).glob(wheel)]
     toolkit = ["libcudart.so.13", "libcudart.so.12", "/usr/local/cuda/lib64/libcudart.so"]
     for name in [ctypes.util.find_library("cudart"), *toolkit, *packaged]:
         if name is None:

@@ -46,8 +46,8 @@ class TensorRtEngine:
         threads: int,  # noqa: ARG002
         options: Mapping[str, str | int | float | bool],
     ) -> None:
-        trt = require_tensorrt()
-        read_options("tensorrt", EngineOptions, options)
+        trt = self.bindings()
+        read_options(self.name, EngineOptions, options)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(model_path.read_bytes())
         if self._engine is None:
@@ -61,6 +61,11 @@ class TensorRtEngine:
         self._path = model_path
         self._checker = FeedChecker(component.inputs, str(model_path))
         self._shaped: Signature | None = None
+
+    @staticmethod
+    def bindings() -> Any:
+        """NVIDIA's Python module; see :func:`require_tensorrt`."""
+        return require_tensorrt()
 
     @staticmethod
     def unavailable() -> str | None:

@@ -15,8 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.backends.tensorrt.cuda_memory import load_cudart
 from vlm_edge.errors import VlmEdgeError
 
+PRODUCT = "TensorRT-RTX"
 LIBRARIES_WHEEL, LIBRARIES_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu12", "onnxruntime_ep_nv_tensorrt_rtx"
 BINDINGS_WHEEL, BINDINGS_MODULE = "tensorrt-rtx-cu12-bindings", "tensorrt_rtx_bindings"
 LIBRARIES = ("libtensorrt_rtx.so.", "libtensorrt_onnxparser_rtx.so.")
@@ -54,21 +56,26 @@ def bindings() -> Any:
         raise VlmEdgeError(f"TensorRT-RTX: {BINDINGS_MODULE} {module.version} can't be loaded: {error}") from error
 
 
-def driver_missing() -> str | None:
-    """Why plans can be built but not run on this machine, or None.
+def builder_missing() -> str | None:
+    """Why plans can't be built on this machine, or None."""
+    try:
+        bindings()
+    except VlmEdgeError as error:
+        return f"{error.message}; {error.hint}" if error.hint else error.message
+    return None
 
-    Raises:
-        VlmEdgeError: the wheel that holds CUDA's runtime is missing.
-    """
-    (path,) = _folder(_wheel(LIBRARIES_WHEEL)).glob("libcudart.so.*")
-    cudart, driver, count = _loaded(path), ctypes.c_int(0), ctypes.c_int(0)
+
+def driver_missing() -> str | None:
+    """Why plans that were built can't be run on this machine, or None."""
+    cudart, driver, count = load_cudart(), ctypes.c_int(0), ctypes.c_int(0)
+    if cudart is None:
+        return "CUDA's runtime (libcudart) can't be loaded"
     cudart.cudaDriverGetVersion(ctypes.byref(driver))
     code = cudart.cudaGetDeviceCount(ctypes.byref(count))
     if not driver.value:
         return "no NVIDIA driver is installed"
     if code == INSUFFICIENT_DRIVER:
-        version = f"{driver.value // 1000}.{driver.value % 1000 // 10}"
-        return f"the NVIDIA driver is for CUDA {version}, older than {path.name} needs"
+        return f"the NVIDIA driver is for CUDA {driver.value // 1000}.{driver.value % 1000 // 10}, which is too old"
     return None if code == 0 and count.value else f"no GPU can be used (CUDA error {code})"
 
 

@@ -1,0 +1,35 @@
+"""TensorRT-RTX: run plans on an NVIDIA RTX GPU, by the network API that it shares with TensorRT.
+
+No GPU was at hand: results are NOT MEASURED until a device measures them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlm_edge.backends.tensorrt.engine import TensorRtEngine
+from vlm_edge.backends.tensorrt_rtx import library
+
+
+class TensorRtxEngine(TensorRtEngine):
+    """One plan in one execution context; see :class:`vlm_edge.backends.tensorrt.engine.TensorRtEngine`."""
+
+    name = "tensorrt-rtx"
+
+    @staticmethod
+    def bindings() -> Any:
+        """NVIDIA's Python module; see :func:`vlm_edge.backends.tensorrt_rtx.library.bindings`."""
+        return library.bindings()
+
+    @staticmethod
+    def unavailable() -> str | None:
+        """Why plans can't run here, or None; they may be built all the same."""
+        if (reason := library.builder_missing()) is not None:
+            return reason
+        missing = library.driver_missing()
+        return None if missing is None else f"{missing}: plans are built here, and run on the device"
+
+    @staticmethod
+    def version() -> str:
+        """That of the bindings."""
+        return str(library.bindings().__version__)
