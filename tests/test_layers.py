@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -58,17 +60,18 @@ ON_DEVICE = {"__init__", "base", "checks", "engine", "fixed_shapes", "cuda_memor
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 
 
-def imported_layers(file: Path) -> set[str]:
-    """Layers of this package that a file imports, at its top or inside a function."""
-    found = set()
+@cache
+def imported_files(file: Path) -> frozenset[Path]:
+    """Modules of this package that a file imports, at its top or inside a function."""
+    found: set[Path] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {layer_of(module_file(name)) for name in names if name.startswith("vlm_edge.")}
-    return found
+        found |= {module_file(name) for name in names if name.startswith("vlm_edge.")}
+    return frozenset(found)
 
 
 def module_file(name: str) -> Path:
@@ -90,8 +93,12 @@ FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__
 def test_imports_point_down(file: Path) -> None:
     layer = layer_of(file)
     assert layer in ALLOWED, f"{file}: add the layer {layer} to the table, and to the design"
-    upward = imported_layers(file) - ALLOWED[layer] - ANYONE - {layer}
+    upward = {layer_of(each) for each in imported_files(file)} - ALLOWED[layer] - ANYONE - {layer}
     assert not upward, f"{file.relative_to(PACKAGE)} imports {sorted(upward)}, which {layer} must not know"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    TopologicalSorter({file: imported_files(file) - {file} for file in FILES}).prepare()  # an error names the circle
 
 
 @pytest.mark.parametrize("module", ["vlm_edge.api", "vlm_edge.stages", "vlm_edge.cli.main", "vlm_edge.runtime"])
