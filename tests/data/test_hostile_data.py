@@ -14,8 +14,8 @@ from PIL import Image
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Sample
-from vlm_edge.data.digests import content_digest
 from vlm_edge.data.inspection import shared_images, unreadable_images
+from vlm_edge.data.loading import content_digest
 from vlm_edge.data.manifest import read_dataset_manifest
 from vlm_edge.data.sampling import draw_stratified
 from vlm_edge.errors import RecipeError, VlmEdgeError

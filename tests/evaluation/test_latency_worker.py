@@ -7,8 +7,7 @@ import resource
 
 import pytest
 
-from vlm_edge.evaluation.latency_worker import Worker
-from vlm_edge.evaluation.profile import ClockedEngine, profile_query
+from vlm_edge.evaluation.latency_worker import ClockedEngine, Worker, profile_query
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.runtime import VqaPipeline
 
@@ -65,7 +64,7 @@ def test_components_add_up_to_the_query(worker):
 def test_a_query_s_time_is_shared_out(monkeypatch):
     """A clock that ticks by one millisecond: the parts are known."""
     ticks = iter(range(0, 10**9, 10**6))
-    monkeypatch.setattr("vlm_edge.evaluation.profile.time.perf_counter_ns", lambda: next(ticks))
+    monkeypatch.setattr("vlm_edge.evaluation.latency_worker.time.perf_counter_ns", lambda: next(ticks))
 
     class Plain:
         name, inputs, outputs = "plain", {"x": 1}, {"y": 2}

@@ -50,7 +50,7 @@ def test_other_data_is_compared_unpaired_and_said_to_be(tmp_path: Path) -> None:
     found = differences(first, second)["accuracy"]
     assert found.how == "unpaired"
     assert found.reason is not None
-    assert "different data" in found.reason
+    assert "evaluated on other data" in found.reason
     assert found.measured is not None
     # Newcombe 1998, table II, column (a): 56/70 less 48/80, method 10, without continuity correction
     assert found.measured.value == pytest.approx(20.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_edge.evaluation.vqa_score import normalise_answer, vqa_score
+from vlm_edge.evaluation.tasks.vqa import normalise_answer, vqa_score
 
 
 @pytest.mark.parametrize(

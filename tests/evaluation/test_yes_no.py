@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_edge.evaluation.yes_no import answer_columns, f1, precision, recall, says_yes, yes_ratio
+from vlm_edge.evaluation.tasks.hallucination import answer_columns, f1, precision, recall, says_yes, yes_ratio
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from family_checkpoints import Exported
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
 from vlm_edge.families.base import AttentionRole
-from vlm_edge.runtime.cross_attention import visible_images
+from vlm_edge.runtime.generate import visible_images
 
 SUBJECTS = ["Idefics"]
 SIZES = [(40, 33), (30, 100), (20, 20)]

@@ -19,7 +19,7 @@ from transformers.models.mllama.processing_mllama import (
 
 from vlm_edge.processing.canvas import _fitting_size, best_arrangement
 from vlm_edge.processing.manifest import Prompt
-from vlm_edge.runtime.cross_attention import visible_images
+from vlm_edge.runtime.generate import visible_images
 
 SUBJECTS = ["Mllama (Llama 3.2 Vision)"]
 SIZES = [(40, 33), (30, 100), (20, 20)]

@@ -25,7 +25,7 @@ def read_coco_captions(folder: Path) -> list[Sample]:
     """One sample an image, in the order of ``images``, with every caption of it in the order of ``annotations``.
 
     Raises:
-        VlmEdgeError: there are several such files, or the file is no JSON of this form.
+        VlmEdgeError: there are several such files, or the file is no such JSON.
         RecipeError: the faults of its entries, as ``captions.json: annotations[5]: ...``.
     """
     path = _only_file(folder)
@@ -79,7 +79,7 @@ def _lists(path: Path) -> tuple[list[Any], list[Any]]:
 
 
 def _identity(row: Mapping[str, Any], key: str) -> int | str:
-    """A number or a text, as COCO and sets in its form use."""
+    """A number or a text, as COCO and data sets in its format use."""
     if not isinstance(row, dict):
         raise LineError("an entry is a JSON object")
     value = row.get(key)

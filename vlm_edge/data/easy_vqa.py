@@ -17,7 +17,7 @@ from vlm_edge.errors import VlmEdgeError
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 CAPTIONS = ("a {}", "an image of a {}")
-"""What an image's captions are made of, in a retrieval task."""
+"""Templates of an image's captions, in a retrieval task."""
 
 
 def read_easy_vqa(manifest: DatasetManifest, folder: Path) -> list[Sample]:
@@ -47,7 +47,7 @@ def read_easy_vqa(manifest: DatasetManifest, folder: Path) -> list[Sample]:
 
 
 def _asks_for(sample: Sample) -> bool:
-    """Whether a question is about the presence of something."""
+    """True if a question is about the presence of something."""
     return sample.answers[0] in ("yes", "no") and not {"no", "not"} & set(sample.text.split())
 
 
@@ -61,19 +61,19 @@ def implied_attributes(questions: list[tuple[str, str]]) -> tuple[str | None, st
     An answer that is a colour or a shape tells it, and so does the colour or shape that "what is the ... shape?" names;
     "is there a red shape?" tells red when the answer is yes, "is there not a red shape?" when it is no.
     """
-    told: set[str] = set()
+    answered: set[str] = set()
     for question, answer in questions:
         words = question.rstrip("?").split()
         named = {word for word in words if word in SHAPES or word in COLORS}
         if answer not in ("yes", "no"):
-            told |= named | {answer}
+            answered |= named | {answer}
         elif (answer == "yes") != ("not" in words or "no" in words):
-            told |= named
-    return _only(told.intersection(COLORS)), _only(told.intersection(SHAPES))
+            answered |= named
+    return _only(answered.intersection(COLORS)), _only(answered.intersection(SHAPES))
 
 
-def _only(told: set[str]) -> str | None:
-    return next(iter(told)) if len(told) == 1 else None
+def _only(names: set[str]) -> str | None:
+    return next(iter(names)) if len(names) == 1 else None
 
 
 def _questions(folder: Path) -> dict[int, list[tuple[str, str]]]:

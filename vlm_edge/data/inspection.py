@@ -23,7 +23,7 @@ _HEAD_BYTES = 2**16
 
 
 def unreadable_images(dataset: Dataset, transparency: Transparency, progress: Progress) -> tuple[dict[str, str], int]:
-    """Why images can't be read, by their name, and how many were decoded; ``transparency`` as the model has it.
+    """Reasons why images can't be read, by their name, and the number of images; ``transparency`` as the model has it.
 
     The result is remembered with the data set's digest, so that unchanged images are decoded once.
     """

@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 
 class LineError(Exception):
-    """What is wrong with one line."""
+    """A fault in one line."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def texts_of(row: Row, one: str, several: str, each: str) -> tuple[str, ...]:
 
 
 def no_classes(labels: Sequence[str], prompts: Sequence[str]) -> list[str]:
-    """For kinds that have neither classes nor prompts."""
+    """Faults of a kind that has neither classes nor prompts."""
     named = [name for name, value in (("labels", labels), ("prompts", prompts)) if value]
     return [f"`{name}` belongs to kind classification" for name in named]
 

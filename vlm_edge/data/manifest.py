@@ -17,7 +17,7 @@ Texts = Annotated[tuple[str, ...], Strict(False), Field(max_length=50_000)]
 
 
 class SourceSpec(CheckedModel):
-    """Where the data come from: an installed Python package, or a folder (relative to the manifest)."""
+    """The source of the data: an installed Python package, or a folder (relative to the manifest)."""
 
     package: str | None = None
     version: str | None = None

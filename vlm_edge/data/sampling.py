@@ -64,7 +64,7 @@ def _fresh_first(samples: Sequence[Sample], positions: Sequence[int], used: set[
 
 
 def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
-    """``count`` over the strata: one each while it lasts, largest first, then whichever is furthest below its share."""
+    """``count`` over the strata: one each while it lasts, largest first, then to the one furthest below its share."""
     total = sum(sizes.values())
     largest = sorted(sizes, key=lambda answer: -sizes[answer])
     shares = dict.fromkeys(sizes, 0) | dict.fromkeys(largest[:count], 1)

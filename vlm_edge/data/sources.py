@@ -1,4 +1,4 @@
-"""Where a manifest's samples come from: the folder of an installed package, or a folder of the user's."""
+"""Sources of a manifest's samples: the folder of an installed package, or a folder of the user's."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def evaluate(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
-    """Do every sample of the test split (or of a seeded draw of ``limit``) with the engine in ``engine_folder``.
+    """Run every sample of the test split (or of a seeded draw of ``limit``) on the engine in ``engine_folder``.
 
     Each image is decoded and encoded once, for all its samples. An image that cannot be read is left out with its
     samples, which ``skipped`` names.
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def run_task(pipeline: Pipeline, dataset: Dataset, progress: Progress, *, place: str) -> Rows:
-    """Every sample of a data set through a pipeline; ``place`` names it in errors.
+    """Run every sample of a data set through a pipeline; ``place`` names it in errors.
 
     Raises:
         VlmEdgeError: such a pipeline can't do the task, or more than 1% of the images cannot be read.
@@ -65,7 +65,7 @@ def run_task(pipeline: Pipeline, dataset: Dataset, progress: Progress, *, place:
 
 
 def outcomes_of(dataset: Dataset, rows: Rows, engine: str) -> Outcomes:
-    """What is kept of a data set's rows; ``engine`` is the digest of what made them."""
+    """The outcomes to keep of a data set's rows; ``engine`` is the digest of the engine that made them."""
     folder = Path(os.path.commonpath([sample.image.parent for sample in dataset.samples]))
     names = {sample.image: sample.image.relative_to(folder).as_posix() for sample in dataset.samples}
     bad = rows.unreadable

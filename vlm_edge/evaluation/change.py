@@ -1,4 +1,4 @@
-"""What changed from one run of a recipe to another: accuracy, latency, size and memory of one variant of each.
+"""Changes from one run of a recipe to another: accuracy, latency, size and memory of one variant of each.
 
 Accuracy is paired, sample by sample, through the outcomes that both runs kept. Latency is the ratio of two speed-ups
 over the same baseline engine, both taken on hosts of one fingerprint; or both engines are measured again in turns
@@ -27,6 +27,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.host import engine_packages
 from vlm_edge.evaluation.outcomes import Outcomes
+from vlm_edge.evaluation.paired_metrics import measurement
 from vlm_edge.statistics.intervals import Interval, ratio_of_ratios
 
 MOST_OUTCOMES_BYTES = 2**29
@@ -52,7 +53,7 @@ class Side(NamedTuple):
 
 
 def change_between(before: Side, after: Side, percentiles: Sequence[str]) -> Change:
-    """Everything that the two records and their outcomes say of the change, ``after`` being the later run.
+    """The change from ``before`` to ``after``, the later run, by the two records and their outcomes.
 
     Args:
         percentiles: whose slow-down is wanted, such as ``p90``.
@@ -91,7 +92,7 @@ def measured_again(
     pair = evaluators.latency(before, after, task, target, asked, progress)
     control = evaluators.latency(before, before, task, target, asked, progress)
     slowdowns = [
-        _measurement(f"latency_{each}_slowdown", Interval(1 / found.high, 1 / found.low), 1 / found.value, found.n)
+        measurement(f"latency_{each}_slowdown", Interval(1 / found.high, 1 / found.low), 1 / found.value, found.n, "x")
         for each in percentiles
         for found in pair.measurements
         if found.metric == f"latency_{each}_speedup"
@@ -132,20 +133,31 @@ def engine_of(side: Side, store: Path | None) -> Path:
 
 def _accuracy(before: Side, after: Side) -> Change:
     metric = "accuracy_drop_pt"
+    reason, measurements = paired(before, after)
+    if not measurements:
+        return _missing(metric, reason)
+    return Change(measurements=[each for each in measurements if each.metric == metric])
+
+
+def paired(before: Side, after: Side) -> tuple[str, list[Measurement]]:
+    """``after`` compared with ``before`` through the outcomes that both runs kept; or the reason, and no measurement.
+
+    Raises:
+        VlmEdgeError: a file of outcomes is damaged.
+    """
     outcomes = []
     for side in (before, after):
         reason, found = kept_outcomes(side)
         if found is None:
-            return _missing(metric, reason)
+            return reason, []
         outcomes.append(found)
     if outcomes[0].data != outcomes[1].data:
         digests = " and ".join(each.data[:12] for each in outcomes)
-        return _missing(metric, f"the two runs were evaluated on other data: {digests}")
+        return f"the two runs were evaluated on other data: {digests}", []
     try:
-        measurements = compare(outcomes[0], outcomes[1], after.record.seed)
+        return "", compare(outcomes[0], outcomes[1], after.record.seed)
     except VlmEdgeError as error:
-        return _missing(metric, error.message)
-    return Change(measurements=[each for each in measurements if each.metric == metric])
+        return error.message, []
 
 
 def kept_outcomes(side: Side) -> tuple[str, Outcomes | None]:
@@ -182,10 +194,10 @@ def _slowdown(before: Side, after: Side, percentile: str) -> Change:
         return _missing(metric, side.variant.unmeasured or f"{side.folder} has no {speedup} of {side.variant.name}")
     n = min(earlier.n, later.n)
     if before.engine == after.engine and before.record.versions == after.record.versions:
-        return Change(measurements=[_measurement(metric, Interval(1.0, 1.0), 1.0, n)])
+        return Change(measurements=[measurement(metric, Interval(1.0, 1.0), 1.0, n, "x")])
     value, interval = quotient(earlier, later)
     return Change(
-        measurements=[_measurement(metric, interval, value, n)],
+        measurements=[measurement(metric, interval, value, n, "x")],
         control=_controls(before, after, percentile),
     )
 
@@ -219,11 +231,13 @@ def _ratio(metric: str, of: str, before: Side, after: Side, reason: str | None) 
     if not earlier.low > 0:
         return _missing(metric, f"the earlier run's {of} is 0")
     interval = Interval(later.low / earlier.high, later.high / earlier.low)
-    return Change(measurements=[_measurement(metric, interval, later.value / earlier.value, min(earlier.n, later.n))])
+    return Change(
+        measurements=[measurement(metric, interval, later.value / earlier.value, min(earlier.n, later.n), "x")]
+    )
 
 
 def other_conditions(before: Side, after: Side) -> str | None:
-    """Why times and memory of the two runs can't be compared: another host, other engines, another target."""
+    """Reason why times and memory of two runs can't be compared: another host, other engines, another target."""
     hosts = [_comparable(side.record.host) for side in (before, after)]
     odd = [key for key in hosts[0] if hosts[0][key] != hosts[1][key]]
     if odd:
@@ -255,7 +269,3 @@ def _baseline_engine(side: Side) -> str | None:
 
 def _missing(metric: str, reason: str) -> Change:
     return Change(reasons={metric: reason})
-
-
-def _measurement(metric: str, interval: Interval, value: float, n: int) -> Measurement:
-    return Measurement(metric=metric, low=interval.low, value=value, high=interval.high, n=n, unit="x")

@@ -8,11 +8,10 @@ import numpy as np
 
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.fidelity import embedding_fidelity, modality_gap
+from vlm_edge.evaluation.fidelity import embedding_fidelity, modality_gap, token_fidelity
 from vlm_edge.evaluation.outcomes import Outcomes
 from vlm_edge.evaluation.paired_metrics import MeanMetric, RowIndex, SummaryMetric, measurement, score_metric
 from vlm_edge.evaluation.tasks import TASKS
-from vlm_edge.evaluation.token_fidelity import token_fidelity
 from vlm_edge.statistics.intervals import Interval, mcnemar_exact
 
 

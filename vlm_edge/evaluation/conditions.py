@@ -1,4 +1,4 @@
-"""What passes on a host while something is timed: load, clock rates, throttling, pressure, stolen time.
+"""Conditions of a host while something is timed: load, clock rates, throttling, pressure, stolen time.
 
 Sources: https://www.kernel.org/doc/html/latest: admin-guide/pm/cpufreq, driver-api/thermal/sysfs-api,
 accounting/psi, filesystems/proc (section 1.7); arch/x86 thermal_throttle counters under
@@ -40,7 +40,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def passed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What was true between two snapshots, as JSON values.
+    """Conditions between two snapshots, as JSON values.
 
     Shares are of the time: ``cpu_waiting_share`` that some task was ready and had no CPU (pressure stall information),
     ``cpu_busy_share`` and ``cpu_stolen_share`` of all CPUs' time. ``throttle_events`` counts what the CPUs report;

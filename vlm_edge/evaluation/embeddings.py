@@ -38,7 +38,7 @@ class Matrix(BaseModel):
 
 
 class Embeddings(BaseModel):
-    """What a dual encoder made of the samples, every image and every text once.
+    """A dual encoder's embeddings of the samples, every image and every text once.
 
     ``image_rows`` has one row of ``image`` for each sample; ``text_rows`` the rows of ``text`` that belong to it: its
     class's (classification) or its captions' (retrieval).

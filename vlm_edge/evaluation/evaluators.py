@@ -1,4 +1,4 @@
-"""What the runner measures of a variant: accuracy, latency and footprint of its engine."""
+"""Measure a variant for the runner: accuracy, latency and footprint of its engine."""
 
 from __future__ import annotations
 

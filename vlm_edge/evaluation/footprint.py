@@ -1,4 +1,4 @@
-"""What an engine takes up: bytes on disk, parameters, and multiply-accumulates of one query."""
+"""Footprint of an engine: bytes on disk, parameters, and multiply-accumulates of one query."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MACS_SAMPLES = 32
 
 
 def footprint(baseline: Path, candidate: Path, task: TaskSpec | None = None) -> list[Measurement]:
-    """``size_bytes`` and ``size_ratio`` of the candidate's folder; ``parameters`` and ``macs`` where they can be told.
+    """``size_bytes`` and ``size_ratio`` of the candidate's folder; ``parameters`` and ``macs`` where countable.
 
     Counts are exact. The folder is what is copied to a device: graphs, tokenizer and manifest. ``macs`` is that of one
     query of the task's test split; without a task it is left out.

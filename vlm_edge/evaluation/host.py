@@ -55,7 +55,7 @@ def host_record() -> dict[str, Any]:
 
 
 def lacks_isa(isa: str) -> str | None:
-    """Why this host can't run code lowered for an instruction set of :class:`vlm_edge.core.target.Target`, or None."""
+    """Reason why this host can't run code for an instruction set of :class:`vlm_edge.core.target.Target`, or None."""
     if isa in ("x86", "x86-vnni", "arm") and machine() != isa.removesuffix("-vnni"):
         return f"the target's instruction set is {isa}, this host is {platform.machine()}"
     if isa == "x86-vnni" and not kernels()["VNNI"]:

@@ -149,7 +149,7 @@ def _memory(engine: Engine) -> Measurement:
 
 
 def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict[str, Any]:
-    """What was true while it was measured, as JSON values."""
+    """Conditions of the measurement, as JSON values."""
     infos = {engine.role: read_manifest(engine.folder).engine for engine in rounds.engines}
     return {
         "host": host_record(),

@@ -1,4 +1,4 @@
-"""What was timed of one engine, round by round, and how two engines compare."""
+"""Times of one engine, round by round, and the speed-up between two engines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Block:
 
 
 def disturbed_queries(times_ms: Sequence[float], interrupted: Sequence[bool]) -> list[bool]:
-    """Which queries, one right after another, were slowed by something else.
+    """Flags of queries, one right after another, that something else slowed.
 
-    Those during which the system took a CPU away from the process, and those that began within ``RECOVERY_MS`` of such
-    a query's end: what ran instead has put their data out of the caches.
+    During such a query the system took a CPU away from the process, or it began within ``RECOVERY_MS`` of such a
+    query's end: what ran instead has put its data out of the caches.
     """
     disturbed, since_ms = [], math.inf
     for time_ms, now in zip(times_ms, interrupted, strict=True):
@@ -63,7 +63,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Baseline's percentile over the candidate's; ``n`` pairs of queries, without those that were disturbed or not."""
+    """Baseline's percentile over the candidate's, over ``n`` pairs of queries; ``undisturbed``: only such count."""
 
     estimate: Estimate | None
     n: int

@@ -1,4 +1,4 @@
-"""Rounds of fresh processes that take turns: what the latency's numbers are made of.
+"""Take rounds of a latency measurement: fresh processes that take turns.
 
 In a round, every engine is loaded in a process of its own, all pinned to the same CPUs, and warmed up. Then they take
 turns in short blocks, A B B A A B ..., so that what slows the machine for a while slows all and a steady drift cancels.
@@ -12,18 +12,66 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vlm_edge.backends import backend
 from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.core.stage import Ticker
-from vlm_edge.evaluation.affinity import idle_ticks, quiet_cpus
 from vlm_edge.evaluation.latency_engine import Block, Engine, disturbed_queries, speedup
 from vlm_edge.evaluation.latency_settings import LatencySettings
 from vlm_edge.evaluation.queries import Samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
+from vlm_edge.machine import allowed_cpus, first_line
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.statistics.timing import LOOKED_AGAIN, fewest_queries, round_percentile
+
+CPUS = Path("/sys/devices/system/cpu")
+STAT = Path("/proc/stat")
+
+
+def idle_ticks() -> dict[int, int]:
+    """Clock ticks that each CPU has been idle since the system started; empty where they can't be read."""
+    try:
+        lines = STAT.read_text().splitlines()
+    except OSError:
+        return {}
+    fields = [line.split() for line in lines if line.startswith("cpu") and line[3:4].isdigit()]
+    return {int(row[0][3:]): int(row[4]) + int(row[5]) for row in fields}
+
+
+def quiet_cpus(count: int, before: Mapping[int, int], after: Mapping[int, int]) -> list[int] | None:
+    """``count`` CPUs for an engine: the fastest, one of each core as far as there are such, the idlest meanwhile.
+
+    ``before`` and ``after`` are two readings of :func:`idle_ticks`. None where the platform can't pin, or there are
+    fewer CPUs than threads.
+    """
+    usable = allowed_cpus()
+    if usable is None or len(usable) < count:
+        return None
+    seen: dict[str, int] = {}
+
+    def order(cpu: int) -> tuple[float, int, int]:
+        return -_speed(cpu), before.get(cpu, 0) - after.get(cpu, 0), -cpu
+
+    ranked = sorted(usable, key=order)
+    siblings = {}
+    for cpu in ranked:
+        core = first_line(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
+        siblings[cpu] = seen.get(core, 0)
+        seen[core] = seen.get(core, 0) + 1
+    return sorted(sorted(ranked, key=lambda cpu: siblings[cpu])[:count])
+
+
+def _speed(cpu: int) -> float:
+    """Highest speed of a CPU: its capacity (ARM's big and little cores), else its clock rate; 0 where unknown."""
+    folder = CPUS / f"cpu{cpu}"
+    for file in (folder / "cpu_capacity", folder / "cpufreq" / "cpuinfo_max_freq"):
+        text = first_line(file)
+        if text is not None and text.isdigit():
+            return float(text)
+    return 0.0
+
 
 BLOCK_QUERIES = (4, 64)
 UNCOUNTED = 1
@@ -36,7 +84,7 @@ FASTER = 0.05
 
 @dataclass
 class Rounds:
-    """All rounds of a measurement, and how it went."""
+    """All rounds of a measurement, and why it ended."""
 
     engines: list[Engine]
     cpus: list[list[int] | None] = field(default_factory=list)
@@ -50,7 +98,7 @@ class Rounds:
         return len(self.blocks)
 
     def confidence(self, of_one_look: float) -> float:
-        """Of an interval: higher where it was looked at again and again until it decided the verdict."""
+        """Confidence of an interval: higher where it was looked at repeatedly until it decided the verdict."""
         return of_one_look if self.next_look is None else LOOKED_AGAIN
 
     @property
@@ -61,7 +109,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same from round to round."""
+    """Inputs of a measurement that stay the same from round to round."""
 
     samples: Samples
     threads: int
@@ -71,7 +119,7 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of every worker: the pools that numpy's BLAS and OpenMP would open, and their spinning."""
+        """Environment of every worker: sizes of the thread pools of numpy's BLAS and OpenMP, and their spinning."""
         return {"OMP_NUM_THREADS": str(self.threads), "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
     def start(self, engine: Engine) -> WorkerProcess:
@@ -98,7 +146,7 @@ class Bench:
 def take_rounds(
     engines: Sequence[Engine], bench: Bench, bar: Ticker, is_open: Callable[[Rounds], bool] = lambda _: False
 ) -> Rounds:
-    """Rounds until there is enough: see :class:`LatencySettings`. ``is_open``: whether they leave a verdict open."""
+    """Take rounds until there are enough: see :class:`LatencySettings`. ``is_open``: do they leave a verdict open?"""
     settings = bench.settings
     rounds = Rounds(list(engines))
     needed = max(fewest_queries(quantile) for quantile in bench.asked.percentiles)
@@ -116,7 +164,7 @@ def take_rounds(
 
 
 def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float, is_open: Callable[[Rounds], bool]) -> str:
-    """Why this was the last round, or nothing. A verdict that is open is looked at again after twice the rounds."""
+    """The reason to stop after this round, or "". An open verdict is looked at again after twice the rounds."""
     settings = bench.settings
     if elapsed >= settings.patience:
         return f"its cap of {settings.patience:g} s had passed"
@@ -137,7 +185,7 @@ def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float, is_open
 
 
 def _is_precise(rounds: Rounds, bench: Bench) -> bool:
-    """Whether every speed-up's interval is narrow enough; the latency's own, for one engine alone."""
+    """True if every speed-up's interval is narrow enough; for one engine alone, the latency's own interval."""
     *before, candidate = rounds.engines
     for quantile in bench.asked.percentiles:
         if before:

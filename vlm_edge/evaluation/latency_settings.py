@@ -1,4 +1,4 @@
-"""How long and how finely latency is measured."""
+"""Settings of a latency measurement: its length and its precision."""
 
 from __future__ import annotations
 

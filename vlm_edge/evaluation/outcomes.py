@@ -1,4 +1,4 @@
-"""What an evaluation keeps: the outcome of every sample, so that two engines can be compared pair by pair."""
+"""Outcomes of an evaluation, one a sample, so that two engines can be compared pair by pair."""
 
 from __future__ import annotations
 

@@ -128,5 +128,5 @@ def score_metric(
 
 
 def measurement(metric: str, interval: Interval, value: float, n: int, unit: str) -> Measurement:
-    """A measurement from its parts."""
+    """A measurement with an interval around its value."""
     return Measurement(metric=metric, low=interval.low, value=value, high=interval.high, n=n, unit=unit)

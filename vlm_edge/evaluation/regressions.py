@@ -1,4 +1,4 @@
-"""The samples that a candidate does worse than the baseline, worst first, with what a report shows of them."""
+"""Samples that a candidate does worse than the baseline, worst first, as a report shows them."""
 
 from __future__ import annotations
 

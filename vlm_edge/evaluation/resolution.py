@@ -1,4 +1,4 @@
-"""Whether a data set can decide the budgets: what is finer than it resolves is refused before anything runs."""
+"""Refuse budgets that a data set is too small to decide, before anything runs."""
 
 from __future__ import annotations
 

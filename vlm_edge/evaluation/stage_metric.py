@@ -47,7 +47,7 @@ class DrawnSamples:
         return len(self.dataset.samples)
 
     def outcomes(self, pipeline: Any, progress: Progress) -> Rows:
-        """What the pipeline makes of each.
+        """The pipeline's result for each sample.
 
         Raises:
             VlmEdgeError: it can't do the task, or more than 1% of the images cannot be read.

@@ -1,4 +1,4 @@
-"""The parent's end of a latency worker: starts it, asks it, and tells how it died."""
+"""The parent's end of a latency worker: starts it, asks it, and reports its death."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -62,9 +63,9 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
         self._reader.join()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                _close(stream)
+        for stream in filter(None, (self._process.stdin, self._process.stdout)):
+            with suppress(BrokenPipeError):  # its other end may be gone
+                stream.close()
         self._stderr.close()
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -123,11 +124,3 @@ class WorkerProcess:
         content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)  # a seek would move the worker's own place
         lines = content.decode("utf-8", "replace").strip().splitlines()[-_STDERR_LINES:]
         return "; its last words:\n" + "\n".join(lines) if lines else " without a word"
-
-
-def _close(stream: Any) -> None:
-    """Close a pipe whose other end may be gone."""
-    try:
-        stream.close()
-    except BrokenPipeError:
-        return

@@ -1,4 +1,4 @@
-"""Open an image file from anywhere: which formats, how much of it, and whether every pixel's data is there."""
+"""Open an image file from anywhere: its format, size and completeness are checked."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def check_size(size: tuple[int, int], name: str) -> None:
 
 
 def check_kind(image: Image.Image, name: str) -> None:
-    """Refuse what can't be converted to 8-bit RGB without guessing; the decoder's settings tell 16-bit colour."""
+    """Refuse what can't be converted to 8-bit RGB without guessing; 16-bit colour shows in the decoder's settings."""
     settings = repr([tile[3] for tile in getattr(image, "tile", ())])
     if image.mode.startswith(("I", "F")) or ";16" in settings:
         bits = "32-bit" if image.mode in ("I", "F") and ";16" not in settings else "16-bit"
@@ -169,7 +169,7 @@ def _blocks(image: Image.Image) -> int:
 
 
 def _may_end_early(image: Image.Image) -> bool:
-    """Whether the last pixels are what a decoder leaves there when data is missing, as honest pixels may be too."""
+    """True if the last pixels look as a decoder leaves them where data is missing; honest pixels may, too."""
     if image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg":
         return image.getpixel((image.width - 1, image.height - 1)) in _GREY
     if image.format == "PNG":  # the last odd row: it is among the last in an interlaced file too
@@ -179,7 +179,7 @@ def _may_end_early(image: Image.Image) -> bool:
 
 
 def _last_scan(content: bytes) -> int | None:
-    """Where in a JPEG the scan begins with which all coefficients of all components are given; None if one is not."""
+    """Offset of the scan that completes all coefficients of all components of a JPEG; None if some are missing."""
     position, missing = 0, None
     while (found := _MARKER.search(content, position)) is not None:
         marker, position = content[found.end() - 1], found.end()
@@ -201,7 +201,7 @@ def _last_scan(content: bytes) -> int | None:
 
 
 def _complete_jpeg(content: bytes, image: Image.Image, last_scan: int) -> bool:
-    """Whether a JPEG's pixels stay as they are with more data before its end, which a complete one has no use for."""
+    """True if more data before a JPEG's end change no pixel, since a complete JPEG does not read them."""
     end = content.find(b"\xff\xd9", last_scan)
     if end < 0:
         return False
@@ -212,7 +212,7 @@ def _complete_jpeg(content: bytes, image: Image.Image, last_scan: int) -> bool:
 
 
 def _complete_png(content: bytes) -> bool:
-    """Whether a PNG's compressed data unpack to as many bytes as its header asks for."""
+    """True if a PNG's compressed data unpack to as many bytes as its header asks for."""
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
     passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
     missing = 0

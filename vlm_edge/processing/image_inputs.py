@@ -44,7 +44,7 @@ def image_inputs(images: Sequence[Pixels], spec: ImageProcessing) -> Inputs:
 def picture_embeds(
     embeds: NDArray[np.float32], newline: NDArray[np.float32] | None, picture: Picture, spec: ImageProcessing
 ) -> NDArray[np.float32]:
-    """What the connector gives for a picture's tiles (tiles, tokens, width) -> the embeddings of its image tokens
+    """The connector's output for a picture's tiles (tiles, tokens, width) -> the embeddings of its image tokens
     (image_tokens, width), in the order of the prompt. ``newline`` (width,) ends a row of patches, where there is one.
     """
     if isinstance(spec.tiles, AnyResTiles):

@@ -33,7 +33,7 @@ STRIP_PIXELS = 2**22
 MAX_SCALED_PIXELS = 2**24
 """Largest area that an image is scaled to before its centre is cropped; beyond it, only the centre is scaled."""
 _TURNING = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "transparency"}
-"""Where a PIL image says that it is turned or transparent."""
+"""Metadata in which a PIL image says that it is turned or transparent."""
 
 
 def read_image(source: ImageSource, transparency: Transparency = "refuse") -> Pixels:
@@ -47,7 +47,7 @@ def read_image(source: ImageSource, transparency: Transparency = "refuse") -> Pi
 
     Raises:
         VlmEdgeError: the image is missing, no regular file, empty, corrupt, incomplete, of no known format, over
-            ``MAX_SIDE`` or ``MAX_PIXELS`` (told from the header, before decoding), or of a kind that is refused; the
+            ``MAX_SIDE`` or ``MAX_PIXELS`` (by its header, before it is decoded), or of a kind that is refused; the
             message names the file.
     """
     if isinstance(source, np.ndarray):

@@ -2,8 +2,7 @@
 
 A GRAPHS artifact and an ENGINE artifact hold the same manifest; ``engine`` is filled in by the compile stage. Every
 number has bounds, since a manifest may come from anywhere: no value in it can ask for more memory or time than a model
-on a device has. :mod:`vlm_edge.processing.sealing` has what
-ties it to the files beside it.
+on a device has. :mod:`vlm_edge.processing.sealing` ties it to the files beside it.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from vlm_edge.processing.sealing import (
 )
 
 PipelineKind = Literal["vqa", "answer_head", "captioning", "generate", "dual_encoder", "embedding", "matching"]
-"""What a pipeline does with its components; ``vlm_edge.runtime.pipeline`` has the class of each."""
+"""Kinds of pipeline; ``vlm_edge.runtime.pipeline`` has the class of each."""
 FORMAT: Literal[2] = 2
 
 
@@ -203,7 +202,7 @@ class TextProcessing(Frozen):
     """Text -> ``input_ids`` and ``attention_mask`` (batch, tokens) int64, through ``tokenizer.json`` (tokenizers).
 
     ``pad_to``: always pad to this many tokens (fixed shapes are faster), or None to pad to the longest of a batch.
-    ``tasks``: what short forms of a prompt stand for; ``{input}`` is what else the text holds (Florence-2).
+    ``tasks``: prompts by the name that stands for them; ``{input}`` is the rest of the text (Florence-2).
     ``dropped_token_ids``: what decoding leaves out; default: every special token.
     ``lowercase``: texts are lower-cased before ``tokenizer.json`` sees them (SigLIP 2, whose published file doesn't).
     ``mask_padding``: False for models that read padding as text (SigLIP); ``attention_mask`` is then 1 everywhere.
@@ -221,7 +220,7 @@ class TextProcessing(Frozen):
 
 
 class Prompt(Frozen):
-    """How a question about images becomes the text that a language model goes on from.
+    """The text that a language model goes on from, made of a question and images.
 
     ``layouts[n]`` is the text for n images: the model's chat template for one turn, or what it was trained on.
     ``{question}`` is where the question goes (without the spaces around it if ``strip_question``), and each
@@ -229,7 +228,7 @@ class Prompt(Frozen):
     embeddings are the image's. ``special_tokens``: whether the tokenizer adds its own, such as the first.
 
     ``image_reach``: with gated cross-attention, which images a token sees: those of the last ``group`` before it that
-    no text parts, or the ``last`` one alone. ``instruction``: how the connector reads the question, where it does.
+    no text parts, or the ``last`` one alone. ``instruction``: the tokenizer of a connector that reads the question.
     """
 
     layouts: tuple[Template, ...] = Field(min_length=1, max_length=256)
@@ -245,7 +244,7 @@ class Prompt(Frozen):
 NEW, PAST, TOTAL = "new", "past", "past + new"
 """A decoder's dimensions: the tokens that it is given, those that its cache holds, and both."""
 CROSS_PREFIX = "cross_key_values."
-"""What the names of cross-attention's keys and values begin with."""
+"""Prefix of the names of cross-attention's keys and values."""
 SELF_MASK = "decoder_attention_mask"
 """Input of a decoder with cross-attention: which tokens of the cache count, and the new ones."""
 
@@ -297,14 +296,14 @@ class Generation(Frozen):
 
     @property
     def named_tokens(self) -> frozenset[int]:
-        """Every token that the settings make likelier, or forbid, or wait for."""
+        """Every token that the settings force, forbid or wait for."""
         forced = (token for token in (self.first_token_id, self.last_token_id) if token is not None)
         words = (word[-1] for word in self.bad_words_ids)
         return self.eos_token_ids | {*forced, *words, *self.suppress_tokens, *self.begin_suppress_tokens}
 
 
 class EngineInfo(Frozen):
-    """What the compile stage chose for the target; ``options`` are the engine's own (session options, plan flags)."""
+    """The compile stage's choices for the target; ``options`` are the engine's own (session options, plan flags)."""
 
     name: Name
     version: Name

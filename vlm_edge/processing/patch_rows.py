@@ -74,7 +74,7 @@ def cut_patches(pixels: NDArray[np.float32], patch: int) -> NDArray[np.float32]:
 
 
 def stacked(pictures: Sequence[Picture]) -> Inputs:
-    """What several images' pictures are fed as in one batch, filled up to the longest list."""
+    """Inputs of several pictures in one batch, padded to the longest list of patches."""
     longest = max(picture.inputs["pixel_values"].shape[1] for picture in pictures)
     filled = [_filled(picture.inputs, longest) for picture in pictures]
     return {name: np.concatenate([inputs[name] for inputs in filled]) for name in filled[0]}

@@ -18,7 +18,7 @@ from vlm_edge.processing.manifest import ImageProcessing, PatchGrid, Prompt
 from vlm_edge.processing.picture import Picture
 
 MAX_ASPECT = 200
-"""How much longer than the other an image's side may be (transformers' smart_resize)."""
+"""Largest ratio of an image's sides (transformers' smart_resize)."""
 
 
 def fitting_size(size: tuple[int, int], grid: PatchGrid) -> tuple[int, int]:

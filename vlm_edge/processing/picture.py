@@ -15,7 +15,7 @@ Inputs = dict[str, NDArray[np.float32] | NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Picture:
-    """What the vision encoder is fed, ``{input: array}`` with the image's tiles along the first axis; the text with one
+    """Inputs of the vision encoder, ``{input: array}`` with the image's tiles along the first axis; the text with one
     image token for every embedding that the image becomes; its size (height, width) in pixels; and the rows and
     columns of tiles (or of groups of patches) that it was cut into. ``order``: where the picture's rows belong, when
     they are not in the order of the prompt."""
@@ -28,7 +28,7 @@ class Picture:
 
     @property
     def tiles(self) -> int:
-        """How many rows of a batch the picture takes."""
+        """Number of rows of a batch that the picture takes."""
         return len(self.inputs["pixel_values"])
 
 

@@ -1,4 +1,4 @@
-"""What ties a manifest to its folder: the digests of all files, and of the manifest itself.
+"""Digests that tie a manifest to its folder: of all files, and of the manifest itself.
 
 This finds damage and every edit that was not announced by writing the manifest again. It is no signature: who may write
 the folder may write the manifest too, so take bundles from those whose models you would run.
@@ -42,7 +42,7 @@ def manifest_digest(content: Mapping[str, Any]) -> str:
 
 
 def parse_manifest(path: Path) -> dict[str, Any]:
-    """The JSON object of a manifest, and nothing said of what is in it.
+    """The JSON object of a manifest, its fields unchecked.
 
     Raises:
         VlmEdgeError: it is missing, a link, too large, or no JSON object.
@@ -71,7 +71,7 @@ def parse_manifest(path: Path) -> dict[str, Any]:
 
 
 def require_plain_files(folder: Path, names: Iterable[str]) -> None:
-    """Nothing, if every name is a regular file in the folder, reached through no link.
+    """Refuse names that are no regular file in the folder, or are reached through a link.
 
     Raises:
         VlmEdgeError: one is not.
@@ -91,7 +91,7 @@ def require_plain_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def require_unaltered(folder: Path, content: Mapping[str, Any], files: Mapping[str, str]) -> None:
-    """Nothing, if the manifest and every file that it lists are what they were when it was written.
+    """Refuse a folder whose manifest, or a file that it lists, was altered since it was written.
 
     Args:
         folder: where they lie.

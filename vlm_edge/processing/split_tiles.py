@@ -32,7 +32,7 @@ def split_picture(image: Pixels, spec: ImageProcessing, tiles: SplitTiles, promp
 
 
 def _text(grid: tuple[int, int], tiles: SplitTiles, prompt: Prompt) -> str:
-    """What stands for the image: every tile's place and tokens."""
+    """The image's text in a prompt: every tile's place and tokens."""
     tokens = prompt.image_token * prompt.image_tokens
     if grid == (0, 0):
         return tiles.single_text.replace("{image}", tokens)

@@ -79,7 +79,7 @@ class Tokenizer:
         return input_ids, attention_mask
 
     def count_too_long(self, texts: Sequence[str]) -> int:
-        """The number of texts of which :meth:`encode` cuts the end off, where it may."""
+        """The number of texts that have more tokens than the model reads."""
         return sum(bool(encoding.overflowing) for encoding in self._encodings(list(texts), True))
 
     def _encodings(self, texts: Sequence[str], special_tokens: bool) -> Sequence[Encoding]:
@@ -113,7 +113,7 @@ class Tokenizer:
             return self._tokenizer.decode(kept, skip_special_tokens=dropped is None).strip()
 
     def _worded(self, text: str) -> str:
-        """The prompt that a text with a task's short form stands for; any other text as it is."""
+        """The prompt of the task that a text names; any other text as it is."""
         for task, prompt in self.spec.tasks.items():
             if task in text:
                 rest = text.replace(task, "").strip()

@@ -1,4 +1,4 @@
-"""``tokenizer.json``, looked through before the ``tokenizers`` library is given it.
+"""Check ``tokenizer.json`` before the ``tokenizers`` library reads it.
 
 The library is Rust: memory that it can't get ends the process, what it takes for impossible is a panic, and nothing
 ends a regular expression that goes through a text again and again. So a file may hold only the components that
@@ -21,7 +21,7 @@ from vlm_edge.errors import VlmEdgeError
 MOST_BYTES = 1 << 26
 """Gemma's file, the largest of a public model, has 33 MB."""
 MOST_GROWTH = 256
-"""How many characters a normalizer or decoder may make of one. SigLIP's SentencePiece form may make 72."""
+"""Most characters that a normalizer or decoder makes of one. SigLIP's SentencePiece normalizer makes up to 72."""
 MOST_STEPS = 32
 """Of a normalizer, a pre-tokenizer, a post-processor or a decoder."""
 _MOST_REPETITIONS = 4
@@ -91,7 +91,7 @@ def rust_errors(where: str) -> Iterator[None]:
 
 
 def require_tame(content: dict[str, Any]) -> None:
-    """Nothing, if the library can be given a file of this content.
+    """Refuse a content that the library should not be given.
 
     Raises:
         ValueError: it can't, and why. Other errors mean that a part is of another type than it has to be.
@@ -139,7 +139,7 @@ def _steps(kind: str, component: Any, nested: str, depth: int = 0) -> Iterator[d
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """How many characters a step may make of one, at most; what Unicode's own forms do is not counted."""
+    """Most characters that a step makes of one; Unicode's own normalization forms are not counted."""
     if step["type"] == "Replace":
         text = step["pattern"].get("String")
         if text is None:
@@ -189,7 +189,7 @@ def _require_tame_template(step: dict[str, Any]) -> None:
 
 
 def require_tame_regex(pattern: str) -> None:
-    """Nothing, if a regular expression goes through a text in about one pass.
+    """Refuse a regular expression that goes through a text in more than about one pass.
 
     Refused are repetitions of what repeats by itself, references back, and more than four repetitions in a row.
 
@@ -236,7 +236,7 @@ def require_tame_regex(pattern: str) -> None:
 
 
 def _repetition(pattern: str, index: int) -> int | None:
-    """Where a quantifier that repeats (``*``, ``+``, ``{2,}``) ends, if one begins here."""
+    """End of a quantifier that repeats (``*``, ``+``, ``{2,}``), if one begins here."""
     if pattern[index] in "*+":
         return index + 1
     end = pattern.find("}", index)

@@ -1,4 +1,4 @@
-"""What runs on the device: images and text in, answers out. No torch, no transformers."""
+"""The runtime of the device: images and text in, answers out. No torch, no transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Visual question answering by classification (ViLT): fusion judges every answer of a list; nothing is generated."""
+"""Visual question answering by classification (ViLT): fusion scores every answer of a list; nothing is generated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AnswerHeadPipeline:
         return self.answer_batch(self.encode_images([image]), [question])[0]
 
     def encode_images(self, images: Sequence[ImageSource]) -> Pictures:
-        """Images -> their patches, which is all that is made of an image before it meets a question."""
+        """Images -> their patches; the fusion reads them with a question."""
         pictures = np.empty(len(images), np.object_)
         pictures[:] = [
             row_picture(image, self.manifest.image, self._rows) for image in read_images(images, self.manifest.image)
@@ -63,11 +63,11 @@ class AnswerHeadPipeline:
         return [[place] for place in best]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """What :meth:`answer_ids` gives for a question -> the answer."""
+        """A row of :meth:`answer_ids` -> the answer."""
         return " ".join(self._answers[place] for place in ids)
 
     def scores(self, pictures: Pictures, questions: Sequence[str], *, batch_size: int = 16) -> NDArray[np.float32]:
-        """(questions, answers) float32 in 0..1, each answer judged for itself: the sigmoid of its logit, since such
+        """(questions, answers) float32 in 0..1, each answer scored for itself: the sigmoid of its logit, since such
         heads are trained with binary cross-entropy. A row need not sum to 1."""
         return np.asarray(0.5 + 0.5 * np.tanh(self.logits(pictures, questions, batch_size=batch_size) / 2), np.float32)
 

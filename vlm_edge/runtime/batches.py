@@ -31,7 +31,7 @@ def batches(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
 
 
 def slices(rows: int, size: int) -> Iterator[slice]:
-    """The places of consecutive batches of at most ``size`` rows. Errors as :func:`batches`."""
+    """Consecutive slices of at most ``size`` rows, as indices. Errors as :func:`batches`."""
     return (slice(part[0], part[-1] + 1) for part in batches(range(rows), size))
 
 

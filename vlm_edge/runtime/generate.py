@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.backends.base import Engine
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import ImageSource
-from vlm_edge.processing.manifest import PipelineManifest, Prompt
+from vlm_edge.processing.manifest import CROSS_PREFIX, PipelineManifest, Prompt, TensorSpec
 from vlm_edge.processing.patches import grid_positions
 from vlm_edge.processing.picture import Picture
 from vlm_edge.processing.text import Ids, Tokenizer
 from vlm_edge.runtime.batches import batches, require, require_pairs, require_tokenizer, slices
 from vlm_edge.runtime.capabilities import Batch, Capability
-from vlm_edge.runtime.cross_attention import cross_feed
 from vlm_edge.runtime.greedy import GreedyDecoder
-from vlm_edge.runtime.steps import Steps
 from vlm_edge.runtime.vision import TILES_AT_ONCE, EncodedImage, ImageEncoder
 
 Features = NDArray[np.object_]
@@ -129,7 +127,7 @@ class GeneratePipeline:
     def _answer(
         self, requests: Sequence[Request], images: Sequence[list[EncodedImage]], max_new_tokens: int | None
     ) -> list[list[int]]:
-        """The requests, whose own ``images`` are left alone for those that are encoded."""
+        """Token ids of the answers; ``images`` are the requests' own, encoded."""
         if not requests:
             return []
         texts = [
@@ -225,3 +223,79 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Ids, Ids]:
         input_ids[index, tokens - len(row) :] = row
         mask[index, tokens - len(row) :] = 1
     return input_ids, mask
+
+
+LAST_ROW = ("cross_attention_mask", "cross_row_mask")
+"""A generated token sees the images that the prompt's last token sees."""
+
+
+class Steps:
+    """Inputs of the next decoder step that change: called with the chosen tokens (batch, 1), which later ones see."""
+
+    def __init__(self, first: Mapping[str, Array]) -> None:
+        self._prefix = first.get("prefix_mask")
+        self._mask = first["attention_mask"]
+        self._position = first["position_ids"][..., -1:]
+        self._same = {name: first[name][:, -1:] for name in LAST_ROW if name in first}
+        if "image_embeds" in first:
+            self._same["image_embeds"] = first["image_embeds"][:0]
+
+    def __call__(self, tokens: Ids) -> dict[str, Array]:
+        self._mask = np.concatenate([self._mask, np.ones_like(tokens)], axis=1)
+        self._position = self._position + 1
+        feed = {"input_ids": tokens, "attention_mask": self._mask, "position_ids": self._position, **self._same}
+        if self._prefix is not None:
+            self._prefix = feed["prefix_mask"] = np.concatenate([self._prefix, np.zeros_like(tokens)], axis=1)
+        return feed
+
+
+def cross_feed(
+    inputs: Mapping[str, TensorSpec],
+    rows: Sequence[Sequence[int]],
+    images: Sequence[Sequence[EncodedImage]],
+    prompt: Prompt,
+) -> dict[str, Array]:
+    """``cross_key_values`` (batch, groups, image_tokens, head_dim), padded with zeros to the row with most images;
+    ``cross_attention_mask`` (batch, tokens, image_tokens): 1 for what a token attends to; and where the decoder takes
+    it ``cross_row_mask`` (batch, tokens): 1 for tokens that see an image. Such a decoder (Mllama) lets the tokens that
+    see none attend to all of their request's images.
+
+    Without images there is one masked image token, since not every engine takes an empty axis.
+    """
+    lengths = [sum(0 if image.shown is None else len(image.shown) for image in pictures) for pictures in images]
+    most, tokens = max(1, *lengths), max(map(len, rows))
+    feed: dict[str, Array] = {}
+    for name, spec in inputs.items():
+        if name.startswith(CROSS_PREFIX):
+            feed[name] = np.zeros((len(rows), int(spec.shape[1]), most, int(spec.shape[3])), np.float32)
+            for index, (pictures, length) in enumerate(zip(images, lengths, strict=True)):
+                if pictures:
+                    feed[name][index, :, :length] = np.concatenate([image.cross[name] for image in pictures], axis=1)
+    mask = np.zeros((len(rows), tokens, most), np.int64)
+    sees = np.zeros((len(rows), tokens), np.int64)
+    for index, (row, pictures, length) in enumerate(zip(rows, images, lengths, strict=True)):
+        visible = visible_images(row, prompt, len(pictures))
+        shown = [np.outer(visible[:, k], image.shown) for k, image in enumerate(pictures) if image.shown is not None]
+        start = tokens - len(row)
+        mask[index, start:, :length] = np.concatenate([np.zeros((len(row), 0), np.int64), *shown], axis=1)
+        sees[index, start:] = visible.any(axis=1)
+        if "cross_row_mask" in inputs:
+            mask[index, start:, :length][~visible.any(axis=1)] = 1
+    feed["cross_attention_mask"] = mask
+    if "cross_row_mask" in inputs:
+        feed["cross_row_mask"] = sees
+    return feed
+
+
+def visible_images(row: Sequence[int], prompt: Prompt, images: int) -> Ids:
+    """(tokens, images) int64: 1 where a token of one request sees an image, from its image token on."""
+    places = [index for index, token in enumerate(row) if token == prompt.image_token_id]
+    ends = [*places[1:], len(row)][: len(places)]
+    if prompt.image_reach == "group":
+        for index in range(len(places) - 2, -1, -1):
+            if ends[index] == places[index] + 1:
+                ends[index] = ends[index + 1]
+    visible = np.zeros((len(row), images), np.int64)
+    for index, (start, end) in enumerate(zip(places, ends, strict=True)):
+        visible[start:end, index] = 1
+    return visible

@@ -46,7 +46,7 @@ class GreedyDecoder:
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
-        """What the decoder is fed."""
+        """The decoder's inputs."""
         return self._decoder.inputs
 
     def decode(
@@ -63,11 +63,11 @@ class GreedyDecoder:
         One decoder run for each new token; the first has a past of length 0.
 
         Args:
-            cross: what the component before gave; the decoder takes what it has inputs for, such as the
+            cross: outputs of the component before; the decoder takes those it has inputs for, such as the
                 cross-attention's keys and values (``cross_key_values.{layer}.key|value``).
             batch: number of rows.
-            attention_mask: (batch, tokens) int64, what cross-attention may see; for decoders that take one.
-            prompt: (batch, prompt_tokens) int64, what every row starts with; default: the start token alone.
+            attention_mask: (batch, tokens) int64, 1 for tokens that cross-attention sees; for decoders that take one.
+            prompt: (batch, prompt_tokens) int64, the first tokens of every row; default: the start token alone.
             max_new_tokens: default: the manifest's.
         """
         feed: dict[str, Array] = {name: cross[name] for name in self._decoder.inputs if name in cross}
@@ -92,11 +92,11 @@ class GreedyDecoder:
         max_new_tokens: int | None,
         prompts: Sequence[Sequence[int]] | None = None,
     ) -> list[list[int]]:
-        """As :meth:`decode`, for decoders that are fed more.
+        """As :meth:`decode`, for decoders with further inputs.
 
         Args:
-            first: what the first run is fed, the past left out; ``input_ids`` (batch, new) among it.
-            following: the tokens that were chosen (batch, 1) -> what changes in the feed of the next run.
+            first: inputs of the first run without the past, ``input_ids`` (batch, new) among them.
+            following: the chosen tokens (batch, 1) -> the inputs that change in the next run.
             max_new_tokens: default: the manifest's lengths.
             prompts: each row's tokens without padding; default: ``input_ids``.
 

@@ -1,4 +1,4 @@
-"""Image-text matching (BLIP, BridgeTower): vision_encoder -> fusion, which judges an image and a text together."""
+"""Image-text matching (BLIP, BridgeTower): vision_encoder -> fusion, which scores an image and a text together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm_edge.runtime.capabilities import Batch, Capability
 
 
 class MatchingPipeline:
-    """Tells how well texts match images: each pair through the fusion, or (BLIP) cheaply by their embeddings."""
+    """Scores how well texts match images: each pair through the fusion, or (BLIP) cheaply by their embeddings."""
 
     capabilities: frozenset[Capability] = frozenset({"scores", "embeds"})
 
@@ -31,7 +31,7 @@ class MatchingPipeline:
             self.capabilities = frozenset({"scores"})
 
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 16) -> Array:
-        """Images -> what the fusion reads of each: features (images, ..., hidden) float32."""
+        """Images -> features for the fusion (images, ..., hidden) float32."""
         return see(self._vision, "image_features", images, self.manifest.image, batch_size)
 
     def probabilities(self, features: Array, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Images to what a language model is given of them: vision_encoder, then connector, over many tiles at once."""
+"""Encode images for a language model: vision_encoder, then connector, several tiles at once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vlm_edge.processing.text import Ids
 TILES_AT_ONCE = 2
 """On a CPU more at once is no faster, and attention's scores alone are 48 MiB for a tile of SmolVLM."""
 QUESTION_IDS, QUESTION_MASK = "qformer_input_ids", "qformer_attention_mask"
-"""What a connector that reads the question (InstructBLIP) calls it."""
+"""The question's inputs in a connector that reads it (InstructBLIP)."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """One image, ready for any number of prompts: the text that stands for it, the embeddings of its image tokens
-    (image_tokens, width) float32, and the rows and columns that they (or the tiles) stand in.
+    """One encoded image for any number of prompts: its text in a prompt, the embeddings of its image tokens
+    (image_tokens, width) float32, and their (or the tiles') rows and columns.
 
     With cross-attention there are no embeddings, but ``cross``: its keys and values by name, (groups, image_tokens,
     head_dim) each; ``shown`` (image_tokens,) int64 is 1 for those that belong to the image, not to an empty tile.
@@ -66,7 +66,7 @@ class ImageEncoder:
             yield from self._run(held, tiles_at_once)
 
     def instructed(self, images: Sequence[EncodedImage], input_ids: Ids, attention_mask: Ids) -> list[EncodedImage]:
-        """One request's images, as its question (1, tokens) makes the connector see them."""
+        """One request's images, encoded by a connector that reads the question (1, tokens)."""
         if not images:
             return []
         features = [image.features for image in images if image.features is not None]
@@ -96,7 +96,7 @@ class ImageEncoder:
             start += picture.tiles
 
     def _infer(self, feed: Mapping[str, Array]) -> dict[str, Array]:
-        """What the connector gives for some tiles, or the vision encoder where the connector waits for the question."""
+        """Outputs of the connector for some tiles; of the vision encoder where the connector reads the question."""
         features = self._vision.infer(feed)
         if self.reads_question:
             return features

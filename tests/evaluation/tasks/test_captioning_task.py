@@ -14,7 +14,7 @@ from vlm_edge.cli.main import main
 from vlm_edge.core.stage import TaskSpec
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.accuracy import evaluate
-from vlm_edge.evaluation.caption_tokens import caption_tokens
+from vlm_edge.evaluation.cider import caption_tokens
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.runtime import load_pipeline
 

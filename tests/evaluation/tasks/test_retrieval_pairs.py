@@ -12,8 +12,7 @@ from tiny_graphs import IMAGE
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.evaluation.tasks import tasks_of, tasks_of_kind
-from vlm_edge.evaluation.tasks.retrieval import run
-from vlm_edge.evaluation.tasks.retrieval_pairs import chosen_pairs, pair_scores
+from vlm_edge.evaluation.tasks.retrieval import chosen_pairs, pair_scores, run
 
 
 class Judge:

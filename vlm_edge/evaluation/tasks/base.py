@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Rows:
-    """What a task's ``run`` gives: one entry a sample in every column, in the order of ``samples``.
+    """Result of a task's ``run``: one entry a sample in every column, in the order of ``samples``.
 
     ``samples`` are those of the data set whose image could be read, in its order; ``unreadable`` gives the reason for
     the other images. The columns are :class:`Outcomes`' own; without ``groups`` a sample's group is its image.

@@ -1,16 +1,20 @@
-"""Retrieval in both directions: is something right among the first k? By a dual encoder's cosines, or by the scores of
-a model that judges pairs (see retrieval_pairs.py).
+"""Retrieval in both directions: is something right among the first k? By embeddings, or by scores of pairs.
 
 The protocol of Karpathy and Fei-Fei (CVPR 2015, arXiv:1412.2306, section 4.1): every image ranks all captions of the
 split, every caption all images. An image has found when any of its captions is among the first k; a caption, when its
 image is. Two additions for what the protocol leaves open: a caption that several images have is right for all of them,
 and the best right one ranks after every wrong one of the same similarity, so that an encoder that makes everything
 alike finds nothing.
+
+A model that scores pairs does so as BLIP is evaluated (Li et al. 2022, arXiv:2201.12086, section 4.1;
+train_retrieval.py of its code): embeddings choose :data:`CANDIDATES` for each query, and those are ranked by the
+fusion's logit for "match" plus the cosine, before all others. Without embeddings (BridgeTower) every pair is scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +25,53 @@ from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.embeddings import Embeddings, Matrix
 from vlm_edge.evaluation.tasks.base import Query, Rows, TaskEvaluation, every_image
-from vlm_edge.evaluation.tasks.retrieval_pairs import pair_scores
-from vlm_edge.runtime.capabilities import Pipeline, embeds, scores
+from vlm_edge.runtime.capabilities import Pipeline, Scores, embeds, scores
+
+CANDIDATES = 128
+"""As many as BLIP's authors judge on Flickr30K (k_test in configs/retrieval_flickr.yaml)."""
+
+
+def pair_scores(
+    pipeline: Scores,
+    images: Sequence[Path],
+    texts: Sequence[str],
+    cosines: Array | None,
+    progress: Progress,
+    candidates: int = CANDIDATES,
+) -> NDArray[np.float32]:
+    """(images, texts): the score of each pair; the lowest float32 where it was not scored.
+
+    Args:
+        pipeline: scores the pairs, an image at a time, so that one image's features are in memory.
+        images: files that can be read.
+        texts: scored with each image.
+        cosines: (images, texts) of the embeddings, where the model has them.
+        progress: advances by one for every image.
+        candidates: texts to score for an image and images for a text; embeddings order the rest.
+    """
+    chosen = chosen_pairs(cosines, len(images), len(texts), candidates)
+    scores = np.full((len(images), len(texts)), np.finfo(np.float32).min, np.float32)
+    with progress.bar("pairs", len(images)) as ticker:
+        for row, image in enumerate(images):
+            (columns,) = np.nonzero(chosen[row])
+            asked = [texts[column] for column in columns.tolist()]
+            logits = pipeline.match_logits(pipeline.encode_images([image]), asked, cut=True)
+            scores[row, columns] = logits if cosines is None else logits + cosines[row, columns]
+            ticker.advance()
+    return scores
+
+
+def chosen_pairs(cosines: Array | None, images: int, texts: int, candidates: int) -> NDArray[np.bool_]:
+    """(images, texts): True where a text is among an image's nearest ``candidates``, or an image among a text's."""
+    if cosines is None:
+        return np.ones((images, texts), bool)
+    chosen = np.zeros((images, texts), bool)
+    near_texts = np.argsort(-cosines, axis=1, kind="stable")[:, :candidates]
+    np.put_along_axis(chosen, near_texts, True, axis=1)
+    near_images = np.argsort(-cosines, axis=0, kind="stable")[:candidates]
+    np.put_along_axis(chosen, near_images, True, axis=0)
+    return chosen
+
 
 CUTOFFS = (1, 5, 10)
 QUERIES_AT_ONCE = 512
@@ -108,7 +157,7 @@ def cut_captions(pipeline: Pipeline, captions: Sequence[str]) -> tuple[str, ...]
 
 
 def _none(inputs: Sequence[object]) -> Array:
-    """(inputs, 0): what a model without embeddings makes of them."""
+    """(inputs, 0): the embeddings of a model that has none."""
     return np.zeros((len(inputs), 0), np.float32)
 
 
