@@ -8,7 +8,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,12 @@ def test_doctor_and_check_know_it(place: Path) -> None:
     refused = invoke(place, "check", str(place / "dynamic.yaml"))
     assert refused.exit_code == 2
     assert "int8-dynamic is for onnxruntime; the target's engine is toy" in refused.stderr
+
+
+def test_the_page_names_every_field_of_a_row() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## What a row says")[2].partition("## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == {each.name for each in fields(backends.BackendSpec)}
 
 
 @pytest.mark.parametrize(
