@@ -1,8 +1,8 @@
 """The pipeline manifest: everything but the weights that the runtime needs, as data (``manifest.json``).
 
-A GRAPHS artifact and an ENGINE artifact hold the same manifest; ``engine`` is filled in by the compile stage. Every
-number has bounds, since a manifest may come from anywhere: no value in it can ask for more memory or time than a model
-on a device has. :mod:`vlm_edge.processing.sealing` ties it to the files beside it.
+A GRAPHS and an ENGINE artifact hold the same manifest; ``engine`` is filled in by the compile stage. Every number has
+bounds, since a manifest may come from anywhere: none can ask for more memory or time than a model on a device has.
+:mod:`vlm_edge.processing.sealing` ties it to the files beside it.
 """
 
 from __future__ import annotations
@@ -257,15 +257,13 @@ class Generation(Frozen):
     ``cross_key_values.{layer}.key|value`` that ``text_encoder`` puts out; it gives ``logits`` (batch, new, vocab), or
     those of the last token alone, and ``present.{layer}.key|value``. Where there is such a cross-attention,
     ``decoder_attention_mask`` (batch, past + new) int64 is 1 for tokens and 0 for places of the cache that hold none.
-    A ``generate`` pipeline starts from its prompt, not from ``start_token_id``. ``other_eos_token_ids`` end an answer
-    as ``eos_token_id`` does.
+    A ``generate`` pipeline starts from its prompt, not ``start_token_id``; ``other_eos_token_ids`` end an answer, too.
 
-    An answer ends after ``max_new_tokens``, or where it makes ``max_length`` tokens with its prompt. ``positions`` is
-    the length of the decoder's table of positions; None where positions are computed. The other settings
-    are those of generation_config.json, followed as transformers' logits processors do: see
-    :class:`vlm_edge.runtime.token_rules.TokenRules`. ``first_token_id`` is forced behind the start token,
-    ``last_token_id`` where an answer reaches its longest, and no ``no_repeat_ngram`` tokens in a row come twice (0: no
-    such rule). ``not_followed``: what the checkpoint's settings ask for beyond that, by name, as JSON.
+    An answer ends after ``max_new_tokens``, or where it makes ``max_length`` tokens with its prompt. ``positions``: the
+    size of the decoder's table of positions; None where they are computed. The rest is generation_config.json's, which
+    :class:`vlm_edge.runtime.token_rules.TokenRules` follows. ``first_token_id`` is forced behind the start token,
+    ``last_token_id`` where an answer reaches its longest, and no ``no_repeat_ngram`` tokens in a row come twice
+    (0: no such rule). ``not_followed``: the checkpoint's further settings, by name, as JSON.
     """
 
     start_token_id: Token
