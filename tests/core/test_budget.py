@@ -56,11 +56,11 @@ def test_bounds_of_lists_what_is_set_in_the_metrics_unit() -> None:
 
 def test_the_bounds_of_a_target_without_memory_are_none() -> None:
     target = Target.model_validate({"name": "box", "engine": "openvino"})
-    assert memory_bound(target) == []
-    (bound,) = memory_bound(target.model_copy(update={"memory_mb": 512}))
+    assert memory_bound(target, {}) == []
+    (bound,) = memory_bound(target.model_copy(update={"memory_mb": 512}), {})
     assert judge(bound, [measured(500, 512, "peak_rss_mb")]).verdict is Verdict.PASS
     assert judge(bound, [measured(500, 513, "peak_rss_mb")]).verdict is Verdict.UNDECIDED
-    (bound,) = memory_bound(target.model_copy(update={"memory_mb": 512, "isa": "cuda"}))
+    (bound,) = memory_bound(target.model_copy(update={"memory_mb": 512}), {"on_gpu": True})
     assert judge(bound, [measured(1, 1, "peak_rss_mb")]).verdict is Verdict.NOT_MEASURED
 
 

@@ -39,6 +39,7 @@ class Bench:
         self.drop: set[str] = set()
         self.seconds: float | None = None
         self.peak_mb: float | None = None
+        self.on_gpu = False
         self.stages: dict[str, StageSpec] = {}
         self.log: list[str] = []
 
@@ -48,6 +49,7 @@ class Bench:
         assert isinstance(toolbox.evaluators, Evaluators)
         toolbox.evaluators.missing, toolbox.evaluators.drop = self.evaluators_missing, self.drop
         toolbox.evaluators.seconds, toolbox.evaluators.peak_mb = self.seconds, self.peak_mb
+        toolbox.evaluators.on_gpu = self.on_gpu
         recipe = read_recipe(write_recipe(self.folder, **changes), toolbox.stages)
         store = Store(self.folder / "store")
         return Runner(recipe, toolbox, store, SilentProgress(), Timing(remeasure, patience_s))
@@ -117,12 +119,13 @@ def test_the_target_s_memory_bounds_what_an_engine_takes_and_measures_nothing_ag
 
 
 def test_a_gpu_s_memory_is_not_taken_for_measured(bench: Bench) -> None:
-    bench.peak_mb = 100.0
-    record = bench.run(target={"name": "toy", "engine": "tensorrt", "isa": "cuda", "memory_mb": 8192})
+    bench.peak_mb, bench.on_gpu = 100.0, True
+    record = bench.run(target={"name": "toy", "engine": "tensorrt", "memory_mb": 8192})
     (judged,) = (each for each in record.variants[-1].verdicts if each.budget == "target.memory_mb")
     assert judged.verdict is Verdict.NOT_MEASURED
     assert judged.reason is not None
     assert "GPU" in judged.reason
+    assert judge_again(record, record.variants[-1], Budgets()) == [judged]
 
 
 def test_a_changed_price_prices_the_throughput_that_was_measured(bench: Bench) -> None:
@@ -249,7 +252,7 @@ def test_outcomes_regressions_and_conditions_are_kept_with_the_run(bench: Bench)
         assert variant.outcomes == f"outcomes/{variant.name}.json.gz"
         outcomes = json.loads(gzip.decompress((folder / variant.outcomes).read_bytes()))
         assert outcomes["skipped"] == []
-        assert variant.conditions == {"load": [0.5]}
+        assert variant.conditions == {"load": [0.5], "on_gpu": False}
     lost = json.loads((folder / "regressions.json").read_text())
     assert lost["baseline"] == []
     assert lost["compile"][0]["candidate"] == "blue"

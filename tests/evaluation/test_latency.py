@@ -287,6 +287,7 @@ def test_warming_up_goes_on_while_it_gets_faster(fake, bench):
     # 1.8, 1.6, 1.4, 1.2, 1.0 ms, then two windows that are no faster
     assert engine["warmup_queries"] == [7 * latency_rounds.WARMUP_QUERIES] * 6
     assert engine["stationary_rounds"] == 6
+    assert conditions["on_gpu"] is False
     _, conditions = measure(start, bench, settings=QUICK.model_copy(update={"warmup_seconds": 0}))
     assert conditions["engines"]["candidate"]["stationary_rounds"] == 0
 

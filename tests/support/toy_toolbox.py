@@ -48,6 +48,7 @@ class Evaluators:
         self.noises = [0.01]
         self.seconds: float | None = None
         self.peak_mb: float | None = None
+        self.on_gpu = False
 
     def unmeasurable(self, target: Target) -> str | None:
         return self.missing
@@ -89,7 +90,10 @@ class Evaluators:
             noise = self.noises.pop(0) if len(self.noises) > 1 else self.noises[0]
             times.append(_measurement("latency_p90_control", 1.0, noise))
         meanwhile = {} if self.seconds is None else {"meanwhile": {"seconds": self.seconds}}
-        return Timed(measurements=self._kept(times), conditions={"load": [0.5], **meanwhile})
+        return Timed(
+            measurements=self._kept(times),
+            conditions={"load": [0.5], "on_gpu": self.on_gpu, **meanwhile},
+        )
 
     def footprint(self, baseline: Path, candidate: Path, task: TaskSpec) -> list[Measurement]:
         return self._kept([_measurement("size_ratio", 0.5, 0)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from enum import StrEnum
 from statistics import NormalDist
@@ -204,8 +204,11 @@ def bounds_of(budgets: Budgets) -> list[Bound]:
     return bounds
 
 
-def memory_bound(target: Target) -> list[Bound]:
-    """The bound that the target's RAM is on the peak resident memory of the process that answers; none if not given."""
+def memory_bound(target: Target, conditions: Mapping[str, Any]) -> list[Bound]:
+    """The bound that the target's RAM is on the peak resident memory of the process that answers; none if not given.
+
+    ``conditions`` are a latency measurement's: ``on_gpu`` says that weights and activations lay in a GPU's memory.
+    """
     if target.memory_mb is None:
         return []
     unseen = "what its engine holds in the GPU's memory is no part of the process's resident memory"
@@ -214,7 +217,7 @@ def memory_bound(target: Target) -> list[Bound]:
             budget="target.memory_mb",
             metric="peak_rss_mb",
             at_most=target.memory_mb,
-            unmeasurable=unseen if target.on_gpu else None,
+            unmeasurable=unseen if conditions.get("on_gpu") else None,
         )
     ]
 

@@ -116,7 +116,7 @@ def recorded_target(record: RunRecord) -> Target:
 def judge_again(record: RunRecord, variant: VariantRecord, budgets: Budgets) -> list[Judgement]:
     """Hold budgets, and the target's memory, against what the record says was measured, as the run itself does."""
     return judge_all(
-        [*bounds_of(budgets), *memory_bound(recorded_target(record))],
+        [*bounds_of(budgets), *memory_bound(recorded_target(record), variant.conditions)],
         variant.measurements,
         control=record.variants[0].measurements,
         conditions=variant.conditions,

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vlm_edge.core.artifact import Artifact, ArtifactKind
-from vlm_edge.core.budget import Verdict, overall
+from vlm_edge.core.budget import Verdict, memory_bound, overall
 from vlm_edge.core.decided import judge_all
 from vlm_edge.core.forecast import forecast
 from vlm_edge.core.measurement import Measurement
@@ -59,8 +59,8 @@ class Runner(Workbench):
         unmeasured: str | None,
     ) -> VariantRecord:
         """One variant's record; ``unmeasured`` says why there is nothing that was measured."""
-        bounds, measurements = self.bounds(plan), measured.measurements if measured else []
-        conditions = measured.conditions if measured else {}
+        measurements, conditions = (measured.measurements, measured.conditions) if measured else ([], {})
+        bounds = [*self.bounds(plan), *memory_bound(self.recipe.target, conditions)]
         verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, unmeasurable=unmeasured)
         return VariantRecord(
             name=plan.name,

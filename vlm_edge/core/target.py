@@ -28,8 +28,3 @@ class Target(CheckedModel):
     def decides(self) -> dict[str, Any]:
         """The settings that decide an engine and its times, as JSON: all of the target that is part of any key."""
         return self.model_dump(mode="json", include={"engine", "threads", "isa"})
-
-    @property
-    def on_gpu(self) -> bool:
-        """True where engines keep weights and activations in a GPU's memory, which no resident memory counts."""
-        return self.isa == "cuda"

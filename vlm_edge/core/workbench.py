@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.core.artifact import Artifact, checkpoint_artifact
-from vlm_edge.core.budget import Bound, bounds_of, memory_bound
+from vlm_edge.core.budget import Bound, bounds_of
 from vlm_edge.core.decided import IsOpen, measure_until_decided, worth_more
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed, Timing, Until, is_kept_form, with_cost
 from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
@@ -239,9 +239,9 @@ class Workbench:
         return LatencyAsked(percentiles=(0.5, 0.9, *tail), batch=batch, cold_start="cold_start_ms" in metrics)
 
     def bounds(self, plan: VariantPlan) -> list[Bound]:
-        """Every bound that the variant is judged by: its budgets' and the target's memory."""
+        """The bounds of the variant's budgets."""
         budgets = plan.entry.budgets if plan.entry is not None else self.recipe.budgets
-        return [*bounds_of(budgets), *memory_bound(self.recipe.target)]
+        return bounds_of(budgets)
 
 
 def package_version(name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_edge.backends import backend
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec
 from vlm_edge.evaluation.conditions import passed, snapshot
@@ -153,6 +154,7 @@ def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict
     infos = {engine.role: read_manifest(engine.folder).engine for engine in rounds.engines}
     return {
         "host": host_record(),
+        "on_gpu": any(info is not None and backend(info.name).on_gpu for info in infos.values()),
         "meanwhile": meanwhile,
         "rounds": len(rounds),
         "blocks": sum(rounds.blocks),
