@@ -59,9 +59,10 @@ def prepare(name: str, folder: Path) -> None:
 
 
 def quantize(folder: Path, name: str) -> None:
-    """One component's graph in INT8, with its pairs where TensorRT wants them."""
+    """One component's graph in INT8, as compile builds it."""
     from vlm_edge.backends.lowering import lowering_of
     from vlm_edge.graphs.files import load_graph, save_graph
+    from vlm_edge.graphs.passes.split_fused import SplitFused
     from vlm_edge.processing.manifest import read_manifest
     from vlm_edge.stages.compile_references import reference_runs
     from vlm_edge.stages.quantize_attempt import quantize_graph
@@ -72,7 +73,9 @@ def quantize(folder: Path, name: str) -> None:
         feeds = [feed for feed, _ in reference_runs(folder / "FP32", manifest, 2, 0, Path(scratch))[name]]
         (folder / "INT8").mkdir(exist_ok=True)
         lowering = lowering_of("tensorrt-rtx", "cuda")
-        save_graph(quantize_graph(load_graph(graph), "int8", feeds, lowering), folder / "INT8" / graph.name)
+        model = quantize_graph(load_graph(graph), "int8", feeds, lowering)
+        SplitFused()(model)
+        save_graph(model, folder / "INT8" / graph.name)
 
 
 def build(folder: Path, name: str, precision: str) -> dict[str, Any]:
