@@ -88,7 +88,7 @@ def _status(found: os.stat_result) -> Status:
 
 
 def _known_files(name: str) -> dict[str, Any]:
-    """What is remembered of a folder's files: their status and digest, by name."""
+    """Remembered status and digest of a folder's files, by name."""
     record = read_record(name)
     files = record.get("files")
     if record.get("version") != _VERSION or not isinstance(files, dict):
@@ -117,7 +117,7 @@ def _own(found: os.stat_result) -> bool:
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """What :func:`write_record` kept under a name; empty where there is nothing that can be read and trusted."""
+    """The mapping that :func:`write_record` kept under a name; empty where there is nothing that can be read and trusted."""
     path = _cache_folder() / f"{name}.json"
     try:
         if not _own(os.lstat(path.parent)):

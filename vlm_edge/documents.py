@@ -246,7 +246,7 @@ class _Composer:
 
 
 def text_problem(text: str, allowed: str = "") -> str | None:
-    """Why a text can't be printed or written as UTF-8: a control character not ``allowed``, or half of a pair."""
+    """The reason why a text can't be printed or written as UTF-8: a control character not ``allowed``, or half of a pair."""
     if text.isascii() and text.isprintable():
         return None
     for character in text:
@@ -282,7 +282,7 @@ def read_json(path: Path, max_bytes: int, hint: str) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """Why a file could not be read, without its name."""
+    """The reason why a file could not be read, without its name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 

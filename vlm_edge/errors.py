@@ -37,7 +37,7 @@ class RecipeError(VlmEdgeError):
 
 
 class UsageError(VlmEdgeError):
-    """What was asked for can't be done with what was given; the command line ends with 2, as for a wrong option."""
+    """A request that can't be met with the given input; the command line ends with 2, as for a wrong option."""
 
 
 class _Short(reprlib.Repr):

@@ -50,7 +50,7 @@ class EngineClass(Protocol):
 
     @staticmethod
     def unavailable() -> str | None:
-        """Why the engine can't run on this machine, and the next step; None where it can."""
+        """The reason why the engine can't run on this machine, and the next step; None where it can."""
         ...
 
     @staticmethod

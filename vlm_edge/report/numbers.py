@@ -172,7 +172,7 @@ def measured_text(found: Measurement) -> str:
 
 
 def reason_text(judgement: Judgement) -> str:
-    """Why a verdict is open, and about how many samples would decide it; empty if neither is known."""
+    """The reason why a verdict is open, and about how many samples would decide it; empty if neither is known."""
     reason = judgement.reason or ""
     if judgement.needed_n is None or f"{judgement.needed_n:,}" in reason:
         return reason

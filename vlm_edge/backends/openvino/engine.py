@@ -99,7 +99,7 @@ class OpenVinoEngine:
 
     @staticmethod
     def unavailable() -> str | None:
-        """Why OpenVINO can't run here, or None."""
+        """The reason why OpenVINO can't run here, or None."""
         if importlib.util.find_spec("openvino") is None:
             return "the package openvino is not installed; install vlm-edge[openvino]"
         return None

@@ -69,7 +69,7 @@ class TensorRtEngine:
 
     @staticmethod
     def unavailable() -> str | None:
-        """Why TensorRT can't run here, or None."""
+        """The reason why TensorRT can't run here, or None."""
         missing = []
         try:
             importlib.import_module("tensorrt")

@@ -30,7 +30,7 @@ RULES: dict[str, str] = {
     "scale": "calibrate with more samples",
     "types": "put a Cast before the operator",
 }
-"""What to do about a violation of each."""
+"""The remedy for a violation of each."""
 
 _UNSUPPORTED = (
     "AffineGrid Bernoulli BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im Compress "

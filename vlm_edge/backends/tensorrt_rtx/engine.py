@@ -23,7 +23,7 @@ class TensorRtxEngine(TensorRtEngine):
 
     @staticmethod
     def unavailable() -> str | None:
-        """Why plans can't run here, or None; they may be built all the same."""
+        """The reason why plans can't run here, or None; they may be built all the same."""
         if (reason := library.builder_missing()) is not None:
             return reason
         missing = library.driver_missing()

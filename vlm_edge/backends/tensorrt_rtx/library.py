@@ -22,7 +22,7 @@ PRODUCT = "TensorRT-RTX"
 LIBRARIES_WHEEL, LIBRARIES_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu12", "onnxruntime_ep_nv_tensorrt_rtx"
 BINDINGS_WHEEL, BINDINGS_MODULE = "tensorrt-rtx-cu12-bindings", "tensorrt_rtx_bindings"
 LIBRARIES = ("libtensorrt_rtx.so.", "libtensorrt_onnxparser_rtx.so.")
-"""What the files' names begin with; a version follows."""
+"""Beginnings of the files' names; a version follows."""
 INSTALL = "pip install 'vlm-edge[tensorrt-rtx]'"
 INSUFFICIENT_DRIVER = 35
 """cudaErrorInsufficientDriver: there is no driver, or it is older than the runtime."""
@@ -57,7 +57,7 @@ def bindings() -> Any:
 
 
 def builder_missing() -> str | None:
-    """Why plans can't be built on this machine, or None."""
+    """The reason why plans can't be built on this machine, or None."""
     try:
         bindings()
     except VlmEdgeError as error:
@@ -66,7 +66,7 @@ def builder_missing() -> str | None:
 
 
 def driver_missing() -> str | None:
-    """Why plans that were built can't be run on this machine, or None."""
+    """The reason why plans that were built can't be run on this machine, or None."""
     cudart, driver, count = load_cudart(), ctypes.c_int(0), ctypes.c_int(0)
     if cudart is None:
         return "CUDA's runtime (libcudart) can't be loaded"

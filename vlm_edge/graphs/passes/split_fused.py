@@ -39,7 +39,7 @@ class SplitFused(ir.passes.InPlacePass):
 
 
 def _parts(node: ir.Node) -> int:
-    """How many parts the columns of a product are read as; 1 where they aren't."""
+    """The number of parts that the columns of a product are read as; 1 where they aren't."""
     value = node.outputs[0]
     if (bias := only_reader(value, "Add")) is not None and any(tensor_of(each) is not None for each in bias.inputs):
         value = bias.outputs[0]
