@@ -117,7 +117,7 @@ def _own(found: os.stat_result) -> bool:
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """The mapping that :func:`write_record` kept under a name; empty where there is nothing that can be read and trusted."""
+    """The mapping that :func:`write_record` kept under a name; empty where nothing can be read and trusted."""
     path = _cache_folder() / f"{name}.json"
     try:
         if not _own(os.lstat(path.parent)):
