@@ -246,7 +246,7 @@ class _Composer:
 
 
 def text_problem(text: str, allowed: str = "") -> str | None:
-    """The fault of a text that can't be written as UTF-8 or printed: a control character not ``allowed``, half of a pair."""
+    """The fault of a text that is no printable UTF-8: a control character not ``allowed``, or half of a pair."""
     if text.isascii() and text.isprintable():
         return None
     for character in text:
