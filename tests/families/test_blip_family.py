@@ -162,7 +162,7 @@ def test_the_checkpoints_settings(tiny_blip: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_blip, tmp_path / "model"))
     generation = FAMILY.generation(folder)
     assert generation is not None
-    assert generation == Generation(start_token_id=5, eos_token_id=3, pad_token_id=0, max_new_tokens=5)
+    assert generation == Generation(start_token_id=5, eos_token_id=3, pad_token_id=0, max_new_tokens=5, positions=24)
     (folder / "generation_config.json").unlink()
     generation = FAMILY.generation(folder)
     assert generation is not None
