@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vlm_edge.evaluation import affinity, conditions
+from vlm_edge.evaluation import conditions, latency_rounds
 
 
 def write(folder, files):
@@ -85,9 +85,9 @@ def stat(idle):
 @pytest.fixture
 def cpus(tmp_path, monkeypatch):
     """Four CPUs on two cores; the first core is the slower one."""
-    monkeypatch.setattr(affinity, "CPUS", tmp_path / "cpu")
-    monkeypatch.setattr(affinity, "STAT", tmp_path / "stat")
-    monkeypatch.setattr(affinity, "allowed_cpus", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(latency_rounds, "CPUS", tmp_path / "cpu")
+    monkeypatch.setattr(latency_rounds, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(latency_rounds, "allowed_cpus", lambda: [0, 1, 2, 3])
     for cpu in range(4):
         write(tmp_path / "cpu" / f"cpu{cpu}", {"topology/thread_siblings_list": "0-1" if cpu < 2 else "2-3"})
     (tmp_path / "stat").write_text(stat({0: 10, 1: 20, 2: 30, 3: 40}))
@@ -95,29 +95,29 @@ def cpus(tmp_path, monkeypatch):
 
 
 def test_the_idlest_cpus_of_different_cores_are_taken(cpus):
-    before = affinity.idle_ticks()
+    before = latency_rounds.idle_ticks()
     assert before == {0: 12, 1: 22, 2: 32, 3: 42}
     (cpus / "stat").write_text(stat({0: 90, 1: 95, 2: 40, 3: 45}))
-    after = affinity.idle_ticks()
-    assert affinity.quiet_cpus(1, before, after) == [0]
-    assert affinity.quiet_cpus(2, before, after) == [0, 2]  # 1 is idler than 2, but of the same core as 0
-    assert affinity.quiet_cpus(3, before, after) == [0, 1, 2]
-    assert affinity.quiet_cpus(5, before, after) is None
+    after = latency_rounds.idle_ticks()
+    assert latency_rounds.quiet_cpus(1, before, after) == [0]
+    assert latency_rounds.quiet_cpus(2, before, after) == [0, 2]  # 1 is idler than 2, but of the same core as 0
+    assert latency_rounds.quiet_cpus(3, before, after) == [0, 1, 2]
+    assert latency_rounds.quiet_cpus(5, before, after) is None
 
 
 def test_faster_cpus_come_before_idler_ones(cpus):
     for cpu in range(4):
         write(cpus / "cpu" / f"cpu{cpu}", {"cpu_capacity": "1024" if cpu > 1 else "446"})
-    before = affinity.idle_ticks()
+    before = latency_rounds.idle_ticks()
     (cpus / "stat").write_text(stat({0: 99, 1: 99, 2: 31, 3: 41}))
-    assert affinity.quiet_cpus(1, before, affinity.idle_ticks()) == [3]
+    assert latency_rounds.quiet_cpus(1, before, latency_rounds.idle_ticks()) == [3]
 
 
 def test_where_nothing_can_be_read_there_is_still_an_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(affinity, "CPUS", tmp_path)
-    monkeypatch.setattr(affinity, "STAT", tmp_path / "none")
-    monkeypatch.setattr(affinity, "allowed_cpus", lambda: [0, 1, 2])
-    assert affinity.idle_ticks() == {}
-    assert affinity.quiet_cpus(2, {}, {}) == [1, 2]
-    monkeypatch.setattr(affinity, "allowed_cpus", lambda: None)
-    assert affinity.quiet_cpus(1, {}, {}) is None
+    monkeypatch.setattr(latency_rounds, "CPUS", tmp_path)
+    monkeypatch.setattr(latency_rounds, "STAT", tmp_path / "none")
+    monkeypatch.setattr(latency_rounds, "allowed_cpus", lambda: [0, 1, 2])
+    assert latency_rounds.idle_ticks() == {}
+    assert latency_rounds.quiet_cpus(2, {}, {}) == [1, 2]
+    monkeypatch.setattr(latency_rounds, "allowed_cpus", lambda: None)
+    assert latency_rounds.quiet_cpus(1, {}, {}) is None
