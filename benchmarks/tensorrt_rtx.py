@@ -79,11 +79,11 @@ def quantize(folder: Path, name: str) -> None:
 
 
 def build(folder: Path, name: str, precision: str) -> dict[str, Any]:
-    """What one plan took, measured in this process."""
+    """Time, memory and size of one plan, measured in this process."""
     from vlm_edge.backends.tensorrt.compile import plan_of
     from vlm_edge.backends.tensorrt.profiles import dimension_ranges
-    from vlm_edge.backends.tensorrt_rtx.library import PRODUCT, bindings
     from vlm_edge.backends.tensorrt_rtx.plan import in_float
+    from vlm_edge.backends.tensorrt_rtx.wheels import PRODUCT, bindings
     from vlm_edge.graphs.edit import name_of
     from vlm_edge.graphs.files import load_graph
     from vlm_edge.graphs.passes.tensorrt_form import integer_nodes

@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
             "processing", "zoo", "data"},
 }  # fmt: skip
 ANYONE = {"checked", "digests", "documents", "errors", "facts", "files", "machine", "names", "__init__"}
-ON_DEVICE = {"__init__", "base", "checks", "engine", "fixed_shapes", "cuda_memory", "library"}
+ON_DEVICE = {"__init__", "base", "checks", "engine", "fixed_shapes", "cuda_memory", "wheels"}
 """Modules of backends that a device needs; the others are the layer ``backends (compress)``."""
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "openvino", "nncf", "tensorrt", "optimum")
 

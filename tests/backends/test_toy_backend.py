@@ -46,7 +46,7 @@ QUICK = LatencySettings(
 
 
 def install(site: Path, page: str) -> None:
-    """What pip would write into ``site``: the page's package, and the metadata with its entry points."""
+    """Install the page's package into ``site`` as pip would: its modules, and the metadata with its entry points."""
     for name, code in re.findall(r"^`(\w+/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", page, re.DOTALL | re.MULTILINE):
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(code)

@@ -121,7 +121,7 @@ def graphs_for(engine: str, graphs: Path, tmp_path: Path) -> Path:
 
 
 def recorded(engine: Engine, folder: Path) -> ReferenceRuns:
-    """What an engine gives for one picture, and for three at once."""
+    """An engine's outputs for one picture, and for three at once."""
     runs = ReferenceRuns(folder)
     for batch in (1, 3):
         (feed,) = pictures(1, batch=batch)

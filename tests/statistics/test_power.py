@@ -1,4 +1,4 @@
-"""What a set can resolve: against the very intervals, and scipy's binomial."""
+"""The smallest drop that a set resolves, against the intervals themselves and scipy's binomial."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,7 @@ import pytest
 
 from vlm_edge.backends.tensorrt.compile import plan_of
 from vlm_edge.backends.tensorrt.profiles import dimension_ranges
-from vlm_edge.backends.tensorrt_rtx.library import PRODUCT, bindings
+from vlm_edge.backends.tensorrt_rtx.wheels import PRODUCT, bindings
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.stages.compile_references import BATCHES
 
@@ -40,11 +40,11 @@ class Answer:
 
 
 def answer(model: onnx.ModelProto) -> Answer:
-    """What the compiler says to a graph of fixed shapes."""
+    """The compiler's plan of a graph of fixed shapes, and its messages."""
     trt = nvidia()
     words: list[str] = []
 
-    class Log(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Log(trt.ILogger):
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.WARNING, trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 words.append(msg)

@@ -1,4 +1,4 @@
-"""Where NVIDIA's documentation recommends Q/DQ pairs, as an independent check of TensorRT's form of a graph.
+"""NVIDIA's recommended places of Q/DQ pairs, as an independent check of TensorRT's form of a graph.
 
 They are taken from "Working with Quantized Types" and "Explicit Quantization: Q/DQ Layer-Placement Recommendations" of
 the TensorRT documentation (10.11 to 11.0). The compiler builds graphs that ignore them: what it makes of each is in

@@ -1,4 +1,4 @@
-"""What a rich renderable looks like on a terminal or in a log."""
+"""The text of a rich renderable on a terminal or in a log."""
 
 from __future__ import annotations
 

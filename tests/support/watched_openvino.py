@@ -1,4 +1,4 @@
-"""Which models OpenVINO compiles for an engine, and with which sizes: its own API, watched."""
+"""A record of the models that OpenVINO compiles for an engine, with their sizes, from its own API."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def watch_openvino(monkeypatch: pytest.MonkeyPatch) -> CompiledModels:
     openvino: Any = pytest.importorskip("openvino")
     models = CompiledModels()
 
-    class Core(openvino.Core):  # type: ignore[misc]
+    class Core(openvino.Core):
         def compile_model(self, *arguments: Any) -> Any:
             models.append(super().compile_model(*arguments))
             return models[-1]

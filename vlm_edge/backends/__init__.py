@@ -108,7 +108,7 @@ _ROWS: tuple[BackendSpec, ...] = (
         extra="tensorrt-rtx",
         isas=("cuda",),
         on_gpu=True,
-        builder="vlm_edge.backends.tensorrt_rtx.library:builder_missing",
+        builder="vlm_edge.backends.tensorrt_rtx.wheels:builder_missing",
     ),
 )
 BACKENDS: dict[str, BackendSpec] = {row.name: row for row in _ROWS}

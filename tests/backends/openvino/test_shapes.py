@@ -38,7 +38,7 @@ def tiny(inputs: str, body: str, outputs: str = "float[batch, 4] y") -> onnx.Mod
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> CompiledModels:
-    """What OpenVINO compiled."""
+    """The models that OpenVINO compiled."""
     return watch_openvino(monkeypatch)
 
 

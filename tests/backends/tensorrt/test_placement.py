@@ -110,7 +110,7 @@ PLANTED: list[tuple[str, str, Callable[[onnx.ModelProto], None], set[str]]] = [
     ("bias", "biased", quantized_added_bias, set()),
     ("stray", "context_pd", stray_pair, set()),
 ]
-"""What is broken, at which node, how, and which layers the compiler then leaves in floating point."""
+"""Rows of the broken recommendation, its node, the change, and the layers that the compiler then leaves in float."""
 
 
 def test_all_layers_of_the_network_run_in_integers() -> None:

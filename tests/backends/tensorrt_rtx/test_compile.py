@@ -14,7 +14,7 @@ from rtx import nvidia
 from vlm_edge.api import run_stage
 from vlm_edge.backends import engine_available, load_engine
 from vlm_edge.backends.lowering import lowering_of
-from vlm_edge.backends.tensorrt_rtx import library
+from vlm_edge.backends.tensorrt_rtx import wheels
 from vlm_edge.cli.main import main
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.graphs.files import load_graph, save_graph
@@ -42,7 +42,7 @@ def graphs(tiny_clip_graphs: Exported, tmp_path_factory: pytest.TempPathFactory)
 def test_plans_are_finished_and_the_facts_say_what_runs_in_int8(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "driver_missing", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr(wheels, "driver_missing", lambda: "no NVIDIA driver is installed")
     facts = run_stage("compile", {}, graphs, tmp_path / "engine", target=TARGET)
     assert facts["unchecked"] == UNCHECKED
     parts = facts["components"]
@@ -64,7 +64,7 @@ def test_plans_are_finished_and_the_facts_say_what_runs_in_int8(
 def test_the_command_writes_the_plan_and_exits_as_what_was_not_measured(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "driver_missing", lambda: "no NVIDIA driver is installed")
+    monkeypatch.setattr(wheels, "driver_missing", lambda: "no NVIDIA driver is installed")
     out = tmp_path / "engine"
     done = CliRunner().invoke(main, ["compile", str(graphs), "-o", str(out), "--target", TARGET])
     assert done.exit_code == 5, done.output
@@ -77,10 +77,10 @@ def test_without_the_wheels_nothing_is_written(graphs: Path, tmp_path: Path, mon
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", absent)
-    said = f"the package {library.LIBRARIES_WHEEL} is not installed; pip install 'vlm-edge\\[tensorrt-rtx\\]'"
+    said = f"the package {wheels.LIBRARIES_WHEEL} is not installed; pip install 'vlm-edge\\[tensorrt-rtx\\]'"
     with pytest.raises(VlmEdgeError, match=f"engine tensorrt-rtx: TensorRT-RTX: {said}"):
         run_stage("compile", {}, graphs, tmp_path / "engine", target=TARGET)
     assert not (tmp_path / "engine").exists()
     reason = engine_available("tensorrt-rtx")
     assert reason is not None
-    assert library.LIBRARIES_WHEEL in reason
+    assert wheels.LIBRARIES_WHEEL in reason

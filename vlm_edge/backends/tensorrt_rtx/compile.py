@@ -7,8 +7,8 @@ from typing import Any
 from vlm_edge.backends.compiling import CompileJob
 from vlm_edge.backends.tensorrt.compile import plan_of
 from vlm_edge.backends.tensorrt.profiles import dimension_ranges
-from vlm_edge.backends.tensorrt_rtx.library import PRODUCT, bindings
 from vlm_edge.backends.tensorrt_rtx.plan import in_float
+from vlm_edge.backends.tensorrt_rtx.wheels import PRODUCT, bindings
 from vlm_edge.graphs.edit import name_of
 from vlm_edge.graphs.files import load_graph, save_graph
 from vlm_edge.graphs.passes.split_fused import SplitFused

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_edge.backends.tensorrt.engine import TensorRtEngine
-from vlm_edge.backends.tensorrt_rtx import library
+from vlm_edge.backends.tensorrt_rtx import wheels
 
 
 class TensorRtxEngine(TensorRtEngine):
@@ -18,18 +18,18 @@ class TensorRtxEngine(TensorRtEngine):
 
     @staticmethod
     def bindings() -> Any:
-        """NVIDIA's Python module; see :func:`vlm_edge.backends.tensorrt_rtx.library.bindings`."""
-        return library.bindings()
+        """NVIDIA's Python module; see :func:`vlm_edge.backends.tensorrt_rtx.wheels.bindings`."""
+        return wheels.bindings()
 
     @staticmethod
     def unavailable() -> str | None:
         """The reason why plans can't run here, or None; they may be built all the same."""
-        if (reason := library.builder_missing()) is not None:
+        if (reason := wheels.builder_missing()) is not None:
             return reason
-        missing = library.driver_missing()
+        missing = wheels.driver_missing()
         return None if missing is None else f"{missing}: plans are built here, and run on the device"
 
     @staticmethod
     def version() -> str:
         """That of the bindings."""
-        return str(library.bindings().__version__)
+        return str(wheels.bindings().__version__)
