@@ -245,6 +245,27 @@ def test_an_open_latency_is_measured_again_with_more_patience_alone(bench: Bench
     assert bench.log == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "capped"),
+    [
+        ({"stages": [{"quantize": {}}, {"prune": {}}]}, [60, 300]),
+        ({"stages": [{"quantize": {}}, {"prune": {}}], "run": "until-met"}, [300]),
+        ({"stages": [{"quantize": {"on_miss": "drop"}}, {"prune": {}}]}, [300, 300]),
+        ({"stages": [{"quantize": {}}, {"prune": {"on_miss": "drop"}}]}, [300, 300]),
+        ({"stages": [{"quantize": {}}, {"prune": {}}, {"prune": {"on_miss": "drop"}}]}, [60, 300, 300]),
+    ],
+)
+def test_an_open_verdict_on_which_nothing_depends_gets_a_fifth_of_the_patience(
+    bench: Bench, changes: dict[str, Any], capped: list[int]
+) -> None:
+    runner = bench.runner(**changes)
+    plans = [plan for plan in plan_variants(runner.recipe, runner.toolbox.stages) if plan.entry is not None]
+    assert [runner.open_s(plan) for plan in plans][: len(capped)] == capped
+    runner.run(bench.folder / "runs")
+    evaluators: Any = runner.toolbox.evaluators
+    assert evaluators.open_s[-len(capped) :] == capped
+
+
 def test_outcomes_regressions_and_conditions_are_kept_with_the_run(bench: Bench) -> None:
     record = bench.run()
     folder = bench.folder / "runs" / "toy"

@@ -273,6 +273,16 @@ def test_an_open_verdict_ends_at_the_cap(fake, bench, monkeypatch):
     assert conditions["rounds"] > QUICK.look_rounds
 
 
+def test_an_open_verdict_is_left_open_earlier_than_the_patience_where_that_is_asked_for(fake, bench, monkeypatch):
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(latency_rounds.time, "monotonic", lambda: next(ticks) / 100)
+    settings = QUICK.model_copy(update={"open_seconds": 20.0})
+    _, conditions = measure(fake, bench, is_open=lambda _: True, settings=settings)
+    assert conditions["stopped"] == "a verdict was open and 20 s had passed"
+    assert conditions["patience_s"] == QUICK.patience
+    assert conditions["rounds"] > QUICK.look_rounds
+
+
 def test_warming_up_goes_on_while_it_gets_faster(fake, bench):
     class Warming(FakeWorker):
         def _run(self, start, count):

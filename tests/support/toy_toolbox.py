@@ -49,6 +49,7 @@ class Evaluators:
         self.seconds: float | None = None
         self.peak_mb: float | None = None
         self.on_gpu = False
+        self.open_s: list[float] = []
 
     def unmeasurable(self, target: Target) -> str | None:
         return self.missing
@@ -78,6 +79,8 @@ class Evaluators:
         until: Until = IN_ANY_CASE,
     ) -> Timed:
         self.log.append("latency")
+        if candidate != baseline:
+            self.open_s.append(until.open_s)
         extra = len((candidate / "model.txt").read_text().splitlines()) - 3
         times = [_measurement("latency_p90_ms", 10 / 2**extra, 0), _measurement("latency_p90_speedup", 2**extra, 0.1)]
         if self.peak_mb is not None:

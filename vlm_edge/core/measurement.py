@@ -78,10 +78,14 @@ class Timing:
 
 @dataclass(frozen=True)
 class Until:
-    """The end of one latency measurement: ``is_open`` is False of what was measured, or ``patience_s`` are over."""
+    """The end of one latency measurement: ``is_open`` is False of it, or ``open_s`` seconds have passed.
+
+    With too few queries for what was asked it goes on until ``patience_s`` seconds have passed.
+    """
 
     is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False
     patience_s: float = PATIENCE_S
+    open_s: float = PATIENCE_S
 
 
 IN_ANY_CASE = Until()

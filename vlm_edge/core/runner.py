@@ -47,7 +47,7 @@ class Runner(Workbench):
             self.preflight(plan, artifact)
         measured = None
         if unmeasured is None:
-            measured = self.measure(baseline or artifact, artifact, self.bounds(plan), control)
+            measured = self.measure(plan, baseline or artifact, artifact, control)
         return self._record(plan, runs, measured, control, unmeasured), measured
 
     def _record(

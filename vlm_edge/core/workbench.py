@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from vlm_edge.core.budget import Bound, bounds_of
 from vlm_edge.core.decided import IsOpen, measure_until_decided, worth_more
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed, Timing, Until, is_kept_form, with_cost
 from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
-from vlm_edge.core.recipe import Recipe
+from vlm_edge.core.recipe import OnMiss, Recipe
 from vlm_edge.core.record import StageRun
 from vlm_edge.core.stage import Progress, StageInputs, StageSpec, StageWork
 from vlm_edge.core.store import StageRecord, Store, key_of
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.facts import facts_fault
 from vlm_edge.files import writing_to
+
+IN_PASSING = 0.2
+"""The part of the patience that an open verdict gets where nothing depends on it."""
 
 
 @dataclass(frozen=True)
@@ -171,18 +175,27 @@ class Workbench:
         return dict(found)
 
     def timed(
-        self, baseline: Artifact, engine: Artifact, bounds: Sequence[Bound], control: Sequence[Measurement]
+        self,
+        baseline: Artifact,
+        engine: Artifact,
+        bounds: Sequence[Bound],
+        control: Sequence[Measurement],
+        open_s: float = math.inf,
     ) -> Timed:
-        """One variant's latency: kept, or measured now. The baseline's own is judged by nobody."""
+        """One variant's latency: kept, or measured now, for at most ``open_s`` seconds while a verdict is open.
+
+        The baseline's own is judged by nobody.
+        """
         evaluators, recipe, asked = self.toolbox.evaluators, self.recipe, self._asked()
         judged, price = bounds if engine != baseline else (), recipe.target.price_per_hour
+        open_s = min(open_s, self.timing.patience_s)
 
         def priced(kept: Any) -> Timed:
             found = Timed.model_validate(kept)
             return found.model_copy(update={"measurements": with_cost(found.measurements, price)})
 
         def take(candidate: Path, is_open: IsOpen) -> Timed:
-            until = Until(lambda so_far: is_open(with_cost(so_far, price)), self.timing.patience_s)
+            until = Until(lambda so_far: is_open(with_cost(so_far, price)), self.timing.patience_s, open_s)
             given = (baseline.path, candidate, recipe.task, recipe.target, asked, self.progress)
             return priced(evaluators.latency(*given, until))
 
@@ -190,7 +203,7 @@ class Workbench:
             return measure_until_decided(take, baseline.path, engine.path, judged, control).model_dump(mode="json")
 
         def stale(kept: Any) -> bool:
-            return self.timing.remeasure or worth_more(priced(kept), judged, control, self.timing.patience_s)
+            return self.timing.remeasure or worth_more(priced(kept), judged, control, open_s)
 
         identity = {
             "measure": "latency",
@@ -202,7 +215,7 @@ class Workbench:
         return priced(self._cached(identity, measure, [baseline, engine], stale))
 
     def measure(
-        self, baseline: Artifact, engine: Artifact, bounds: Sequence[Bound], control: Sequence[Measurement]
+        self, plan: VariantPlan, baseline: Artifact, engine: Artifact, control: Sequence[Measurement]
     ) -> Measured:
         """Every measurement of one variant against the baseline, whose A/A control is among ``control``."""
         evaluators, recipe, pair = self.toolbox.evaluators, self.recipe, [baseline, engine]
@@ -217,7 +230,7 @@ class Workbench:
 
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        timed = self.timed(baseline, engine, bounds, control)
+        timed = self.timed(baseline, engine, self.bounds(plan), control, self.open_s(plan))
         sized = self._cached(
             {"measure": "footprint", "task": task},
             lambda: _dump(evaluators.footprint(baseline.path, engine.path, recipe.task)),
@@ -237,6 +250,20 @@ class Workbench:
         batches = [each.throughput.batch for each in budgets if each.throughput is not None]
         batch = max(batches, default=1 if "cost_per_1000" in metrics else None)
         return LatencyAsked(percentiles=(0.5, 0.9, *tail), batch=batch, cold_start="cold_start_ms" in metrics)
+
+    def open_s(self, plan: VariantPlan) -> float:
+        """The most seconds for a verdict that is open: a fifth of the patience where nothing depends on the verdict.
+
+        That is so where a later variant decides the run, and missing this one's budgets changes nothing.
+        """
+        entries = self.recipe.stages
+        later = entries[next((place + 1 for place, each in enumerate(entries) if each is plan.entry), 0) :]
+        decides = (
+            self.recipe.run == "until-met"
+            or (plan.entry is not None and plan.entry.on_miss is not OnMiss.CONTINUE)
+            or all(each.on_miss is OnMiss.DROP for each in later)
+        )
+        return self.timing.patience_s * (1 if decides else IN_PASSING)
 
     def bounds(self, plan: VariantPlan) -> list[Bound]:
         """The bounds of the variant's budgets."""

@@ -29,7 +29,7 @@ class EngineEvaluators(Evaluators):
         return {
             "accuracy": EVALUATOR_VERSION,
             "compare": EVALUATOR_VERSION,
-            "latency": f"{LATENCY_VERSION} {self._latency.model_dump_json(exclude={'patience'})}",
+            "latency": f"{LATENCY_VERSION} {self._latency.model_dump_json(exclude={'patience', 'open_seconds'})}",
             "footprint": EVALUATOR_VERSION,
         }
 
@@ -65,7 +65,7 @@ class EngineEvaluators(Evaluators):
             task,
             threads=target.threads,
             asked=asked,
-            settings=self._latency.model_copy(update={"patience": until.patience_s}),
+            settings=self._latency.model_copy(update={"patience": until.patience_s, "open_seconds": until.open_s}),
             is_open=until.is_open,
             progress=progress,
         )

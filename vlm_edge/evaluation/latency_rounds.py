@@ -157,7 +157,7 @@ def take_rounds(
         before, elapsed = elapsed, time.monotonic() - began
         note = f"{rounds.queries} queries in {len(rounds)} rounds"
         if rounds.next_look is not None:
-            note += f"; a verdict is open, at most {settings.patience:g} s"
+            note += f"; a verdict is open, at most {min(settings.open_seconds, settings.patience):g} s"
         bar.advance(min(elapsed, settings.seconds) - min(before, settings.seconds), note=note)
         rounds.stopped = _why_stop(rounds, bench, needed, elapsed, is_open)
     return rounds
@@ -168,7 +168,11 @@ def _why_stop(rounds: Rounds, bench: Bench, needed: int, elapsed: float, is_open
     settings = bench.settings
     if elapsed >= settings.patience:
         return f"its cap of {settings.patience:g} s had passed"
-    if len(rounds) < max(settings.look_rounds, rounds.next_look or 0) or rounds.queries < needed:
+    if rounds.queries < needed:
+        return ""
+    if rounds.next_look is not None and elapsed >= settings.open_seconds:
+        return f"a verdict was open and {settings.open_seconds:g} s had passed"
+    if len(rounds) < max(settings.look_rounds, rounds.next_look or 0):
         return ""
     if rounds.next_look is not None:
         why = "the verdict was decided"

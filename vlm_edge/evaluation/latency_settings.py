@@ -12,8 +12,8 @@ class LatencySettings(BaseModel):
 
     After every ``look_rounds`` rounds it ends if the interval of the median's speed-up is within ``precision`` of its
     value to either side, and those of rarer percentiles within ``tail_precision``; else when ``seconds`` have passed.
-    While a verdict is open then, or there are too few queries for what was asked, it goes on until ``patience`` seconds
-    have passed. Percentiles that then have too few are not reported.
+    While a verdict is open then, it goes on until ``open_seconds`` have passed; with too few queries for what was asked,
+    until ``patience`` seconds have. Percentiles that then have too few are not reported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +26,7 @@ class LatencySettings(BaseModel):
     tail_precision: float = Field(default=0.05, gt=0)
     seconds: float = Field(default=15.0, ge=0, description="time after which it ends, its verdict being decided")
     patience: float = Field(default=PATIENCE_S, gt=0, description="time after which it ends with what there is")
+    open_seconds: float = Field(default=PATIENCE_S, gt=0, description="time after which an open verdict is left open")
     warmup_seconds: float = Field(default=5.0, ge=0, description="most that warming up one process may take")
     block_seconds: float = Field(default=0.006, gt=0, description="length of the slower engine's turns")
     pin: bool = Field(default=True, description="bind CPU engines to as many CPUs as they have threads")
