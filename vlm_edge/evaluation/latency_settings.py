@@ -12,8 +12,8 @@ class LatencySettings(BaseModel):
 
     After every ``look_rounds`` rounds it ends if the interval of the median's speed-up is within ``precision`` of its
     value to either side, and those of rarer percentiles within ``tail_precision``; else when ``seconds`` have passed.
-    While a verdict is open then, it goes on until ``open_seconds`` have passed; with too few queries for what was asked,
-    until ``patience`` seconds have. Percentiles that then have too few are not reported.
+    While a verdict is open then, it goes on until ``open_seconds`` have passed; while there are too few queries for
+    what was asked, until ``patience`` seconds have. Percentiles that then have too few are not reported.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
