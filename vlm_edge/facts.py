@@ -228,7 +228,10 @@ class DistillFacts(Facts):
 
 
 class Tuned(Facts):
-    """The result of racing an INT8 component's layers in their forms; ``layers`` counts them by form."""
+    """The result of racing an INT8 component's layers in their forms; ``layers`` counts them by form.
+
+    Speeds are those of what was raced: the graph, or the shortest part with layers of every kind.
+    """
 
     layers: dict[str, int] = {}
     races: int | None = None

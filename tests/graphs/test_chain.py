@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from vlm_edge.graphs.chain import GraphChain
+from vlm_edge.graphs.chain import SAMPLED, GraphChain, feeds_of, sample_of
 from vlm_edge.graphs.files import GraphSession
 
 WIDTH, BLOCKS = 6, 5
@@ -56,14 +56,14 @@ def feed() -> dict[str, np.ndarray]:
     return {"x": generator.normal(size=(2, WIDTH)).astype(np.float32), "mask": np.ones((2, WIDTH), np.float32) * 2}
 
 
-MATMULS = [f"matmul{block}" for block in range(BLOCKS)]
+PRODUCTS = [f"product{block}" for block in range(BLOCKS)]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5, 12])
 def test_every_number_of_parts_gives_the_whole_graphs_outputs(feed: dict[str, np.ndarray], parts: int) -> None:
     model = residual_blocks()
     expected = GraphSession(model).run(["product1", "y"], feed)
-    chain = GraphChain(model, MATMULS, parts, 1)
+    chain = GraphChain(model, PRODUCTS, parts, 1)
     found = chain.run(feed)
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name], wanted, atol=1e-6)
@@ -77,7 +77,7 @@ def test_a_run_from_the_middle_takes_what_lies_before_from_the_run_that_it_is_gi
     model.graph.inputs.append(weight := model.graph.initializers.pop("w3"))
     numbers, weight.const_value = weight.const_value, None
     assert numbers is not None
-    chain = GraphChain(model, MATMULS, BLOCKS, 1)
+    chain = GraphChain(model, PRODUCTS, BLOCKS, 1)
     known = chain.run(feed | {"w3": numbers.numpy()})
     start = chain.first_reader(["w3"])
     assert 0 < start < len(chain)
@@ -92,7 +92,7 @@ def test_a_run_from_the_middle_takes_what_lies_before_from_the_run_that_it_is_gi
 
 def test_a_graph_with_control_flow_is_one_part(feed: dict[str, np.ndarray]) -> None:
     model = residual_blocks(nested=True)
-    chain = GraphChain(model, MATMULS, 4, 1)
+    chain = GraphChain(model, PRODUCTS, 4, 1)
     assert len(chain) == 1
     values = feed | {"flag": np.array(True)}
     np.testing.assert_allclose(chain.run(values)["y"], GraphSession(model).run(["y"], values)["y"], atol=1e-6)
@@ -102,5 +102,43 @@ def test_weights_stay_in_their_file(tmp_path: Path, feed: dict[str, np.ndarray])
     model = residual_blocks()
     expected = GraphSession(model).run(["y"], feed)["y"]
     ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
-    chain = GraphChain(ir.load(tmp_path / "model.onnx"), MATMULS, 3, 1)
+    chain = GraphChain(ir.load(tmp_path / "model.onnx"), PRODUCTS, 3, 1)
     np.testing.assert_allclose(chain.run(feed)["y"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3, BLOCKS])
+def test_inner_values_come_part_by_part_in_place_of_the_outputs(feed: dict[str, np.ndarray], parts: int) -> None:
+    model, wanted = residual_blocks(), ["masked1", "product3"]
+    expected = GraphSession(model, wanted).run(wanted, feed)
+    chain = GraphChain(model, PRODUCTS, parts, 1, wanted)
+    made = list(chain.run_parts(feed))
+    first, second = (part for name in wanted for part, values in enumerate(made) if name in values)
+    assert (second > first) == (parts > 1)
+    found = {name: value for values in made for name, value in values.items()}
+    assert "y" not in found
+    for name in wanted:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+    assert [value.name for value in model.graph.outputs] == ["product1", "y"]
+
+
+def test_a_sample_holds_some_of_every_kind_and_runs_alone_as_in_the_whole(feed: dict[str, np.ndarray]) -> None:
+    model = residual_blocks()
+    part = sample_of(model, [PRODUCTS])
+    assert part is not None
+    assert [node.op_type for node in part.graph].count("MatMul") == SAMPLED
+    (own,) = feeds_of(part, model, [feed])
+    assert own.keys() == {value.name for value in part.graph.inputs}
+    names = [str(value.name) for value in part.graph.outputs]
+    expected = GraphSession(model, names).run(names, feed)
+    for name, values in GraphSession(part).run(names, own).items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "nested"),
+    [([PRODUCTS, ["root"]], False), ([["y"], ["product0"]], False), ([PRODUCTS], True), ([], False)],
+)
+def test_what_is_spread_over_the_graph_or_has_control_flow_has_no_sample(groups: list[list[str]], nested: bool) -> None:
+    """``root`` is made before the first block: two blocks and it are two of five, but ``y`` comes behind the last."""
+    model = residual_blocks(nested=nested)
+    assert (sample_of(model, groups) is None) == (groups != [PRODUCTS, ["root"]])

@@ -24,7 +24,7 @@ from vlm_edge.processing.manifest import Component, PipelineManifest
 WORK_PER_THREAD = 32_000_000
 """Multiply-adds at batch 1 that are worth one more thread: below, waking it takes what it saves."""
 MARGIN = 0.01
-"""A form that is faster by less than this share of the whole component's time is not taken."""
+"""A form that is faster by less than this share of the time of what is raced is not taken."""
 ROUNDS, SECONDS, MOST_SECONDS = 15, 0.15, 3.0
 """A race lasts at least so many rounds and seconds, but is over after the last."""
 APART = 0.5
@@ -96,16 +96,16 @@ def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = F
     """
     now = time.perf_counter if by_clock else time.process_time
     times: list[list[float]] = [[] for _ in engines]
-    began, warm_up = time.perf_counter(), 2
+    began, warm_up = now(), 2
     for number in range(10_000):
         if number == warm_up:
-            times, began = [[] for _ in engines], time.perf_counter()
+            times, began = [[] for _ in engines], now()
         for engine, own in zip(engines, times, strict=True):
             start = now()
             for feed in feeds:
                 engine.infer(feed)
             own.append(now() - start)
-        elapsed = time.perf_counter() - began
+        elapsed = now() - began
         if number == 0 and elapsed > MOST_SECONDS / 2:
             warm_up = 1
         measured = number + 1 - warm_up

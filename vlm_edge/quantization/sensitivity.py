@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlm_edge.graphs.chain import GraphChain
+from vlm_edge.graphs.chain import PARTS, GraphChain
 from vlm_edge.graphs.edit import Editor, only_reader, remove_unused
 from vlm_edge.graphs.layers import has_quantized_weight, quantized_weight, restored_constant
 from vlm_edge.graphs.match import Linear, Quantizer, find_linears, quantizer_above
@@ -27,8 +27,6 @@ from vlm_edge.quantizers.affine import Agreement, agreement
 _KERNELS = ("DynamicQuantizeMatMul", "MatMulNBits")
 """Linear layers in forms that no Q/DQ pairs stand for. Of MatMulNBits the weight's rounding is what counts: that of
 its data adds 45 dB."""
-PARTS = 12
-"""Sessions of a switched graph: a layer is ranked on the part that holds it and those behind it, half of the work."""
 
 Rounded = Callable[[], NDArray[np.float32]]
 
@@ -70,7 +68,7 @@ class SwitchedGraph:
         model = floating.clone()
         self.layers, self._switches = _switched(model, quantized, outputs)
         self._names = [str(value.name) for value in model.graph.outputs]
-        self._chain = GraphChain(model, [layer.node for layer in self.layers], PARTS, threads)
+        self._chain = GraphChain(model, [layer.outputs[0] for layer in self.layers], PARTS, threads)
 
     def run(self, feed: Feed, quantized: Collection[str]) -> dict[str, NDArray[Any]]:
         """The outputs with the layers of these nodes quantized, and all others float."""

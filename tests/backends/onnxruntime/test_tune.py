@@ -20,7 +20,7 @@ from vlm_edge.backends import compiling
 from vlm_edge.backends.compiling import race
 from vlm_edge.backends.onnxruntime import tune
 from vlm_edge.backends.onnxruntime.lowering import OnnxRuntimeLowering
-from vlm_edge.backends.onnxruntime.tune import REVERTED, REVERTED_BY_CLOCK, Tuner
+from vlm_edge.backends.onnxruntime.tune import REVERTED, REVERTED_BY_CLOCK, Tuner, alike
 from vlm_edge.graphs.shapes import ShapeSession
 
 FORM = OnnxRuntimeLowering(weight_bits=7)
@@ -135,14 +135,10 @@ def tuned(
         return TimedEngine(clock, sum(threaded[name][form] for name, form in forms_of(candidate).items()))
 
     graph = graph_of(model)
-    tuner = Tuner(
-        graph,
-        [FEED],
-        load,
-        lambda names: ShapeSession(graph, names).run(FEED),
-        seconds,
-        load_threaded if threaded else None,
-    )
+    layers = integer_layers(model)
+    shapes = ShapeSession(graph, [layer.output for layer in layers]).run(FEED)
+    threads = load_threaded if threaded else None
+    tuner = Tuner(layers, alike(layers, shapes), graph, [FEED], load, seconds, threads)
     return tuner, tuner.run(), loaded
 
 
@@ -204,13 +200,6 @@ class TestSearch:
         tuner, facts, _ = tuned(clock, table)
         assert set(tuner.forms.values()) == {"static"}
         assert facts["faster_than_untuned"] == 1.0
-
-    def test_a_graph_without_integer_layers_is_not_searched(self, clock: Clock) -> None:
-        model = parser.parse_model(
-            '<ir_version: 10, opset_import: ["" : 20]> net (float[1, 16, 8, 8] x) => (float y) { y = Relu (x) }'
-        )
-        tuner, facts, loaded = tuned(clock, {}, model=model)
-        assert (tuner.forms, facts, loaded) == ({}, {}, [])
 
 
 class TestFloat:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,28 +20,31 @@ import onnx_ir as ir
 
 from vlm_edge.backends.base import Engine, Feed
 from vlm_edge.backends.compiling import MARGIN, race
-from vlm_edge.graphs.passes.integer_forms import ChangeForms, Form, IntegerLayer, integer_layers
+from vlm_edge.graphs.ops import Shape
+from vlm_edge.graphs.passes.integer_forms import ChangeForms, Form, IntegerLayer
 
 SMALLEST_SHARE = 0.02
 """Layers of one shape with a smaller share of the integer layers' multiply-adds are not tried by themselves."""
 CLOCK_MARGIN = 0.05
 """Float arithmetic is taken where it is faster by more by the clock, which tells less than CPU time does."""
 Load = Callable[[ir.Model], Engine]
-Shapes = Callable[[list[str]], dict[str, tuple[int, ...]]]
 
 
 @dataclass
 class Tuner:
     """Searches the forms of one graph's integer layers.
 
-    ``load`` makes an engine of one thread of a graph, ``shapes`` tells tensors' shapes in a run; the search ends after
-    ``seconds``. ``load_threaded`` makes one of as many threads as the component will have, where they are several.
+    ``groups`` are those of ``layers`` that are tried by themselves; see :func:`alike`. ``model`` is raced on ``feeds``:
+    the graph, or a part of it with some layers of every group. ``load`` makes an engine of one thread of it; the search
+    ends after ``seconds``. ``load_threaded`` makes one of as many threads as the component will have, where they are
+    several.
     """
 
+    layers: Sequence[IntegerLayer]
+    groups: Sequence[Sequence[IntegerLayer]]
     model: ir.Model
     feeds: Sequence[Feed]
     load: Load
-    shapes: Shapes
     seconds: float
     load_threaded: Load | None = None
     forms: dict[str, Form] = field(default_factory=dict)
@@ -55,31 +58,27 @@ class Tuner:
     def run(self) -> dict[str, Any]:
         """Fill ``forms`` with the fastest found; facts: layers by form, and how much faster it is than as it was."""
         self._began = time.monotonic()
-        layers = integer_layers(self.model)
-        if not layers:
-            return {}
-        self.forms = {layer.node: layer.forms[0] for layer in layers}
+        self.forms = {layer.node: layer.forms[0] for layer in self.layers}
         self._best = self.load(self.model)
-        for wanted in _starts(layers):
+        for wanted in _starts(self.layers):
             self._try(wanted)
         tried = 0
-        groups = self._groups(layers)
-        for group in groups:
+        for group in self.groups:
             if time.monotonic() - self._began > self.seconds:
                 break
             tried += 1
             for form in group[0].forms:
                 if form != self.forms[group[0].node]:
                     self._try({layer.node: form for layer in group})
-        facts = self._against_float(layers)
-        calibrated = {layer.node for layer in layers if layer.forms[0] == "static"}
+        facts = self._against_float()
+        calibrated = {layer.node for layer in self.layers if layer.forms[0] == "static"}
         if uncalibrated := sum(self.forms[node] == "dynamic" for node in calibrated):
             facts |= {"uncalibrated_layers": uncalibrated, "uncalibrated": UNCALIBRATED}
         return facts | {
             "layers": dict(sorted(Counter(self.forms.values()).items())),
             "faster_than_untuned": round(self._gains, 3),
             "races": self.races,
-            "shapes_not_tried": len(groups) - tried,
+            "shapes_not_tried": len(self.groups) - tried,
         }
 
     def _try(self, changes: dict[str, Form]) -> None:
@@ -105,9 +104,9 @@ class Tuner:
         self._ratios[key] = other / best
         return self._ratios[key], candidate
 
-    def _against_float(self, layers: Sequence[IntegerLayer]) -> dict[str, Any]:
+    def _against_float(self) -> dict[str, Any]:
         """Race the best graph against the same graph in float, and take the float one where it is faster; facts."""
-        floating: dict[str, Form] = {layer.node: "float" for layer in layers}
+        floating: dict[str, Form] = {layer.node: "float" for layer in self.layers}
         if self.forms == floating:
             return {"faster_than_float": 1.0, "reverted": REVERTED}
         ratio = round(self._ratio(floating)[0], 3)
@@ -129,16 +128,6 @@ class Tuner:
             return {"faster_than_float": 1.0, "reverted": REVERTED_BY_CLOCK}
         return {"faster_than_float_by_clock": round(other / best, 3)}
 
-    def _groups(self, layers: Sequence[IntegerLayer]) -> list[list[IntegerLayer]]:
-        """Layers of one kind and shape together, the most multiply-adds first; small ones left out."""
-        shapes = self.shapes([layer.output for layer in layers])
-        groups: dict[Any, list[IntegerLayer]] = {}
-        for layer in layers:
-            groups.setdefault((layer.op_type, layer.weight, shapes[layer.output]), []).append(layer)
-        work = {key: len(group) * _multiply_adds(group[0], key[2]) for key, group in groups.items()}
-        least = SMALLEST_SHARE * sum(work.values())
-        return [groups[key] for key in sorted(work, key=lambda key: -work[key]) if work[key] >= least]
-
     def _graph(self, forms: dict[str, Form]) -> ir.Model:
         candidate = self.model.clone()
         ChangeForms(forms)(candidate)
@@ -153,6 +142,20 @@ UNCALIBRATED = (
 REVERTED_BY_CLOCK = (
     "with all threads float arithmetic was faster by the clock, though not in CPU time; the weights stay int8 on disk"
 )
+
+
+def alike(layers: Sequence[IntegerLayer], shapes: Mapping[str, Shape]) -> list[list[IntegerLayer]]:
+    """Layers of one kind and shape together, the most multiply-adds first; small ones left out.
+
+    Args:
+        shapes: of the layers' outputs in a run.
+    """
+    groups: dict[Any, list[IntegerLayer]] = {}
+    for layer in layers:
+        groups.setdefault((layer.op_type, layer.weight, shapes[layer.output]), []).append(layer)
+    work = {key: len(group) * _multiply_adds(group[0], key[2]) for key, group in groups.items()}
+    least = SMALLEST_SHARE * sum(work.values())
+    return [groups[key] for key in sorted(work, key=lambda key: -work[key]) if work[key] >= least]
 
 
 def _starts(layers: Sequence[IntegerLayer]) -> list[dict[str, Form]]:

@@ -44,6 +44,11 @@ class IntegerLayer:
     def forms(self) -> tuple[Form, ...]:
         return _FORMS[self.op_type]
 
+    @property
+    def outputs(self) -> int:
+        """Output channels."""
+        return self.weight[0 if self.op_type == "QLinearConv" else 1]
+
 
 def integer_layers(model: ir.Model) -> list[IntegerLayer]:
     """Every layer that has other forms, in the graph's order: a convolution, or a linear layer whose data is quantized
