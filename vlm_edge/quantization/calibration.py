@@ -7,7 +7,6 @@ magnitude and mean. They are made once and kept in a file; those that another ta
 from __future__ import annotations
 
 import io
-import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +19,10 @@ from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
-from vlm_edge.graphs.files import GraphSession
-from vlm_edge.graphs.ops import Shape
-from vlm_edge.graphs.shapes import ShapeSession
+from vlm_edge.graphs.chain import PARTS, GraphChain
 from vlm_edge.quantizers.ranges import Histogram
 
 Feed = Mapping[str, NDArray[Any]]
-AT_ONCE_BYTES = 256 * 2**20
-"""Tensors of one run that are held in memory together; a graph with more is run several times on each input."""
 
 
 class Feeds(Protocol):
@@ -93,15 +88,13 @@ def collect(
     found = {name: TensorStatistics() for name in tensors}
     given = {str(value.name) for value in model.graph.inputs}
     computed = [name for name in tensors if name not in given]
-    session = GraphSession(model, computed, threads=threads)
-    groups: list[list[str]] = []
+    chain = GraphChain(model, computed, PARTS, threads, computed) if computed else None
     for feed in feeds:
-        groups = groups or in_groups(ShapeSession(model, computed).run(feed))
         for name in given.intersection(tensors):
             _add(found[name], name, feed[name], channels)
-        for group in groups:
-            for name, values in session.run(group, feed).items():
-                _add(found[name], name, values, channels)
+        for made in chain.run_parts(feed) if chain is not None else ():
+            for name in made.keys() & found.keys():
+                _add(found[name], name, made[name], channels)
     return found
 
 
@@ -112,20 +105,6 @@ def _add(statistics: TensorStatistics, name: str, values: NDArray[Any], channels
         raise VlmEdgeError(
             f"quantize: the float graph's tensor {name}: {error}", "look at the model's weights and its preprocessing"
         ) from error
-
-
-def in_groups(shapes: Mapping[str, Shape], most_bytes: int = AT_ONCE_BYTES) -> list[list[str]]:
-    """Tensors in groups of at most ``most_bytes`` in float32, given their shapes in one run; their order stays."""
-    groups: list[list[str]] = []
-    room = 0
-    for name, shape in shapes.items():
-        size = 4 * math.prod(shape)
-        if not groups or size > room:
-            groups.append([])
-            room = most_bytes
-        groups[-1].append(name)
-        room -= size
-    return groups
 
 
 class Calibration:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any
 
 import onnx_ir as ir
 
 from vlm_edge.backends.base import Feed
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.graphs.files import GraphSession
+from vlm_edge.graphs.chain import PARTS, GraphChain
 from vlm_edge.graphs.layers import QuantizedLayer, quantized_layers
-from vlm_edge.graphs.shapes import ShapeSession
-from vlm_edge.quantization.calibration import in_groups
 from vlm_edge.quantization.sensitivity import Sensitivity
 from vlm_edge.quantizers.affine import Agreement
 from vlm_edge.stages.quantize_attempt import Attempt
 
 MOST_RUNS = 8
 """Held-out inputs that are looked at: an error by layer needs no more, and it costs a run of each graph."""
-AT_ONCE_BYTES = 64 * 2**20
-"""Of layers' outputs that are held in memory together, beside the float graph's and what went in."""
 
 
 def layer_rows(
@@ -82,15 +78,23 @@ def layer_errors(
         weights: whether the weights are those of the float graph but for rounding, which after smoothing they are not.
     """
     layers = quantized_layers(floating, quantized)
-    before = GraphSession(floating, sorted(_tensors(layers, in_float_graph=True)), threads=threads)
-    after = GraphSession(quantized, sorted(_tensors(layers, in_float_graph=False)), threads=threads)
+    chains = [_chain(floating, _tensors(layers, True), threads), _chain(quantized, _tensors(layers, False), threads)]
     outputs: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     rounded: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
-    groups: list[list[QuantizedLayer]] = []
-    for feed in islice(feeds, MOST_RUNS):
-        groups = groups or _groups(layers, floating, feed)
-        for some in groups:
-            _add(some, before, after, feed, outputs, rounded)
+    for feed in islice(feeds, MOST_RUNS if layers else 0):
+        waiting: Sequence[QuantizedLayer] = layers
+        wanted, found = dict(feed), dict(feed)
+        for parts in zip_longest(*(chain.run_parts(feed) for chain in chains), fillvalue={}):
+            wanted, found = wanted | parts[0], found | parts[1]
+            later = []
+            for layer in waiting:
+                if _tensors([layer], True) <= wanted.keys() and _tensors([layer], False) <= found.keys():
+                    _add(layer, wanted, found, outputs[layer.output], rounded[layer.output])
+                else:
+                    later.append(layer)
+            waiting, (needed, written) = later, (_tensors(later, True), _tensors(later, False))
+            wanted = {name: values for name, values in wanted.items() if name in needed}
+            found = {name: values for name, values in found.items() if name in written}
     return [
         {
             "name": layer.name,
@@ -104,36 +108,22 @@ def layer_errors(
     ]
 
 
-def _groups(layers: Sequence[QuantizedLayer], floating: ir.Model, feed: Feed) -> list[list[QuantizedLayer]]:
-    """Layers whose outputs are held in memory together."""
-    by_output: dict[str, list[QuantizedLayer]] = {}
-    for layer in layers:
-        by_output.setdefault(layer.output, []).append(layer)
-    groups = in_groups(ShapeSession(floating, by_output).run(feed), AT_ONCE_BYTES)
-    return [[layer for output in group for layer in by_output[output]] for group in groups]
+def _chain(model: ir.Model, names: Collection[str], threads: int) -> GraphChain:
+    computed = sorted(set(names).difference(str(value.name) for value in model.graph.inputs))
+    return GraphChain(model, computed, PARTS, threads, computed)
 
 
-def _add(
-    layers: Sequence[QuantizedLayer],
-    before: GraphSession,
-    after: GraphSession,
-    feed: Feed,
-    outputs: dict[str, Agreement],
-    rounded: dict[str, Agreement],
-) -> None:
-    """Take in one run of both graphs, for some of the layers."""
-    wanted = before.run(sorted(_tensors(layers, in_float_graph=True)), feed)
-    found = after.run(sorted(_tensors(layers, in_float_graph=False)), feed)
-    for layer in layers:
-        if wanted[layer.output].size:
-            outputs[layer.output].add(wanted[layer.output], layer.result(found[layer.written]))
-        if layer.input is not None:
-            values = (wanted if layer.input.in_float_graph else found)[layer.input.tensor]
-            if values.size:
-                rounded[layer.output].add(*layer.input.error(values))
+def _add(layer: QuantizedLayer, wanted: Feed, found: Feed, output: Agreement, rounded: Agreement) -> None:
+    """Take in one run of a layer: values of the float graph, and of the quantized one."""
+    if wanted[layer.output].size:
+        output.add(wanted[layer.output], layer.result(found[layer.written]))
+    if layer.input is not None:
+        values = (wanted if layer.input.in_float_graph else found)[layer.input.tensor]
+        if values.size:
+            rounded.add(*layer.input.error(values))
 
 
-def _tensors(layers: Sequence[QuantizedLayer], *, in_float_graph: bool) -> set[str]:
+def _tensors(layers: Iterable[QuantizedLayer], in_float_graph: bool) -> set[str]:
     """Names of the tensors to look at in one of the two graphs."""
     outputs = {layer.output if in_float_graph else layer.written for layer in layers}
     inputs = [layer.input for layer in layers if layer.input is not None]
