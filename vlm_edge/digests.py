@@ -100,15 +100,15 @@ def _known_files(name: str) -> dict[str, Any]:
     }
 
 
-def _cache_folder() -> Path:
-    """Below the user's cache folder; below the temporary files where the user has no home, as in some containers."""
+def cache_folder(name: str) -> Path:
+    """``vlm-edge/NAME`` in the user's cache folder, or in the temporary files where the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME")
     if not base:
         try:
             base = str(Path.home() / ".cache")
         except RuntimeError:
             base = tempfile.gettempdir()
-    return Path(base) / "vlm-edge" / "digests"
+    return Path(base) / "vlm-edge" / name
 
 
 def _own(found: os.stat_result) -> bool:
@@ -118,7 +118,7 @@ def _own(found: os.stat_result) -> bool:
 
 def read_record(name: str) -> dict[str, Any]:
     """The mapping that :func:`write_record` kept under a name; empty where nothing can be read and trusted."""
-    path = _cache_folder() / f"{name}.json"
+    path = cache_folder("digests") / f"{name}.json"
     try:
         if not _own(os.lstat(path.parent)):
             return {}
@@ -135,7 +135,7 @@ def read_record(name: str) -> dict[str, Any]:
 
 def write_record(name: str, record: dict[str, Any]) -> None:
     """Remember what was found out; where the cache folder can't be written, the next call finds it out again."""
-    path = _cache_folder() / f"{name}.json"
+    path = cache_folder("digests") / f"{name}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)  # refused where it is another user's
