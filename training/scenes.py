@@ -25,8 +25,8 @@ MIN_PIXELS = 12
 """Of a thing in a patch that is labelled with it."""
 VALUES: dict[str, tuple[str, ...]] = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES)}
 LABELS = {"centre": 2, "color": 6, "shape": 4, "size": 2, "dx": 4, "dy": 4, "behind": 2, "front": 2}
-PATCH_LABELS = {"patch_color": 7, "patch_shape": 5}
-"""Classes of each label of a patch: of the thing whose centre it holds, and of the thing that is seen most in it."""
+PATCH_LABELS = {"patch_color": 7, "patch_shape": 5, "row": GRID, "column": GRID}
+"""Classes of each label of a patch: of the thing whose centre it holds; of what is seen most in it, and its place."""
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -96,6 +96,7 @@ def _patch_of(thing: Thing) -> int:
 def _labels(scene: Scene) -> dict[str, NDArray[Any]]:
     labels = {key: np.full(GRID * GRID, IGNORE, dtype=np.int8) for key in (*LABELS, *PATCH_LABELS)}
     labels["centre"][:] = 0
+    labels["row"][:], labels["column"][:] = divmod(np.arange(GRID * GRID), GRID)
     in_front = {front for thing in scene for front in thing.behind}
     owner = np.zeros(SIDE * SIDE, dtype=np.int64)
     for index, thing in enumerate(scene):

@@ -2,14 +2,14 @@
 
 Trained end to end from its answers alone, such a model stays at their prior for hours, so there are three phases:
 
-1. vision: the vision tower alone learns to tell, for each patch, what is in it, and of the thing whose centre it holds
-   colour, shape, size, offset, and whether it covers or is covered;
+1. vision: the vision tower alone learns to tell, for each patch, where it is and what is in it, and of the thing whose
+   centre it holds colour, shape, size, offset, and whether it covers or is covered;
 2. text: text encoder and decoder learn to answer on the tower's frozen tokens, and the encoder to point, at the noun of
    "the large red circle", to the patch with that thing's centre;
 3. joint: everything is fine-tuned together with a low learning rate.
 
-The weights that are saved are a moving average. The scenes are of other seeds than calibration/scenes.yaml's. A run that
-is started again with the same arguments continues from its last checkpoint.
+The weights that are saved are a moving average. The scenes are of other seeds than calibration/scenes.yaml's. A run
+that is started again with the same arguments continues from its last checkpoint.
 """
 
 from __future__ import annotations
