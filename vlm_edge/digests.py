@@ -24,6 +24,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +101,23 @@ def _known_files(name: str) -> dict[str, Any]:
     }
 
 
-def cache_folder(name: str) -> Path:
-    """``vlm-edge/NAME`` in the user's cache folder, or in the temporary files where the user has no home."""
+def own_cache(part: str) -> Path | None:
+    """A folder for ``part`` in the user's cache that nobody else can write, made where it is missing; None without one.
+
+    It is below the temporary files where the user has no home, as in some containers.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
     if not base:
         try:
             base = str(Path.home() / ".cache")
         except RuntimeError:
             base = tempfile.gettempdir()
-    return Path(base) / "vlm-edge" / name
+    folder = Path(base) / "vlm-edge" / part
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _own(os.lstat(folder)) else None
+    except OSError:
+        return None
 
 
 def _own(found: os.stat_result) -> bool:
@@ -118,11 +127,13 @@ def _own(found: os.stat_result) -> bool:
 
 def read_record(name: str) -> dict[str, Any]:
     """The mapping that :func:`write_record` kept under a name; empty where nothing can be read and trusted."""
-    path = cache_folder("digests") / f"{name}.json"
+    folder = own_cache("digests")
+    if folder is None:
+        return {}
     try:
-        if not _own(os.lstat(path.parent)):
-            return {}
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(
+            folder / f"{name}.json", os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
             if not _own(status) or status.st_size > _MOST_RECORD_BYTES:
@@ -135,10 +146,7 @@ def read_record(name: str) -> dict[str, Any]:
 
 def write_record(name: str, record: dict[str, Any]) -> None:
     """Remember what was found out; where the cache folder can't be written, the next call finds it out again."""
-    path = cache_folder("digests") / f"{name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)  # refused where it is another user's
-        write_atomically(path, json.dumps(record).encode())
-    except (OSError, VlmEdgeError):
-        return
+    folder = own_cache("digests")
+    if folder is not None:
+        with suppress(OSError, VlmEdgeError):
+            write_atomically(folder / f"{name}.json", json.dumps(record).encode())
