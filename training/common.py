@@ -32,7 +32,7 @@ class JsonlLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
         self._start = time.monotonic()
 
     def write(self, **record: Any) -> None:
@@ -69,11 +69,24 @@ class ScheduledOptimizer:
     def step(self, loss: torch.Tensor) -> None:
         """One update from `loss`, with the gradient norm clipped to 1."""
         loss.backward()  # type: ignore[no-untyped-call]
+        self.update()
+
+    def update(self) -> None:
+        """One update from the gradients that are there."""
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         for optimizer, scheduler in zip(self._optimizers, self._schedulers, strict=True):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             scheduler.step()
+
+    def state(self) -> list[dict[str, Any]]:
+        """All that another run needs to continue from here."""
+        return [each.state_dict() for each in (*self._optimizers, *self._schedulers)]
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        """Continues from what ``state`` gave."""
+        for each, values in zip((*self._optimizers, *self._schedulers), state, strict=True):
+            each.load_state_dict(values)
 
 
 def split_parameters(modules: list[nn.Module], matrix_owners: list[nn.Module]) -> tuple[list[Any], list[Any]]:
@@ -100,6 +113,17 @@ class WeightAverage:
         self._updates += 1
         decay = min(self._decay, self._updates / (self._updates + 10))
         torch._foreach_lerp_(self._average, [p.detach() for p in self._module.parameters()], 1 - decay)
+
+    def state(self) -> list[torch.Tensor]:
+        """The average itself, which `restore` takes."""
+        return self._average
+
+    @torch.no_grad()
+    def restore(self, average: list[torch.Tensor]) -> None:
+        """Continues from what `state` gave."""
+        self._updates = 1_000_000
+        for mine, value in zip(self._average, average, strict=True):
+            mine.copy_(value)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -1,4 +1,4 @@
-"""Scores a reference model on easy-VQA's test split, which no training reads, and prints the result as JSON.
+"""Scores a reference model on a test split that no training reads, easy-VQA's or a manifest's, and prints JSON.
 
 blip: every question goes through the ordinary path (processor, generate, batch_decode).  clip: zero-shot
 classification of the images whose shape and colour their questions tell, over the 24 prompts "a {color} {shape}".
@@ -15,11 +15,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoConfig, BlipForQuestionAnswering, BlipProcessor, CLIPModel, CLIPProcessor
 
 from training.easyvqa import Split, infer_labels, load_split, question_type
 from training.render import COLOR_NAMES, SHAPES
+from vlm_edge.data import load_dataset
 
 
 def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -51,7 +54,18 @@ def summarize_groups(outcomes: Iterable[tuple[str, bool]]) -> dict[str, dict[str
     return {name: summarize(hits) for name, hits in sorted(groups.items())}
 
 
-def evaluate_blip(folder: Path, test: Split, batch: int) -> dict[str, Any]:
+def load_manifest(path: Path, *, blank: bool) -> tuple[Split, list[str]]:
+    """A manifest's test split with the kind of each question; blank images are grey all over."""
+    samples = load_dataset(path, "test").samples
+    position = {image: index for index, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
+    images = np.stack([np.asarray(Image.open(image).convert("RGB")) for image in position])
+    if blank:
+        images = np.full_like(images, 127)
+    questions = [(position[sample.image], sample.text, sample.answers[0]) for sample in samples]
+    return Split(images, questions), [sample.slices[0] for sample in samples]
+
+
+def evaluate_blip(folder: Path, test: Split, kinds: list[str], batch: int) -> dict[str, Any]:
     """Scores visual question answering through generate."""
     model = BlipForQuestionAnswering.from_pretrained(folder).eval()
     processor = BlipProcessor.from_pretrained(folder)
@@ -69,7 +83,7 @@ def evaluate_blip(folder: Path, test: Split, batch: int) -> dict[str, Any]:
     return {
         "task": "visual question answering",
         "all": summarize(hit for _, hit in outcomes),
-        "by_question_type": summarize_groups((question_type(answer), hit) for answer, hit in outcomes),
+        "by_question_type": summarize_groups((kind, hit) for kind, (_, hit) in zip(kinds, outcomes, strict=True)),
         "by_answer": summarize_groups(outcomes),
     }
 
@@ -106,14 +120,23 @@ def main() -> None:
     """Command line: scores one model folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Hugging Face folder of a BLIP or CLIP reference model")
+    parser.add_argument("--data", type=Path, help="a manifest of visual question answering, instead of easy-VQA")
+    parser.add_argument("--blank", action="store_true", help="with --data: show grey images in place of its own")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     start = time.monotonic()
-    evaluate = evaluate_blip if AutoConfig.from_pretrained(arguments.folder).model_type == "blip" else evaluate_clip
-    result = evaluate(arguments.folder, load_split("test"), arguments.batch)
+    if AutoConfig.from_pretrained(arguments.folder).model_type == "clip":
+        result = evaluate_clip(arguments.folder, load_split("test"), arguments.batch)
+    elif arguments.data is None:
+        test = load_split("test")
+        kinds = [question_type(answer) for _, _, answer in test.questions]
+        result = evaluate_blip(arguments.folder, test, kinds, arguments.batch)
+    else:
+        loaded = load_manifest(arguments.data, blank=arguments.blank)
+        result = evaluate_blip(arguments.folder, *loaded, arguments.batch)
     result["seconds"] = round(time.monotonic() - start, 1)
     text = json.dumps(result, indent=1)
     print(text)

@@ -101,18 +101,20 @@ def _known_files(name: str) -> dict[str, Any]:
     }
 
 
-def own_cache(part: str) -> Path | None:
-    """A folder for ``part`` in the user's cache that nobody else can write, made where it is missing; None without one.
-
-    It is below the temporary files where the user has no home, as in some containers.
-    """
+def cache_folder(name: str) -> Path:
+    """``vlm-edge/NAME`` in the user's cache folder, or in the temporary files where the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME")
     if not base:
         try:
             base = str(Path.home() / ".cache")
         except RuntimeError:
             base = tempfile.gettempdir()
-    folder = Path(base) / "vlm-edge" / part
+    return Path(base) / "vlm-edge" / name
+
+
+def own_cache(name: str) -> Path | None:
+    """A :func:`cache_folder` that nobody else can write, made where it is missing; None where there is none."""
+    folder = cache_folder(name)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder if _own(os.lstat(folder)) else None

@@ -42,7 +42,7 @@ def test_five_faults_are_reported_at_once(tmp_path):
         "data.yaml: kind: input should be 'vqa', 'classification'",
         "data.yaml: license: unknown key; did you mean 'licence'?",
         "data.yaml: licence: missing",
-        "data.yaml: source: give exactly one of `package` and `folder`",
+        "data.yaml: source: give exactly one of `package`, `folder` and `generator`",
         "data.yaml: splits.test.form: unknown key; did you mean 'from'?",
         "data.yaml: splits.test.samples: input should be greater than or equal to 1 (got 0)",
         "data.yaml: splits.validation: input should be 'calibration', 'train' or 'test'",

@@ -128,7 +128,7 @@ def _digest(manifest: DatasetManifest, manifest_path: Path, split: Split, source
     if content != expected:
         raise VlmEdgeError(
             f"{manifest_path}: digests.{part}: the content of {source.part(part)} is {content}, not {expected}",
-            "restore or reinstall the data; if the change is meant, write the new digest into the manifest",
+            f"{source.restore}; if the change is meant, write the new digest into the manifest",
         )
     fields = {
         "reader": READER_VERSION,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, Strict, StringConstraints, ValidationError, model_validator
+from pydantic import Field, Strict, StringConstraints, ValidationError, field_validator, model_validator
 
 from vlm_edge.checked import CheckedModel, faults_of
 from vlm_edge.data.dataset import Split
@@ -13,23 +13,46 @@ from vlm_edge.data.kinds import KINDS, TaskKind
 from vlm_edge.documents import read_yaml, reason
 from vlm_edge.errors import RecipeError, VlmEdgeError, short
 
+ANY_PART = "*"
+MAX_GENERATED = 100_000
+"""Images of a generated part."""
 Texts = Annotated[tuple[str, ...], Strict(False), Field(max_length=50_000)]
 
 
 class SourceSpec(CheckedModel):
-    """The source of the data: an installed Python package, or a folder (relative to the manifest)."""
+    """The source of the data: an installed Python package, a folder (relative to the manifest), or a generator.
+
+    A generator makes ``images`` of them for each part: one number for all, or a mapping of parts to numbers.
+    """
 
     package: str | None = None
     version: str | None = None
     folder: str | None = None
+    generator: str | None = None
+    seed: int = Field(default=0, ge=0, lt=2**64)
+    images: dict[str, Annotated[int, Field(ge=1, le=MAX_GENERATED)]] | None = Field(default=None, min_length=1)
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _of_every_part(cls, value: Any) -> Any:
+        return {ANY_PART: value} if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _one_of(self) -> SourceSpec:
-        if (self.package is None) == (self.folder is None):
-            raise ValueError("give exactly one of `package` and `folder`")
+        if [self.package, self.folder, self.generator].count(None) != 2:
+            raise ValueError("give exactly one of `package`, `folder` and `generator`")
         if self.version is not None and self.package is None:
             raise ValueError("`version` belongs to a `package`")
+        if (self.images is None) != (self.generator is None) or (
+            "seed" in self.model_fields_set and not self.generator
+        ):
+            raise ValueError("a `generator` needs `images` and may have a `seed`; no other source has them")
         return self
+
+    def images_of(self, part: str) -> int | None:
+        """Images that the generator makes of a part; None if the manifest names no number for it."""
+        images = self.images or {}
+        return images.get(part, images.get(ANY_PART))
 
 
 class SplitSpec(CheckedModel):
@@ -62,6 +85,12 @@ class DatasetManifest(CheckedModel):
     @model_validator(mode="after")
     def _consistent(self) -> DatasetManifest:
         problems = [*KINDS[self.kind].faults(self.labels, self.prompts), *self._overlap_problems()]
+        if self.source.generator is not None:
+            problems += [
+                f"splits.{name} reads `{short(spec.source_part)}`, which source.images does not have"
+                for name, spec in self.splits.items()
+                if self.source.images_of(spec.source_part) is None
+            ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
