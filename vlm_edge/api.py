@@ -128,7 +128,7 @@ class StageReads(TypedDict, total=False):
     teacher: str | Path
     """The dense model, for stages that train; default: the source."""
     data: Path
-    """A data manifest, for stages that read the task."""
+    """A data manifest, for stages that read the task, or can."""
     target: str
     """A target's name or file, for stages that read it; default: ``cpu-ort``."""
 
@@ -190,8 +190,8 @@ def _stage_inputs(spec: StageSpec, source: str | Path, reads: StageReads, tools:
     if "teacher" in spec.reads:
         dense = reads.get("teacher")
         teacher = artifact if dense is None else checkpoint_artifact(tools.resolve_model(str(dense)))
-    if "task" in spec.reads:
-        data = reads.get("data")
+    data = reads.get("data")
+    if "task" in spec.reads or ("task" in spec.optional and data is not None):
         if data is None:
             hint = "give a manifest with --data, such as calibration/easy-vqa.yaml"
             raise VlmEdgeError(f"{spec.name} needs data", hint)

@@ -39,11 +39,29 @@ class GraphSize(Facts):
     size_bytes: int
 
 
+class HalfComponent(Facts):
+    """The worst agreement of a 16-bit graph's outputs with its float32 graph's; of its ``nodes`` that could be 16-bit,
+    ``float32`` names those that are not, with the reason."""
+
+    cosine: float
+    output: str
+    nodes: int
+    float32: dict[str, str]
+
+
+class HalfFacts(Facts):
+    """``composed`` counts what all 16-bit graphs together were compared on."""
+
+    dtype: str
+    components: dict[str, HalfComponent]
+    composed: dict[str, float] = {}
+
+
 class ExportFacts(Facts):
     """``parity`` and ``graphs`` by component; ``composed`` counts what all graphs together were compared on.
 
     ``tokens`` are how many of ``generate``'s among it; ``generation_not_followed`` are settings of
-    generation_config.json that decoding leaves out.
+    generation_config.json that decoding leaves out. ``half`` is of 16-bit graphs alone.
     """
 
     parity: dict[str, Parity] = {}
@@ -51,6 +69,7 @@ class ExportFacts(Facts):
     composed: dict[str, float] = {}
     tokens: int = 0
     generation_not_followed: dict[str, str] = {}
+    half: HalfFacts | None = None
 
 
 class Attempt(Facts):
@@ -272,14 +291,12 @@ class CompiledComponent(Facts):
 
 
 class CompileFacts(Facts):
-    """``unchecked``: why no component was held against its graph, where this machine builds the engine only, or no more
-    than a ``kit`` from which the device builds it."""
+    """``unchecked``: why no component was held against its graph, where this machine builds the engine only."""
 
     engine: str
     optimize: str
     components: dict[str, CompiledComponent]
     unchecked: str | None = None
-    kit: bool = False
 
 
 FACTS: dict[str, type[Facts]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from vlm_edge.backends import backend
@@ -84,19 +85,12 @@ class RecipeChecks:
 
     def target(self, target: Target) -> tuple[Target, list[tuple[str, str]]]:
         try:
-            spec = backend(target.engine)
+            isas = backend(target.engine).isas
         except VlmEdgeError as error:
             return target, [("engine", f"{error.message}; {error.hint}")]
-        isas, faults = spec.isas, []
         if target.isa not in ("auto", *isas):
             known = near(target.isa, ("auto", *isas))
-            faults.append(("isa", f"{target.engine} has no instruction set {target.isa!r}; {known}"))
-        for each in target.compute_capabilities:
-            if each not in spec.capabilities:
-                known = f"it has {', '.join(spec.capabilities)}" if spec.capabilities else "leave it out"
-                faults.append(("compute_capabilities", f"{target.engine} builds for no GPU of {each!r}; {known}"))
-        if faults:
-            return target, faults
+            return target, [("isa", f"{target.engine} has no instruction set {target.isa!r}; {known}")]
         only = target.isa == "auto" and len(isas) == 1
         return target.model_copy(update={"isa": isas[0]}) if only else target, []
 
@@ -142,7 +136,8 @@ class RecipeChecks:
                 there = f"{recipe.task.data.name} has: {', '.join(splits)}"
                 faults += [(place, f"it reads the split {split}; {there}") for split in absent]
             else:
-                found = entry.spec.check(entry.config, named)
+                before = {other.stage: other.config for other in recipe.stages[:index]}
+                found = entry.spec.check(entry.config, replace(named, before=before))
                 faults += [(place_in(place, key), problem) for key, problem in found]
         return faults
 

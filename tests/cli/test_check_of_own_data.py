@@ -82,6 +82,22 @@ def test_a_setting_that_data_or_engine_can_not_serve_has_its_place(empty: Any) -
     assert found[1].startswith("r.yaml: stages[0].quantize.max_drop_pt: own's train split without the images that are")
 
 
+def test_16_bit_graphs_are_for_engines_that_have_them(empty: Any) -> None:
+    stages = [{"export": {"dtype": "bfloat16"}}, {"quantize": {"components": {"vision_encoder": "int8", "*": "none"}}}]
+    assert faults(check(empty, stages)) == [
+        "r.yaml: stages[0].export.dtype: onnxruntime computes in float32 or float16; bfloat16 is for tensorrt and "
+        "tensorrt-rtx",
+        "r.yaml: stages[1].quantize.components: the graphs are bfloat16; for onnxruntime float32 ones are quantized: "
+        "export with dtype: float32",
+    ]
+    assert check(empty, stages, target="jetson-orin-tensorrt").exit_code == 0
+    (fault,) = faults(check(empty, [{"export": {"dtype": "half"}}]))
+    assert fault == "r.yaml: stages[0].export.dtype: input should be 'float32', 'float16' or 'bfloat16' (got 'half')"
+    assert faults(check(empty, [{"export": {"dtype": "float16"}}], splits=())) == [
+        "r.yaml: stages[0].export: it reads the split calibration; data.yaml has: test"
+    ]
+
+
 def test_images_that_can_not_be_read_are_notes_and_above_1_percent_a_fault(photos: Path, empty: Any) -> None:
     (photos / "test" / "7.png").write_text("no image")
     notes = json.loads(check(empty, ["export"]).stdout)["notes"]

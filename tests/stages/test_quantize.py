@@ -378,13 +378,21 @@ def test_an_unknown_scheme_is_refused() -> None:
         QuantizeConfig(components={"*": "int4"})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorrt"])
-def test_dynamic_quantization_is_onnxruntime_s(engine: str, graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "schemes"),
+    [
+        ("openvino", "int8, int8-weights, int4-weights, float16-weights"),
+        ("tensorrt", "int8, int8-weights, int4-weights"),
+    ],
+)
+def test_dynamic_quantization_is_onnxruntime_s(
+    engine: str, schemes: str, graphs: Artifact, task: TaskSpec, tmp_path: Path
+) -> None:
     with pytest.raises(
         VlmEdgeError, match=f"int8-dynamic is for onnxruntime; the target's engine is {engine}"
     ) as error:
         quantize(tmp_path, graphs, task, engine=engine, components={"*": "int8-dynamic"})
-    assert error.value.hint == f"schemes for {engine}: int8, int8-weights, int4-weights, none"
+    assert error.value.hint == f"schemes for {engine}: {schemes}, none"
 
 
 def test_unreadable_images_are_an_error(graphs: Artifact, task: TaskSpec, tmp_path: Path) -> None:

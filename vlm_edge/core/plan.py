@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.recipe import Recipe, StageEntry
@@ -38,17 +38,23 @@ def plan_variants(
 
     A variant applies every model-level stage so far and then every graph-level stage so far. Where the recipe lists
     none yet that reads the checkpoint, or none that makes the engine, the table's implied ones do. A leading stage that
-    reads the checkpoint for graphs (``export``) is the baseline itself.
+    reads the checkpoint for graphs (``export``) is the baseline itself, unless it has settings that the baseline never
+    has (16-bit graphs): then the baseline is the same with the baseline's, and the stage as listed the first variant.
 
     Args:
         recipe: the checked recipe.
         stages: the table of stages.
         without: names of entries that were dropped and take no part in later variants.
     """
-    leading = int(bool(recipe.stages) and recipe.stages[0].spec.first)
-    variants = [VariantPlan(BASELINE, _steps(recipe.stages[:leading], stages), None)]
-    for count, entry in enumerate(recipe.stages[leading:], start=leading + 1):
+    first = recipe.stages[0] if recipe.stages and recipe.stages[0].spec.first else None
+    plain = first and replace(first, config=first.config.model_copy(update=dict(first.spec.baseline)))
+    variants = [VariantPlan(BASELINE, _steps([plain] if plain else [], stages), None)]
+    for count, entry in enumerate(recipe.stages, start=1):
+        if entry is first and first == plain:
+            continue
         so_far = [other for other in recipe.stages[:count] if other is entry or other.name not in without]
+        if plain and first not in so_far:
+            so_far.insert(0, plain)
         variants.append(VariantPlan(entry.name, _steps(so_far, stages), entry))
     return variants
 

@@ -34,20 +34,21 @@ class Runner(Workbench):
         ``control`` is what was measured of the baseline, the A/A control among it.
         """
         runs: list[StageRun] = []
-        artifact, evaluators, unmeasured = self.teacher, self.toolbox.evaluators, self.unmeasurable
+        artifact = self.teacher
+        unmeasured = None
         for step in plan.steps:
-            if step.spec.last and unmeasured is not None and not evaluators.compilable(self.recipe.target):
-                break
+            if step.spec.last:
+                unmeasured = self.toolbox.evaluators.unmeasurable(self.recipe.target)
+                if unmeasured is not None and not self.toolbox.evaluators.compilable(self.recipe.target):
+                    break
             artifact, run = self.realise(step, artifact)
             runs.append(run)
-        made = artifact.kind is ArtifactKind.ENGINE
-        emulated = evaluators.emulated(artifact.path) if made and unmeasured is not None else None
+        if plan.entry is None and unmeasured is None:
+            self.preflight(plan, artifact)
         measured = None
-        if unmeasured is None or emulated is not None:
-            if plan.entry is None:
-                self.preflight(plan, artifact)
+        if unmeasured is None:
             measured = self.measure(plan, baseline or artifact, artifact, control)
-        return self._record(plan, runs, measured, control, unmeasured, emulated), measured
+        return self._record(plan, runs, measured, control, unmeasured), measured
 
     def _record(
         self,
@@ -56,13 +57,11 @@ class Runner(Workbench):
         measured: Measured | None,
         control: Sequence[Measurement],
         unmeasured: str | None,
-        emulated: str | None = None,
     ) -> VariantRecord:
-        """One variant's record; ``unmeasured`` says why its own engine was not measured."""
+        """One variant's record; ``unmeasured`` says why there is nothing that was measured."""
         measurements, conditions = (measured.measurements, measured.conditions) if measured else ([], {})
         bounds = [*self.bounds(plan), *memory_bound(self.recipe.target, conditions)]
-        reasons = {"unmeasurable": unmeasured, "emulated": emulated}
-        verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, **reasons)
+        verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, unmeasurable=unmeasured)
         return VariantRecord(
             name=plan.name,
             stages=[step.spec.name for step in plan.steps if not step.implied or plan.entry is None],
@@ -70,9 +69,8 @@ class Runner(Workbench):
             artifacts={ArtifactKind.CHECKPOINT.value: self.teacher.digest, **{run.kind: run.digest for run in runs}},
             measurements=measurements,
             verdicts=verdicts,
-            verdict=overall(verdicts) if verdicts or unmeasured is None else Verdict.NOT_MEASURED,
+            verdict=overall(verdicts),
             unmeasured=unmeasured,
-            emulated=emulated,
             skipped=measured.outcomes.get("skipped", []) if measured else [],
             notes=measured.outcomes.get("notes", []) if measured else [],
             conditions=conditions,
@@ -141,12 +139,8 @@ class Runner(Workbench):
         with self.store.in_use(), folder.open(self.progress):
             self.ladder(folder)
             best = next((each for each in folder.variants if each.name == best_of(folder.variants)), None)
-            engine, baseline = self._engine(best or _decided(folder.variants)), self._engine(folder.variants[0])
-            evaluators = self.toolbox.evaluators
-            record = folder.finish(engine.path if engine is not None else None)
-            if engine is not None and baseline is not None and evaluators.emulated(engine.path) is not None:
-                evaluators.complete_kit(folder.folder, baseline.path, self.recipe.task)
-            return record
+            engine = self._engine(best or _decided(folder.variants))
+            return folder.finish(engine.path if engine is not None else None)
 
     def _versions(self) -> dict[str, str]:
         names = {name for spec in self.toolbox.stages.values() for name in spec.packages} | {"vlm-edge", "numpy"}

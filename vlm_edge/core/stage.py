@@ -116,6 +116,8 @@ class Named:
     task: TaskSpec
     target: Target
     metric: TaskMetric | None = None
+    before: Mapping[str, StageConfig] = field(default_factory=dict)
+    """The stages that the recipe lists before this one, by name."""
 
 
 class TrainingCost(CheckedModel):
@@ -181,9 +183,11 @@ class StageSpec:
     recipe (``level``, ``first``, ``last``). ``version`` is raised whenever the same inputs would give another output.
     ``packages`` are the distributions whose versions change the output. ``reads`` names the optional inputs
     (``teacher``, ``task``, ``target``) and the ``metric`` that the stage uses; what it does not read is no part of its
-    key. ``host_bound`` marks an output that belongs to this host. ``implied`` are the settings with which it runs where
-    a recipe lists no stage between its two kinds; None: only where it is listed. ``facts`` is the model of what it
-    writes into ``work.facts``; None: any JSON object. ``summary`` is its help, a sentence.
+    key. ``optional`` names inputs that it can do without, and is given where its config reads a split of the data.
+    ``host_bound`` marks an output that belongs to this host. ``implied`` are the settings with which it runs where a
+    recipe lists no stage between its two kinds; None: only where it is listed. ``baseline`` are settings that the
+    baseline has whatever a recipe gives. ``facts`` is the model of what it writes into ``work.facts``; None: any JSON
+    object. ``summary`` is its help, a sentence.
 
     ``check`` gives (setting, what is wrong) of all that can be told before anything runs; ``splits`` names the parts of
     the task's data that a config reads. ``untrained``, of a stage that trains for long, writes its output as it is
@@ -198,13 +202,19 @@ class StageSpec:
     run: Callable[[Any, StageInputs, StageWork], None]
     packages: tuple[str, ...] = ()
     reads: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
     host_bound: bool = False
     implied: Mapping[str, Any] | None = None
+    baseline: Mapping[str, Any] = field(default_factory=dict)
     facts: type[Facts] | None = None
     summary: str = ""
     check: Callable[[Any, Named], list[tuple[str, str]]] = no_faults
     splits: Callable[[Any], tuple[Literal["calibration", "train"], ...]] = lambda _: ()
     untrained: Callable[[Any, StageInputs, StageWork], TrainingCost | None] | None = None
+
+    def reads_with(self, config: StageConfig) -> frozenset[str]:
+        """The optional inputs that a run with these settings is given."""
+        return self.reads | self.optional if self.splits(config) else self.reads
 
     @property
     def level(self) -> Level:

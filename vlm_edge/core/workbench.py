@@ -12,7 +12,7 @@ from typing import Any
 
 from vlm_edge.core.artifact import Artifact, checkpoint_artifact
 from vlm_edge.core.budget import Bound, bounds_of
-from vlm_edge.core.decided import IsOpen, asked_by, measure_until_decided, worth_more
+from vlm_edge.core.decided import IsOpen, measure_until_decided, worth_more
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed, Timing, Until, is_kept_form, with_cost
 from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
@@ -53,19 +53,14 @@ class Workbench:
         self.host = toolbox.host_fingerprint()
         self._taken: set[str] = set()  # keys of what this run has measured
 
-    @property
-    def unmeasurable(self) -> str | None:
-        """The reason that this host can't run the target's engine, or None."""
-        return self.toolbox.evaluators.unmeasurable(self.recipe.target)
-
     # -- stages -------------------------------------------------------------------------------------------------
 
     def identity(self, step: Step, source: Artifact) -> dict[str, Any]:
         """Everything that decides a stage run's output, as JSON."""
-        spec, inputs = step.spec, {"source": source.digest}
-        if "teacher" in spec.reads:
+        spec, inputs, reads = step.spec, {"source": source.digest}, step.spec.reads_with(step.config)
+        if "teacher" in reads:
             inputs["teacher"] = self.teacher.digest
-        if "task" in spec.reads:
+        if "task" in reads:
             inputs["task"] = f"{self.recipe.task.kind}:{self.data}"
         identity: dict[str, Any] = {
             "stage": spec.name,
@@ -75,19 +70,17 @@ class Workbench:
             "packages": {name: package_version(name) for name in spec.packages},
             "seed": self.recipe.seed,
         }
-        if "target" in spec.reads:
+        if "target" in reads:
             identity["target"] = self.recipe.target.decides
-        if "metric" in spec.reads and self.toolbox.metric is not None:
+        if "metric" in reads and self.toolbox.metric is not None:
             identity["metric"] = self.toolbox.metric.version
         if spec.host_bound:
             identity["host"] = self.host
-        if spec.last and self.unmeasurable is not None:  # what is made then is no engine that was held to its graphs
-            identity["runs_here"] = False
         return identity
 
     def realise(self, step: Step, source: Artifact) -> tuple[Artifact, StageRun]:
         """The stage run's artifact: found in the store, or made now."""
-        spec, identity = step.spec, self.identity(step, source)
+        spec, identity, reads = step.spec, self.identity(step, source), step.spec.reads_with(step.config)
         key = key_of(identity)
         found = self._found(key, spec)
         cached = found is not None
@@ -97,13 +90,13 @@ class Workbench:
                 if found is None:
                     facts: dict[str, Any] = {}
                     cache = self.store.shared(spec.name)
-                    metric = self.toolbox.metric if "metric" in spec.reads else None
+                    metric = self.toolbox.metric if "metric" in reads else None
                     work = StageWork(out, state, self.recipe.seed, self.progress, facts, cache, metric)
                     inputs = StageInputs(
                         source,
-                        self.teacher if "teacher" in spec.reads else None,
-                        self.recipe.task if "task" in spec.reads else None,
-                        self.recipe.target if "target" in spec.reads else None,
+                        self.teacher if "teacher" in reads else None,
+                        self.recipe.task if "task" in reads else None,
+                        self.recipe.target if "target" in reads else None,
                     )
                     started = time.monotonic()
                     with self.progress.bar(spec.name, None), writing_to(out):
@@ -224,10 +217,7 @@ class Workbench:
     def measure(
         self, plan: VariantPlan, baseline: Artifact, engine: Artifact, control: Sequence[Measurement]
     ) -> Measured:
-        """Every measurement of one variant against the baseline, whose A/A control is among ``control``.
-
-        Of build kits, which another engine runs here, no time and no size is measured.
-        """
+        """Every measurement of one variant against the baseline, whose A/A control is among ``control``."""
         evaluators, recipe, pair = self.toolbox.evaluators, self.recipe, [baseline, engine]
         outcomes = self._outcomes(engine)
 
@@ -240,9 +230,7 @@ class Workbench:
 
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        timed = Timed(measurements=[])
-        if self.unmeasurable is None:
-            timed = self.timed(baseline, engine, self.bounds(plan), control, self.open_s(plan))
+        timed = self.timed(baseline, engine, self.bounds(plan), control, self.open_s(plan))
         sized = self._cached(
             {"measure": "footprint", "task": task},
             lambda: _dump(evaluators.footprint(baseline.path, engine.path, recipe.task)),
@@ -251,14 +239,17 @@ class Workbench:
         before, after = (
             [Measurement.model_validate(row) for row in rows] for rows in (compared["measurements"], sized)
         )
-        if self.unmeasurable is not None:
-            after = [each for each in after if not each.metric.startswith("size")]
         measurements = [*before, *timed.measurements, *after]
         return Measured(measurements, timed.conditions, outcomes, compared["regressions"])
 
     def _asked(self) -> LatencyAsked:
         """The times that any budget of the recipe bounds, beside p50 and p90."""
-        return asked_by([self.recipe.budgets, *(entry.budgets for entry in self.recipe.stages)])
+        budgets = [self.recipe.budgets, *(entry.budgets for entry in self.recipe.stages)]
+        metrics = {bound.metric for each in budgets for bound in bounds_of(each)}
+        tail = (0.99,) if any(metric.startswith("latency_p99") for metric in metrics) else ()
+        batches = [each.throughput.batch for each in budgets if each.throughput is not None]
+        batch = max(batches, default=1 if "cost_per_1000" in metrics else None)
+        return LatencyAsked(percentiles=(0.5, 0.9, *tail), batch=batch, cold_start="cold_start_ms" in metrics)
 
     def open_s(self, plan: VariantPlan) -> float:
         """The most seconds for a verdict that is open: a fifth of the patience where nothing depends on the verdict.

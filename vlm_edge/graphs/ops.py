@@ -19,6 +19,14 @@ SHAPE_OPERATORS = frozenset(
 )
 """Operators whose outputs hold values of their first input and nothing else."""
 
+OPEN_SUMS = frozenset(
+    {"Softmax", "LogSoftmax", "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum"}
+    | {"ReduceLogSumExp", "CumSum", "AveragePool", "GlobalAveragePool", "LpNormalization", "GroupNormalization"}
+    | {"InstanceNormalization", "MeanVarianceNormalization"}
+)
+"""Operators that add up many values, in a precision that ONNX leaves open. LayerNormalization and RMSNormalization say
+theirs, float32 (``stash_type``); products add up in float32 on matrix units."""
+
 Shape = tuple[int, ...]
 
 

@@ -1,4 +1,4 @@
-"""Shapes of inner tensors in a run, and the multiply-accumulates that follow from them."""
+"""Shapes and types of inner tensors, and the multiply-accumulates that follow from them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import InlinePass
@@ -90,3 +91,20 @@ def _macs(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
     count = PRODUCTS[node.op_type].macs
     assert count is not None
     return count(Call(inputs, shapes[str(node.outputs[0].name)], attributes, node.domain))
+
+
+def element_types(model: ir.Model) -> dict[str, ir.DataType]:
+    """The element type of every tensor that ONNX can infer, by its name; without the constants' values."""
+    bare = model.clone()
+    for value in list(bare.graph.initializers.values()):
+        bare.graph.initializers.pop(str(value.name))
+        if not value.is_graph_input():
+            bare.graph.inputs.append(value)
+        if value.const_value is not None:
+            value.type, value.shape = ir.TensorType(value.const_value.dtype), ir.Shape(value.const_value.shape.numpy())
+        value.const_value = None
+    for value in (value for node in bare.graph for value in node.outputs if not value.is_graph_output()):
+        value.type = value.shape = None
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(bare)).graph
+    values = [*inferred.input, *inferred.output, *inferred.value_info]
+    return {value.name: ir.DataType(value.type.tensor_type.elem_type) for value in values}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_edge.backends import REFERENCE, load_engine
 from vlm_edge.backends.base import Array, Engine, Feed
+from vlm_edge.backends.reference import reference_engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component
@@ -39,7 +39,7 @@ class Difference:
 
 def load_graph(path: Path, component: Component) -> Engine:
     """One exported file on ONNX Runtime, on every core of this host, its weights left in their file."""
-    return load_engine(REFERENCE, path, component, threads=usable_cpus(), options={"memory": "small"})
+    return reference_engine(path, component, usable_cpus(), {"memory": "small"})
 
 
 @contextmanager

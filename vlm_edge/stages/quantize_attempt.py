@@ -77,10 +77,10 @@ def prepare(model: ir.Model) -> ir.Model:
 
 def check(path: Path, component: Component, captured: Captured, threads: int) -> dict[str, Agreement]:
     """Agreement of every output with the float graph's on the held-out runs, on onnxruntime."""
-    from vlm_edge.backends import REFERENCE, load_engine
+    from vlm_edge.backends.reference import reference_engine
     from vlm_edge.quantizers.affine import agreement
 
-    engine = load_engine(REFERENCE, path, component, threads, {"graph_optimization": "basic"})
+    engine = reference_engine(path, component, threads, {"graph_optimization": "basic"})
     pairs = (
         (reference, engine.infer(feed)) for feed, reference in zip(captured.held_out, captured.references, strict=True)
     )

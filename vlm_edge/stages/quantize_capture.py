@@ -10,8 +10,8 @@ from zlib import crc32
 
 import numpy as np
 
-from vlm_edge.backends import REFERENCE, load_engine
 from vlm_edge.backends.base import Array, Engine, Feed, Recorder
+from vlm_edge.backends.reference import reference_engine
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.data.unreadable import check_unreadable
@@ -156,7 +156,7 @@ def capture_inputs(
         files = (ArrayFile(scratch / f"{name}.{use}") for use in ("calibration", "held_out", "references"))
         captured[name] = Captured(*files)
         writers.append(CaptureWriter(captured[name]))
-        engine = load_engine(REFERENCE, graphs / component.file, component, threads)
+        engine = reference_engine(graphs / component.file, component, threads)
         engines[name] = Recorder(engine, writers[-1].keep)
     pipeline = build_pipeline(manifest, engines, graphs)
     samples = len(dataset.samples)

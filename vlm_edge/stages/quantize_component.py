@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlm_edge.backends.lowering import Lowering
     from vlm_edge.core.measurement import Measurement
     from vlm_edge.core.stage import Progress
+    from vlm_edge.graphs.passes.half_precision import HalfPrecision
     from vlm_edge.processing.manifest import Component
     from vlm_edge.quantization.calibration import Calibration, Feed, Feeds
     from vlm_edge.quantization.sensitivity import Sensitivity, SwitchedGraph
@@ -74,6 +75,8 @@ class ComponentQuantizer:
         self.lowering, self.config = work.lowering, work.config
         self.threads, self.progress = work.threads, work.progress
         self.asked: Scheme = "none"
+        self.half: HalfPrecision | None = None
+        """What makes graphs 16-bit again, where the exported one is."""
         self.tried: list[dict[str, Any]] = []
         self.chosen: Attempt | None = None
         self.because: dict[str, str] = {}
@@ -95,8 +98,11 @@ class ComponentQuantizer:
                 shutil.copyfile(file, self.path.with_name(file.name))
             return
         from vlm_edge.graphs.files import load_graph, weight_bytes
+        from vlm_edge.graphs.passes.half_precision import as_float32
 
-        self.floating = prepare(load_graph(self.original))
+        model = load_graph(self.original)
+        self.half = as_float32(model)
+        self.floating = prepare(model)
         self.asked = scheme
         chosen: Attempt | None = None
         for attempt in self._attempts(scheme):
@@ -205,6 +211,9 @@ class ComponentQuantizer:
     def _write(self, graph: ir.Model) -> None:
         from vlm_edge.graphs.files import save_graph
 
+        if self.half is not None:
+            graph = graph.clone()
+            self.half(graph)
         save_graph(graph, self.path)
 
     def _check(self, graph: ir.Model) -> dict[str, Agreement]:

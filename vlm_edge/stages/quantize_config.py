@@ -16,7 +16,7 @@ from vlm_edge.names import near
 if TYPE_CHECKING:
     from vlm_edge.processing.manifest import PipelineManifest
 
-Scheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "none"]
+Scheme = Literal["int8", "int8-dynamic", "int8-weights", "int4-weights", "float16-weights", "none"]
 EVERY = "*"
 
 
@@ -26,7 +26,8 @@ class QuantizeConfig(StageConfig):
     ``int8``: calibrated, integer arithmetic. ``int8-dynamic``: integer arithmetic with ranges taken as it runs
     (onnxruntime). ``int8-weights``: int8 on disk, float arithmetic; on onnxruntime a decoder's linear layers multiply
     blocks of int8. ``int4-weights``: linear layers in blocks of 4 bits, other weights int8 (tensorrt: float).
-    ``none``: the component stays float.
+    ``float16-weights``: half the bytes on disk, float32 arithmetic as fast as before. ``none``: the component stays as
+    it was exported.
     """
 
     components: dict[str, Scheme] = Field(default={EVERY: "int8"}, description="scheme by component; '*': all others")
@@ -98,6 +99,9 @@ def faults(config: QuantizeConfig, named: Named) -> list[tuple[str, str]]:
         for name, scheme in config.components.items()
         if scheme not in schemes_of(engine)
     ]
+    dtype = getattr(named.before.get("export"), "dtype", "float32")
+    if dtype not in backend(engine).int8_dtypes and set(config.components.values()) != {"none"}:
+        found.append(("components", half_problem(dtype, engine)))
     try:
         metric_samples(config, named.task, named.metric)
     except VlmEdgeError as error:
@@ -105,11 +109,17 @@ def faults(config: QuantizeConfig, named: Named) -> list[tuple[str, str]]:
     return found
 
 
+def half_problem(dtype: str, engine: str) -> str:
+    """Tells that the engine's quantized layers have no place in a 16-bit graph."""
+    return f"the graphs are {dtype}; for {engine} float32 ones are quantized: export with dtype: float32"
+
+
 def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: str) -> dict[str, Scheme]:
     """The scheme of every component of the manifest.
 
     Raises:
-        VlmEdgeError: a component is unknown or has no scheme, or the engine has no such scheme.
+        VlmEdgeError: a component is unknown or has no scheme, the engine has no such scheme, or the graph is a 16-bit
+            one that is not quantized for it.
     """
     known = list(manifest.components)
     for name in config.components:
@@ -127,6 +137,10 @@ def resolve_schemes(config: QuantizeConfig, manifest: PipelineManifest, engine: 
                 f"quantize.components.{name}: {scheme} is for {_engines_with(scheme)}; the target's engine is {engine}",
                 f"schemes for {engine}: {', '.join(schemes_of(engine))}",
             )
+        if scheme != "none" and manifest.precision.get(name) in {"float16", "bfloat16"}.difference(
+            backend(engine).int8_dtypes
+        ):
+            raise VlmEdgeError(f"quantize.components.{name}: {half_problem(manifest.precision[name], engine)}")
         schemes[name] = scheme
     return schemes
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Lowering
-from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights
+from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights, StoreHalf
 from vlm_edge.graphs.passes.fuse_silu import FuseSilu
 from vlm_edge.graphs.passes.lower_convolutions import LowerConvolutions
 from vlm_edge.graphs.passes.lower_linears import BlockLinears, DynamicLinears, LowerLinears
@@ -28,6 +28,9 @@ class OnnxRuntimeLowering(Lowering):
         return cls(signed=isa in ("arm", "cuda"), weight_bits=7 if isa == "x86" else 8)
 
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:
+        if scheme == "float16-weights":
+            yield StoreHalf(left_out)
+            return
         if scheme in STATIC:
             yield RetargetActivations(self.signed)
             yield LowerLinears()

@@ -36,7 +36,7 @@ def compile_component(job: CompileJob) -> tuple[Component, dict[str, Any]]:
         return row, facts
     slim = job.scratch / row.file
     xml = job.out / slim.with_suffix(".xml").name
-    write_ir(slim, xml)
+    write_ir(slim, xml, half_weights=job.half_weights)
     for path in job.scratch.glob(f"{row.file}*"):
         path.unlink()
     facts |= job.threads_worth()
@@ -83,8 +83,10 @@ def transpose_in_products(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def write_ir(onnx_path: Path, xml_path: Path) -> None:
+def write_ir(onnx_path: Path, xml_path: Path, *, half_weights: bool = False) -> None:
     """Convert an ONNX file to OpenVINO's IR: ``xml_path`` and the weights beside it, at the graph's own precision.
+
+    With ``half_weights`` float32 constants are stored as float16; OpenVINO folds the graph's own Casts of such.
 
     What OpenVINO would compute of constants at every load is computed now: half the operators, and half the XML.
     (``ov.convert_model`` does the same, and sends usage statistics.)
@@ -107,5 +109,5 @@ def write_ir(onnx_path: Path, xml_path: Path) -> None:
         ) from error
     for index, operator in enumerate(model.get_ordered_ops()):
         operator.set_friendly_name(f"n{index}")  # OpenVINO's own names count on through the process
-    openvino.save_model(model, str(xml_path), compress_to_fp16=False)
+    openvino.save_model(model, str(xml_path), compress_to_fp16=half_weights)
     xml_path.write_text(re.sub(r">\s+<", "><", xml_path.read_text(encoding="utf-8")), encoding="utf-8")

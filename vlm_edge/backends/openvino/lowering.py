@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from vlm_edge.backends.lowering import LARGEST_BLOCK_OF_4_BITS, STATIC, Lowering
-from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights
+from vlm_edge.graphs.passes.compress_weights import CompressTables, CompressWeights, StoreHalf
 from vlm_edge.graphs.passes.lower_linears import BlockLinears
 from vlm_edge.graphs.passes.openvino_masks import ChooseMasks, FloatConcatenations
 from vlm_edge.graphs.passes.retarget import RetargetActivations
@@ -22,6 +22,9 @@ class OpenVinoLowering(Lowering):
         return cls(weight_bits=7 if isa == "x86" else 8)
 
     def passes(self, model: ir.Model, scheme: str, left_out: frozenset[str]) -> Iterator[ir.passes.InPlacePass]:  # noqa: ARG002
+        if scheme == "float16-weights":
+            yield StoreHalf(left_out, smallest=1)  # OpenVINO stores all of them so, or none
+            return
         if scheme in STATIC:
             yield RetargetActivations(self.signed)
             yield FloatConcatenations()

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.graphs.edit import attribute, constant, maker, name_of, optional_input, tensor_of
 from vlm_edge.graphs.files import load_graph
+from vlm_edge.graphs.shapes import element_types
 
 _QUANTIZE_AGAIN = "quantize the component again for a target with `engine: tensorrt`"
 
@@ -69,7 +70,7 @@ def violations(model: ir.Model) -> list[Violation]:
     for node in (node for node in graph if node.op_type in QUANTIZERS):
         found += [*_type_faults(node), *_zero_point_faults(node), *_scale_faults(node)]
     try:
-        found += _mixed_types(graph, _element_types(model))
+        found += _mixed_types(graph, element_types(model))
     except onnx.shape_inference.InferenceError as error:
         found.append(Violation("types", "", f"ONNX can't infer its types: {error}", "INVALID_NODE"))
     return found
@@ -181,18 +182,3 @@ def _mixed_types(graph: ir.Graph, types: Mapping[str, ir.DataType]) -> Iterator[
         if len(floats) > 1 and node.op_type not in _NO_CAST:
             problem = f"{node.op_type} reads {', '.join(floats)}"
             yield Violation("types", name_of(node), problem, "must have same input types")
-
-
-def _element_types(model: ir.Model) -> dict[str, ir.DataType]:
-    """The element type of every tensor that ONNX can infer, by its name; without the constants' values."""
-    bare = model.clone()
-    for value in list(bare.graph.initializers.values()):
-        bare.graph.initializers.pop(str(value.name))
-        if not value.is_graph_input():
-            bare.graph.inputs.append(value)
-        value.const_value = None
-    for value in (value for node in bare.graph for value in node.outputs if not value.is_graph_output()):
-        value.type = value.shape = None
-    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(bare)).graph
-    values = [*inferred.input, *inferred.output, *inferred.value_info]
-    return {value.name: ir.DataType(value.type.tensor_type.elem_type) for value in values}

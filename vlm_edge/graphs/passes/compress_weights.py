@@ -1,4 +1,4 @@
-"""Store weights of floating-point operators as int8 or int4: small on disk, decompressed when a session is made."""
+"""Store weights of floating-point operators in 16, 8 or 4 bits: small on disk, decompressed when a session is made."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.graphs.edit import Editor, attribute, constant, done
 from vlm_edge.graphs.match import find_linears
 from vlm_edge.graphs.ops import MICROSOFT, weight_axis
+from vlm_edge.graphs.passes.half_precision import FLOAT
 from vlm_edge.graphs.passes.lower_linears import SMALLEST
 from vlm_edge.quantizers.affine import quantize_rows, quantize_weight
 from vlm_edge.quantizers.blocks import quantize_symmetric_blocks
@@ -52,10 +53,10 @@ class CompressWeights(ir.passes.InPlacePass):
         return done(model)
 
 
-def _is_large(value: ir.Value | None) -> bool:
-    """Whether it is a float32 initializer of at least :data:`SMALLEST` elements."""
+def _is_large(value: ir.Value | None, smallest: int = SMALLEST) -> bool:
+    """Whether it is a float32 initializer of at least ``smallest`` elements."""
     tensor = value.const_value if value is not None and value.is_initializer() else None
-    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size >= SMALLEST
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and tensor.size >= smallest
 
 
 @dataclass
@@ -144,6 +145,33 @@ class CompressTables(ir.passes.InPlacePass):
             settings: dict[str, Any] = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
             inputs = [levels_of, node.inputs[1], scales_of]
             editor.replace(node, "GatherBlockQuantized", inputs, domain=MICROSOFT, **settings)
+        return done(model)
+
+
+@dataclass
+class StoreHalf(ir.passes.InPlacePass):
+    """Float32 constants are stored as float16, with a Cast back, which engines fold or read as a compressed weight.
+
+    Constants below ``smallest`` elements are left alone, those that float16 has no number for, and those of the nodes
+    named in ``left_out``.
+    """
+
+    left_out: frozenset[str] = frozenset()
+    smallest: int = SMALLEST
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        editor, first = Editor(model.graph), model.graph[0]
+        for value in list(model.graph.initializers.values()):
+            numbers = constant(value) if _is_large(value, self.smallest) else None
+            if numbers is None or any(node.name in self.left_out for node in value.consumers()):
+                continue
+            with np.errstate(over="ignore"):
+                stored = numbers.astype(np.float16)
+            if np.isfinite(stored).all():
+                name = str(value.name)
+                half = editor.constant(f"{name}_float16", stored)
+                cast = editor.op(first, "Cast", [half], f"{name}_float32", name=f"{name}_to_float", to=int(FLOAT))
+                editor.take_over(value, cast)
         return done(model)
 
 
