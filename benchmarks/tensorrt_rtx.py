@@ -103,8 +103,8 @@ def quantize(folder: Path, name: str) -> None:
 
 def build(folder: Path, name: str, precision: str) -> dict[str, Any]:
     """Time, memory and size of one plan, measured in this process."""
-    from vlm_edge.backends.tensorrt.compile import plan_of
-    from vlm_edge.backends.tensorrt.profiles import dimension_ranges
+    from vlm_edge.backends.tensorrt.build import plan_of
+    from vlm_edge.backends.tensorrt.profiles import dimension_ranges, profile_shapes
     from vlm_edge.backends.tensorrt_rtx.plan import in_float
     from vlm_edge.backends.tensorrt_rtx.wheels import PRODUCT, bindings
     from vlm_edge.graphs.edit import name_of
@@ -116,7 +116,7 @@ def build(folder: Path, name: str, precision: str) -> dict[str, Any]:
     component = manifest.components[name]
     graph = folder / precision / component.file
     trt, start = bindings(), time.perf_counter()
-    plan = plan_of(trt, graph, component, dimension_ranges(manifest, 1), PRODUCT)
+    plan = plan_of(trt, graph, profile_shapes(component, dimension_ranges(manifest, 1)), PRODUCT)
     row = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb(), "plan_mb": len(plan) / 1e6}
     quantized = {name_of(node) for node in integer_nodes(load_graph(graph).graph)}
     left = sorted(quantized & in_float(bytes(plan)))

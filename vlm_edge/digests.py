@@ -24,6 +24,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ def cache_folder(name: str) -> Path:
     return Path(base) / "vlm-edge" / name
 
 
+def own_cache(name: str) -> Path | None:
+    """A :func:`cache_folder` that nobody else can write, made where it is missing; None where there is none."""
+    folder = cache_folder(name)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _own(os.lstat(folder)) else None
+    except OSError:
+        return None
+
+
 def _own(found: os.stat_result) -> bool:
     """Whether nobody but this user (or root) can have written it."""
     return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
@@ -118,11 +129,13 @@ def _own(found: os.stat_result) -> bool:
 
 def read_record(name: str) -> dict[str, Any]:
     """The mapping that :func:`write_record` kept under a name; empty where nothing can be read and trusted."""
-    path = cache_folder("digests") / f"{name}.json"
+    folder = own_cache("digests")
+    if folder is None:
+        return {}
     try:
-        if not _own(os.lstat(path.parent)):
-            return {}
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        handle = os.open(
+            folder / f"{name}.json", os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        )
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
             if not _own(status) or status.st_size > _MOST_RECORD_BYTES:
@@ -135,10 +148,7 @@ def read_record(name: str) -> dict[str, Any]:
 
 def write_record(name: str, record: dict[str, Any]) -> None:
     """Remember what was found out; where the cache folder can't be written, the next call finds it out again."""
-    path = cache_folder("digests") / f"{name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)  # refused where it is another user's
-        write_atomically(path, json.dumps(record).encode())
-    except (OSError, VlmEdgeError):
-        return
+    folder = own_cache("digests")
+    if folder is not None:
+        with suppress(OSError, VlmEdgeError):
+            write_atomically(folder / f"{name}.json", json.dumps(record).encode())

@@ -291,12 +291,14 @@ class CompiledComponent(Facts):
 
 
 class CompileFacts(Facts):
-    """``unchecked``: why no component was held against its graph, where this machine builds the engine only."""
+    """``unchecked``: why no component was held against its graph, where this machine builds the engine only, or no more
+    than a ``kit`` from which the device builds it."""
 
     engine: str
     optimize: str
     components: dict[str, CompiledComponent]
     unchecked: str | None = None
+    kit: bool = False
 
 
 FACTS: dict[str, type[Facts]] = {

@@ -85,12 +85,19 @@ class RecipeChecks:
 
     def target(self, target: Target) -> tuple[Target, list[tuple[str, str]]]:
         try:
-            isas = backend(target.engine).isas
+            spec = backend(target.engine)
         except VlmEdgeError as error:
             return target, [("engine", f"{error.message}; {error.hint}")]
+        isas, faults = spec.isas, []
         if target.isa not in ("auto", *isas):
             known = near(target.isa, ("auto", *isas))
-            return target, [("isa", f"{target.engine} has no instruction set {target.isa!r}; {known}")]
+            faults.append(("isa", f"{target.engine} has no instruction set {target.isa!r}; {known}"))
+        for each in target.compute_capabilities:
+            if each not in spec.capabilities:
+                known = f"it has {', '.join(spec.capabilities)}" if spec.capabilities else "leave it out"
+                faults.append(("compute_capabilities", f"{target.engine} builds for no GPU of {each!r}; {known}"))
+        if faults:
+            return target, faults
         only = target.isa == "auto" and len(isas) == 1
         return target.model_copy(update={"isa": isas[0]}) if only else target, []
 

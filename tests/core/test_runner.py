@@ -16,7 +16,7 @@ import pytest
 from toy_toolbox import Evaluators, toy_toolbox, write_recipe
 
 from vlm_edge.core.budget import Budgets, Verdict
-from vlm_edge.core.gate import judge_again
+from vlm_edge.core.gate import judge_again, recorded_budgets
 from vlm_edge.core.measurement import Timing
 from vlm_edge.core.plan import expected_seconds, plan_variants
 from vlm_edge.core.recipe import Checks, read_recipe
@@ -189,6 +189,47 @@ def test_an_engine_that_is_built_here_and_run_elsewhere_is_made_and_not_measured
     assert record.variants[-1].unmeasured == "no NVIDIA driver is installed"
     assert model_of(bench, record, "compile")[-1].startswith("compile")
     assert "accuracy" not in bench.log
+
+
+def test_a_build_kit_s_accuracy_can_miss_a_budget_but_not_keep_one(bench: Bench) -> None:
+    """It is another engine's, on the same graphs; no time is measured, and no size."""
+    bench.evaluators_missing = "no NVIDIA driver is installed"
+    runner = bench.runner()
+    evaluators = runner.toolbox.evaluators
+    assert isinstance(evaluators, Evaluators)
+    evaluators.builds, evaluators.emulator = True, "emulated: toy ran the kit's graphs"
+    record = runner.run(bench.folder / "runs")
+    last = record.variants[-1]
+    assert (last.unmeasured, last.emulated) == ("no NVIDIA driver is installed", "emulated: toy ran the kit's graphs")
+    assert (record.verdict, record.best) == (Verdict.NOT_MEASURED, None)
+    judged = {each.budget: each for each in last.verdicts}
+    assert judged["accuracy.max_drop_pt"].measured is not None
+    assert judged["accuracy.max_drop_pt"].verdict is Verdict.NOT_MEASURED
+    assert judged["accuracy.max_drop_pt"].reason == f"{last.emulated}; {last.unmeasured}"
+    assert judged["latency.p90_speedup"].reason == last.unmeasured
+    assert "latency" not in bench.log
+    assert not [each.metric for each in last.measurements if each.metric.startswith(("latency", "size"))]
+    assert bench.log[-1] == f"kit of {record.name}"
+    tight = Budgets.model_validate({"accuracy": {"max_drop_pt": 0.01}})
+    assert [each.verdict for each in judge_again(record, last, tight)] == [Verdict.FAIL]
+    assert judge_again(record, last, recorded_budgets(record, last.name)) == last.verdicts
+
+
+def test_an_engine_that_was_made_where_it_can_not_run_is_made_again_where_it_can(bench: Bench) -> None:
+    bench.evaluators_missing = "no NVIDIA driver is installed"
+    runner = bench.runner()
+    assert isinstance(runner.toolbox.evaluators, Evaluators)
+    runner.toolbox.evaluators.builds = True
+    runner.run(bench.folder / "runs")
+    bench.evaluators_missing = None
+    bench.log.clear()
+    assert bench.run().verdict is Verdict.PASS
+    assert set(bench.log) == {"compile", "accuracy", "latency"}
+
+
+def test_without_a_budget_what_was_not_measured_is_no_pass(bench: Bench) -> None:
+    bench.evaluators_missing = "TensorRT: no libnvinfer"
+    assert bench.run(budgets={}).verdict is Verdict.NOT_MEASURED
 
 
 def test_a_metric_that_the_evaluation_left_out_is_named_and_no_pass(bench: Bench) -> None:

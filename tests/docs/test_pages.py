@@ -73,7 +73,7 @@ QUESTIONS = {
     "Where is the bundle?": r"`runs/NAME/bundle`",
     "Why is a layer float?": r"`float_because`",
     "How do I call it from Python?": r'vlm_edge\.load_pipeline\("runs/quickstart/bundle"\)',
-    "How do I run it on a Jetson?": r"vlm-edge compile int8 --target jetson-orin-tensorrt",
+    "How do I run it on a Jetson?": r"vlm-edge compile \S+ --on-device -o device",
     "How is an image preprocessed?": r"^def preprocess\(",
     "Which models can be pruned?": r"^\| BLIP, questions \|",
     "Where is the HTML report?": r"With --html the page is written beside the record, as report\.html",

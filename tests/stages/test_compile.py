@@ -26,8 +26,8 @@ from vlm_edge.graphs.shapes import multiply_adds
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import DualEncoderPipeline, VqaPipeline, load_pipeline
 from vlm_edge.stages import compile as compile_stage
-from vlm_edge.stages.compile import SPEC, CompileConfig, require_sound_scales
-from vlm_edge.stages.compile_references import reference_runs
+from vlm_edge.stages.compile import SPEC, CompileConfig
+from vlm_edge.stages.compile_references import reference_runs, require_sound_scales
 
 ROOT = Path(__file__).parents[2]
 WAYS = [("onnxruntime", "runtime"), ("onnxruntime", "full"), ("openvino", "runtime"), ("openvino", "full")]
@@ -237,17 +237,6 @@ class TestChecks:
         onnx.save(model, tmp_path / "net.onnx")
         with pytest.raises(VlmEdgeError, match=r"net\.onnx: the scale bad holds 0 or what is no finite number"):
             require_sound_scales(tmp_path / "net.onnx")
-
-    def test_tensorrt_is_not_measured_where_it_is_missing(self, tmp_path: Path) -> None:
-        if engine_available("tensorrt") is None:
-            pytest.skip("TensorRT runs here")
-        write_vqa(tmp_path / "graphs")
-        work = StageWork(out=tmp_path / "out", scratch=tmp_path / "scratch")
-        inputs = StageInputs(
-            source=Artifact(ArtifactKind.GRAPHS, "0", tmp_path / "graphs"), target=Target(name="t", engine="tensorrt")
-        )
-        with pytest.raises(VlmEdgeError, match=r"engine tensorrt: .*NOT MEASURED"):
-            SPEC.run(CompileConfig(), inputs, work)
 
 
 class TestSlim:

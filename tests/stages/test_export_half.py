@@ -16,7 +16,7 @@ from photo_folders import write_photos
 from rtx import plan
 
 from vlm_edge.api import run_stage
-from vlm_edge.backends.reference import reference_engine
+from vlm_edge.backends.compiling import reference_engine
 from vlm_edge.backends.tensorrt_rtx.plan import in_float
 from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError

@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 import pytest
 
-from vlm_edge.backends.tensorrt.compile import plan_of
-from vlm_edge.backends.tensorrt.profiles import dimension_ranges
+from vlm_edge.backends.tensorrt.build import plan_of
+from vlm_edge.backends.tensorrt.profiles import dimension_ranges, profile_shapes
 from vlm_edge.backends.tensorrt_rtx.wheels import PRODUCT, bindings
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.stages.compile_references import BATCHES
@@ -27,8 +27,8 @@ def nvidia() -> Any:
 
 def plan(path: Path, name: str, manifest: PipelineManifest) -> bytes:
     """The plan of the graph in ``path``, with the profiles of the manifest's component ``name``."""
-    ranges = dimension_ranges(manifest, max(BATCHES))
-    return bytes(plan_of(nvidia(), path, manifest.components[name], ranges, PRODUCT))
+    shapes = profile_shapes(manifest.components[name], dimension_ranges(manifest, max(BATCHES)))
+    return bytes(plan_of(nvidia(), path, shapes, PRODUCT))
 
 
 @dataclass(frozen=True)

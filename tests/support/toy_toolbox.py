@@ -44,6 +44,7 @@ class Evaluators:
         self.log = log
         self.missing: str | None = None
         self.builds = False
+        self.emulator: str | None = None
         self.drop: set[str] = set()
         self.noises = [0.01]
         self.seconds: float | None = None
@@ -56,6 +57,12 @@ class Evaluators:
 
     def compilable(self, target: Target) -> bool:
         return self.missing is None or self.builds
+
+    def emulated(self, engine: Path) -> str | None:
+        return self.emulator
+
+    def complete_kit(self, run: Path, baseline: Path, task: TaskSpec) -> None:
+        self.log.append(f"kit of {run.name}")
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         self.log.append("accuracy")

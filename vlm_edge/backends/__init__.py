@@ -42,10 +42,12 @@ class BackendSpec:
     ``files`` are the suffixes of compiled components. ``packages`` are the distributions that the engine needs and
     whose versions change its results and times; ``extra`` is the extra of vlm-edge that installs them. ``schemes`` are
     those of ``quantize`` beside ``none``, ``dtypes`` those of exported graphs, ``int8_dtypes`` of those that may be
-    quantized. ``isas`` are the instruction sets that graphs are lowered for; ``auto`` is
-    the host's, or the first where the host's is not among them. ``options`` are written into every manifest. An engine
+    quantized. ``isas`` are the instruction sets that graphs are lowered for; ``auto`` is the host's, or the first where
+    the host's is not among them. ``capabilities`` are the compute capabilities of GPUs that a target may name.
+    ``options`` are written into every manifest. An engine
     ``on_gpu`` is not pinned to CPUs while it is timed. ``builder``, another ``module:attribute``, is called for why
-    nothing can be compiled on this machine (None: it can); without one, an engine is compiled where it runs.
+    nothing can be compiled on this machine (None: it can); without one, an engine is compiled where it runs. ``kit``, a
+    subclass of :class:`vlm_edge.backends.kits.KitForm`, makes ``compile`` write a build kit on such a machine.
     """
 
     name: str
@@ -63,7 +65,9 @@ class BackendSpec:
     isas: tuple[str, ...] = ("x86-vnni", "x86", "arm")
     options: Mapping[str, Option] = field(default_factory=dict)
     on_gpu: bool = False
+    capabilities: tuple[str, ...] = ()
     builder: str = ""
+    kit: str = ""
 
 
 _NVIDIA = ("float32", "float16", "bfloat16")
@@ -104,12 +108,14 @@ _ROWS: tuple[BackendSpec, ...] = (
         int8_dtypes=_NVIDIA,
         isas=("cuda",),
         on_gpu=True,
+        kit="vlm_edge.backends.tensorrt.kit:TensorRtKit",
     ),
     BackendSpec(
         name="tensorrt-rtx",
         engine="vlm_edge.backends.tensorrt_rtx.engine:TensorRtxEngine",
         compile="vlm_edge.backends.tensorrt_rtx.compile:compile_component",
         lowering="vlm_edge.backends.tensorrt.lowering:TensorRtLowering",
+        explain="vlm_edge.backends.tensorrt_rtx.explain:explain_component",
         files=(".plan",),
         packages=("tensorrt-rtx-cu12-bindings", "onnxruntime-ep-nv-tensorrt-rtx-cu12"),
         extra="tensorrt-rtx",
@@ -118,6 +124,8 @@ _ROWS: tuple[BackendSpec, ...] = (
         isas=("cuda",),
         on_gpu=True,
         builder="vlm_edge.backends.tensorrt_rtx.wheels:builder_missing",
+        kit="vlm_edge.backends.tensorrt_rtx.kit:TensorRtxKit",
+        capabilities=("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"),
     ),
 )
 BACKENDS: dict[str, BackendSpec] = {row.name: row for row in _ROWS}
@@ -205,6 +213,11 @@ def compile_available(name: str) -> str | None:
     builder = backend(name).builder
     reason: str | None = resolve(builder)() if builder else engine_available(name)
     return reason
+
+
+def builds_on_device(name: str) -> bool:
+    """True of an engine that has build kits and is compiled on the device alone, so that other machines write a kit."""
+    return bool(backend(name).kit) and not backend(name).builder
 
 
 def require_engine(name: str) -> None:

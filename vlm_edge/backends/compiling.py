@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vlm_edge.backends.base import Engine, Feed
-from vlm_edge.backends.reference import ReferenceRuns, check_component, float_engine
+from vlm_edge.backends import REFERENCE, load_engine
+from vlm_edge.backends.base import Array, Engine, Feed
+from vlm_edge.backends.reference import AS_IS, ReferenceRuns, check_component
 from vlm_edge.graphs.files import load_graph, save_graph
 from vlm_edge.graphs.ops import UncountedOperator
-from vlm_edge.graphs.passes.half_precision import HALVES
+from vlm_edge.graphs.passes.half_precision import HALVES, as_float32
+from vlm_edge.graphs.passes.integer_forms import InFloat
 from vlm_edge.graphs.passes.slim import Slim
 from vlm_edge.graphs.shapes import multiply_adds
 from vlm_edge.processing.manifest import Component, PipelineManifest
@@ -52,13 +56,12 @@ class CompileJob:
     full: bool = True
     tune_seconds: float = 0.0
     max_batch: int = 16
+    compute_capabilities: tuple[str, ...] = ()
 
     @cached_property
     def integer(self) -> bool:
         """True where the graph has 8-bit or 4-bit constants, so that it is compared as an INT8 one."""
-        integers = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
-        values = load_graph(self.graph).graph.initializers.values()
-        return any(value.dtype in integers and value.shape for value in values)
+        return is_integer(self.graph)
 
     @cached_property
     def half(self) -> bool:
@@ -78,10 +81,12 @@ class CompileJob:
 
     def check(self, engine: Engine) -> dict[str, Any]:
         """Hold an engine against the graph; see :func:`vlm_edge.backends.reference.check_component`."""
-        floating = (
-            partial(float_engine, self.graph, self.component, self.scratch) if self.integer or self.half else None
-        )
-        return check_component(self.name, engine, self.reference, floating)
+        return check_component(self.name, engine, self.reference, self.in_float if self.integer or self.half else None)
+
+    def in_float(self) -> Iterator[dict[str, Array]]:
+        """The outputs of each reference run's feed in the same graph with float arithmetic."""
+        engine = float_engine(self.graph, self.component, self.scratch)
+        return (engine.infer(feed) for feed, _ in self.reference)
 
     def threads_worth(self) -> dict[str, int]:
         """A run's ``multiply_adds``, and how many ``threads`` they are worth: all where they can't be counted."""
@@ -103,6 +108,41 @@ class CompileJob:
         Slim(smallest_shared=smallest_shared)(model)
         save_graph(model, folder / file)
         return self.component.model_copy(update={"file": file}), {"nodes": len(model.graph)}
+
+
+def is_integer(graph: Path) -> bool:
+    """True where a graph has 8-bit or 4-bit constants."""
+    integers = (ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT4, ir.DataType.INT4)
+    return any(value.dtype in integers and value.shape for value in load_graph(graph).graph.initializers.values())
+
+
+def reference_engine(
+    path: Path, component: Component, threads: int = 1, options: Mapping[str, str | int | float | bool] | None = None
+) -> Engine:
+    """A graph on the engine that stages calibrate with and check against.
+
+    A 16-bit graph runs in float32 arithmetic that rounds wherever a device rounds: onnxruntime has no kernels for
+    bfloat16 on a CPU, and those that it lacks for float16 it replaces by float32 ones without rounding between them.
+    """
+    model = load_graph(path)
+    if as_float32(model, rounded=True) is None:
+        return load_engine(REFERENCE, path, component, threads, options)
+    with tempfile.TemporaryDirectory(prefix="vlm-edge-") as folder:
+        copy = Path(folder) / path.name
+        save_graph(model, copy)
+        return load_engine(REFERENCE, copy, component, threads, options)
+
+
+def float_engine(path: Path, component: Component, scratch: Path) -> Engine:
+    """An INT8 graph in float arithmetic, without any graph optimization; by way of a file in ``scratch``."""
+    copy = scratch / "floating" / path.name
+    copy.parent.mkdir(exist_ok=True)
+    model = load_graph(path)
+    InFloat()(model)
+    save_graph(model, copy)
+    engine = reference_engine(copy, component, 1, AS_IS)
+    shutil.rmtree(copy.parent)
+    return engine
 
 
 def race(engines: Sequence[Engine], feeds: Sequence[Feed], *, by_clock: bool = False) -> list[float]:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm_edge.backends import REFERENCE, load_engine
 from vlm_edge.backends.base import Array, Engine, Feed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.graphs.files import load_graph, save_graph
-from vlm_edge.graphs.passes.half_precision import as_float32
-from vlm_edge.graphs.passes.integer_forms import InFloat
-from vlm_edge.processing.manifest import Component
 from vlm_edge.quantizers.affine import agreement
 
 MAX_RELATIVE_ERROR = 1e-3
@@ -69,37 +62,12 @@ class ReferenceRuns(Sequence[Run]):
         return self._count
 
 
-def reference_engine(
-    path: Path, component: Component, threads: int = 1, options: Mapping[str, str | int | float | bool] | None = None
-) -> Engine:
-    """A graph on the engine that stages calibrate with and check against.
-
-    A 16-bit graph runs in float32 arithmetic that rounds wherever a device rounds: onnxruntime has no kernels for
-    bfloat16 on a CPU, and those that it lacks for float16 it replaces by float32 ones without rounding between them.
-    """
-    model = load_graph(path)
-    if as_float32(model, rounded=True) is None:
-        return load_engine(REFERENCE, path, component, threads, options)
-    with tempfile.TemporaryDirectory(prefix="vlm-edge-") as folder:
-        copy = Path(folder) / path.name
-        save_graph(model, copy)
-        return load_engine(REFERENCE, copy, component, threads, options)
-
-
-def float_engine(path: Path, component: Component, scratch: Path) -> Engine:
-    """An INT8 graph in float arithmetic, without any graph optimization; by way of a file in ``scratch``."""
-    copy = scratch / "floating" / path.name
-    copy.parent.mkdir(exist_ok=True)
-    model = load_graph(path)
-    InFloat()(model)
-    save_graph(model, copy)
-    engine = reference_engine(copy, component, 1, AS_IS)
-    shutil.rmtree(copy.parent)
-    return engine
-
-
 def check_component(
-    name: str, engine: Engine, reference: ReferenceRuns, floating: Callable[[], Engine] | None
+    name: str,
+    engine: Engine,
+    reference: Sequence[Run],
+    floating: Callable[[], Iterable[Mapping[str, Array]]] | None,
+    hint: str = "compile with `optimize: runtime`, which leaves the graph to the engine, and report this",
 ) -> dict[str, Any]:
     """Compare every recorded run, and return the worst agreement.
 
@@ -107,13 +75,14 @@ def check_component(
     of the graph in float arithmetic than the INT8 graph is itself.
 
     Args:
-        floating: makes the same graph's engine in float arithmetic; None for a float graph.
+        floating: gives the outputs of each run's feed in the same graph with float arithmetic; None for a float graph.
+        hint: the next step where they stray.
 
     Raises:
         VlmEdgeError: a float output is off by more than :data:`MAX_RELATIVE_ERROR`, or an INT8 one has a cosine below
             :data:`MIN_COSINE`.
     """
-    pairs = ((outputs, engine.infer(feed)) for feed, outputs in reference)
+    pairs = ((outputs, _of_the_same_shapes(name, engine.infer(feed), outputs)) for feed, outputs in reference)
     if floating is not None:
         cosines = {output: value.cosine for output, value in agreement(pairs).items()}
         worst = min(cosines, key=lambda output: cosines[output])
@@ -132,12 +101,20 @@ def check_component(
         bound = f"cosine {MIN_COSINE}" if floating is not None else f"relative error {MAX_RELATIVE_ERROR}"
         raise VlmEdgeError(
             f"compile: {name}: {engine.name} strays from the graph: {facts}; the bound is {bound}",
-            "compile with `optimize: runtime`, which leaves the graph to the engine, and report this",
+            hint,
         )
     return facts
 
 
-def _against_float(floating: Engine, engine: Engine, runs: Sequence[Run]) -> tuple[float, float]:
+def _of_the_same_shapes(name: str, got: dict[str, Array], wanted: Mapping[str, Array]) -> dict[str, Array]:
+    for output, array in wanted.items():
+        if got[output].shape != array.shape:
+            shapes = f"{list(got[output].shape)}, not {list(array.shape)}"
+            raise VlmEdgeError(f"compile: {name}: the shape of {output!r} is {shapes}", "export the model again")
+    return got
+
+
+def _against_float(floating: Iterable[Mapping[str, Array]], engine: Engine, runs: Sequence[Run]) -> tuple[float, float]:
     """The least cosine with the float graph's outputs: of the engine's, and of the INT8 graph's."""
 
     def named(of_engine: Mapping[str, Array], of_graph: Mapping[str, Array]) -> dict[str, Array]:
@@ -146,8 +123,7 @@ def _against_float(floating: Engine, engine: Engine, runs: Sequence[Run]) -> tup
 
     found = agreement(
         (named(truth, truth), named(engine.infer(feed), outputs))
-        for feed, outputs in runs
-        for truth in (floating.infer(feed),)
+        for (feed, outputs), truth in zip(runs, floating, strict=True)
     )
     least = [
         min(value.cosine for name, value in found.items() if name.startswith(part)) for part in ("engine", "graph")

@@ -25,3 +25,12 @@ def write_text(text: str, output: Path | None) -> None:
         return
     write_atomically(output, text.encode())
     echo(output)
+
+
+def kit_lines(folder: Path, reason: str) -> list[str]:
+    """The three lines that say what to do with a kit: why it is one, where it goes, what to run there."""
+    return [
+        f"{folder}: a build kit, no engine: {reason}",
+        "Copy this folder to the device, where vlm-edge and the engine are installed (docs/jetson.md), and run there:",
+        f"vlm-edge compile {folder.name} --on-device -o {folder.name}-device",
+    ]

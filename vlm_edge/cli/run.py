@@ -79,11 +79,13 @@ def run(ctx: click.Context, settings: Settings, recipe: Path, timing: Timing, ci
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
-        _print_summary(record, settings.runs / record.name)
+        print_summary(record, settings.runs / record.name)
     ctx.exit(EXIT_CODES[record.verdict])
 
 
-def _print_summary(record: RunRecord, folder: Path) -> None:
+def print_summary(record: RunRecord, folder: Path) -> None:
+    """Print the end of a run: its ladder, its verdict, its files, and what to do with a build kit."""
+    from vlm_edge.cli.output import kit_lines
     from vlm_edge.report.table import run_summary
 
     console = stdout_console()
@@ -92,3 +94,7 @@ def _print_summary(record: RunRecord, folder: Path) -> None:
     bundle = folder / "bundle"
     if bundle.is_dir():
         console.print(f"bundle: {bundle} ({record.best or record.decided_by})", soft_wrap=True, markup=False)
+    unmeasured = record.variants[-1].unmeasured
+    if (folder / "kit").is_dir() and unmeasured is not None:
+        for line in kit_lines(folder, unmeasured):
+            console.print(line, soft_wrap=True, markup=False)

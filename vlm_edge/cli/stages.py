@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from vlm_edge.cli.on_device import ON_DEVICE, build_kit
+from vlm_edge.cli.output import kit_lines
 from vlm_edge.cli.settings import Settings, echo, print_json
 from vlm_edge.core.artifact import ArtifactKind, digest_folder, folder_size_bytes
 from vlm_edge.errors import RecipeError, short, shown
@@ -129,9 +131,18 @@ def __getattr__(name: str) -> click.Command:
         inputs.append(_ANY_DATA)
     if "trust_remote_code" in spec.config.model_fields:
         inputs.append(_TRUST)
+    if spec.output is ArtifactKind.ENGINE:
+        inputs += ON_DEVICE
 
     @click.pass_obj
     def run(settings: Settings, /, source: str, out: Path, assignments: Sequence[str], **options: Any) -> None:
+        if spec.output is ArtifactKind.ENGINE:
+            on_device, data = options.pop("on_device"), options.pop("data")
+            if on_device:
+                build_kit(settings, Path(source), out, data, as_json=options["as_json"])
+                return
+            if data is not None:
+                raise click.UsageError("--data is for --on-device")
         config = parse_assignments(assignments)
         if options.pop("trust_remote_code", False):
             config["trust_remote_code"] = True
@@ -162,6 +173,9 @@ def _run(
         for line in fact_lines(facts):
             echo(line)
         echo(f"{out}: {size / 1e6:,.2f} MB")
+        if facts.get("kit"):
+            for line in kit_lines(out, facts["unchecked"]):
+                echo(line)
     if "unchecked" in facts:
         click.get_current_context().exit(EXIT_CODES[Verdict.NOT_MEASURED])
 

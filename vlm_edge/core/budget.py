@@ -240,13 +240,14 @@ def judge(
     """Hold one bound against the measurement of its metric.
 
     PASS when the whole interval is inside the bound, FAIL when it is wholly outside, UNDECIDED otherwise;
-    NOT_MEASURED with the reason when there is no such measurement.
+    NOT_MEASURED with the reason when there is no such measurement. One that was taken of another engine on the same
+    graphs can show that the bound is missed, but not that it is kept.
 
     Args:
         control: the baseline's measurements. What its A/A control found (how far two processes of one engine may lie
             apart on this host) is the least width of a latency's interval here: a finer budget is UNDECIDED. A control
             among ``measurements`` comes first: it was taken with them.
-        unmeasurable: why this host can't measure the variant.
+        unmeasurable: why this host can't measure the variant: what was measured is of another engine.
     """
     taken = list(measurements)
     measured = next((found for found in taken if found.metric == bound.metric), None)
@@ -256,6 +257,9 @@ def judge(
     limit, above = (bound.at_most, False) if bound.at_most is not None else (bound.at_least, True)
     assert limit is not None
     verdict = _verdict(measured.low, measured.high, limit, above)
+    if unmeasurable is not None:
+        kept = verdict if verdict is Verdict.FAIL else Verdict.NOT_MEASURED
+        return _judgement(bound, kept, measured, unmeasurable)
     if verdict is Verdict.UNDECIDED:
         needed = samples_to_decide(measured, limit)
         parts = ["the interval holds the bound"]

@@ -7,11 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.core.budget import Bound, Judgement, Verdict, is_timed, judge
-from vlm_edge.core.measurement import PATIENCE_S, Measurement, Timed
+from vlm_edge.core.budget import Bound, Budgets, Judgement, Verdict, bounds_of, is_timed, judge
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked, Measurement, Timed
 
 IsOpen = Callable[[Sequence[Measurement]], bool]
 """True of measurements that leave a verdict undecided, so that measuring on is worth its time."""
+
+
+def asked_by(budgets: Sequence[Budgets]) -> LatencyAsked:
+    """The times to measure for some budgets: p50 and p90, and what else one of them bounds."""
+    metrics = {bound.metric for each in budgets for bound in bounds_of(each)}
+    tail = (0.99,) if any(metric.startswith("latency_p99") for metric in metrics) else ()
+    batches = [each.throughput.batch for each in budgets if each.throughput is not None]
+    batch = max(batches, default=1 if "cost_per_1000" in metrics else None)
+    return LatencyAsked(percentiles=(0.5, 0.9, *tail), batch=batch, cold_start="cold_start_ms" in metrics)
 
 
 def is_undecided(bounds: Sequence[Bound], measured: Sequence[Measurement], control: Sequence[Measurement] = ()) -> bool:
@@ -59,12 +68,18 @@ def judge_all(
     control: Sequence[Measurement],
     conditions: Mapping[str, Any],
     unmeasurable: str | None = None,
+    emulated: str | None = None,
 ) -> list[Judgement]:
     """Every bound's judgement; one on a time that is open says what the host did meanwhile, and what to run next.
 
-    ``conditions`` are a latency measurement's; the other arguments are those of :func:`vlm_edge.core.budget.judge`.
+    ``conditions`` are a latency measurement's; ``emulated`` says of which other engine accuracy and fidelity are. The
+    other arguments are those of :func:`vlm_edge.core.budget.judge`.
     """
-    verdicts = [judge(bound, measured, control=control, unmeasurable=unmeasurable) for bound in bounds]
+    verdicts = []
+    for bound in bounds:
+        of_other = emulated if bound.budget.startswith(("accuracy", "fidelity")) else None
+        reason = "; ".join(filter(None, (of_other, unmeasurable))) or None
+        verdicts.append(judge(bound, measured, control=control, unmeasurable=reason))
     return [
         each.model_copy(update={"reason": f"{each.reason}; {_advice(conditions)}"})
         if each.verdict is Verdict.UNDECIDED and is_timed(each.metric)

@@ -121,6 +121,7 @@ def judge_again(record: RunRecord, variant: VariantRecord, budgets: Budgets) -> 
         control=record.variants[0].measurements,
         conditions=variant.conditions,
         unmeasurable=variant.unmeasured,
+        emulated=variant.emulated,
     )
 
 

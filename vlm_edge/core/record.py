@@ -65,6 +65,7 @@ class VariantRecord(_Record):
     """One point on the ladder; the first is the FP32 baseline.
 
     ``artifacts`` maps the artifact kind to a digest; ``skipped`` lists samples left out of the accuracy, with why;
+    ``emulated`` says that the accuracy is that of another engine on the same graphs, and of which.
     ``notes`` says what was left out of the others' inputs; ``dropped`` marks a variant whose last stage was left out of
     what follows (``on_miss: drop``). ``conditions`` is what was true on the host while the latency was measured.
     ``outcomes`` is the file of every sample's outcome, below the run's folder.
@@ -78,6 +79,7 @@ class VariantRecord(_Record):
     verdicts: list[Judgement]
     verdict: Verdict
     unmeasured: str | None = None
+    emulated: str | None = None
     skipped: list[dict[str, str]] = []
     notes: list[str] = []
     dropped: bool = False

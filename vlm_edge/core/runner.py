@@ -34,21 +34,20 @@ class Runner(Workbench):
         ``control`` is what was measured of the baseline, the A/A control among it.
         """
         runs: list[StageRun] = []
-        artifact = self.teacher
-        unmeasured = None
+        artifact, evaluators, unmeasured = self.teacher, self.toolbox.evaluators, self.unmeasurable
         for step in plan.steps:
-            if step.spec.last:
-                unmeasured = self.toolbox.evaluators.unmeasurable(self.recipe.target)
-                if unmeasured is not None and not self.toolbox.evaluators.compilable(self.recipe.target):
-                    break
+            if step.spec.last and unmeasured is not None and not evaluators.compilable(self.recipe.target):
+                break
             artifact, run = self.realise(step, artifact)
             runs.append(run)
-        if plan.entry is None and unmeasured is None:
-            self.preflight(plan, artifact)
+        made = artifact.kind is ArtifactKind.ENGINE
+        emulated = evaluators.emulated(artifact.path) if made and unmeasured is not None else None
         measured = None
-        if unmeasured is None:
+        if unmeasured is None or emulated is not None:
+            if plan.entry is None:
+                self.preflight(plan, artifact)
             measured = self.measure(plan, baseline or artifact, artifact, control)
-        return self._record(plan, runs, measured, control, unmeasured), measured
+        return self._record(plan, runs, measured, control, unmeasured, emulated), measured
 
     def _record(
         self,
@@ -57,11 +56,13 @@ class Runner(Workbench):
         measured: Measured | None,
         control: Sequence[Measurement],
         unmeasured: str | None,
+        emulated: str | None = None,
     ) -> VariantRecord:
-        """One variant's record; ``unmeasured`` says why there is nothing that was measured."""
+        """One variant's record; ``unmeasured`` says why its own engine was not measured."""
         measurements, conditions = (measured.measurements, measured.conditions) if measured else ([], {})
         bounds = [*self.bounds(plan), *memory_bound(self.recipe.target, conditions)]
-        verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, unmeasurable=unmeasured)
+        reasons = {"unmeasurable": unmeasured, "emulated": emulated}
+        verdicts = judge_all(bounds, measurements, control=control, conditions=conditions, **reasons)
         return VariantRecord(
             name=plan.name,
             stages=[step.spec.name for step in plan.steps if not step.implied or plan.entry is None],
@@ -69,8 +70,9 @@ class Runner(Workbench):
             artifacts={ArtifactKind.CHECKPOINT.value: self.teacher.digest, **{run.kind: run.digest for run in runs}},
             measurements=measurements,
             verdicts=verdicts,
-            verdict=overall(verdicts),
+            verdict=overall(verdicts) if verdicts or unmeasured is None else Verdict.NOT_MEASURED,
             unmeasured=unmeasured,
+            emulated=emulated,
             skipped=measured.outcomes.get("skipped", []) if measured else [],
             notes=measured.outcomes.get("notes", []) if measured else [],
             conditions=conditions,
@@ -139,8 +141,12 @@ class Runner(Workbench):
         with self.store.in_use(), folder.open(self.progress):
             self.ladder(folder)
             best = next((each for each in folder.variants if each.name == best_of(folder.variants)), None)
-            engine = self._engine(best or _decided(folder.variants))
-            return folder.finish(engine.path if engine is not None else None)
+            engine, baseline = self._engine(best or _decided(folder.variants)), self._engine(folder.variants[0])
+            evaluators = self.toolbox.evaluators
+            record = folder.finish(engine.path if engine is not None else None)
+            if engine is not None and baseline is not None and evaluators.emulated(engine.path) is not None:
+                evaluators.complete_kit(folder.folder, baseline.path, self.recipe.task)
+            return record
 
     def _versions(self) -> dict[str, str]:
         names = {name for spec in self.toolbox.stages.values() for name in spec.packages} | {"vlm-edge", "numpy"}

@@ -24,7 +24,13 @@ class Evaluators(Protocol):
         """The reason that this host can't run the target's engine, or None."""
 
     def compilable(self, target: Target) -> bool:
-        """Whether this host can compile for the target, even if it can't run the target's engine."""
+        """Whether this host can compile for the target, or write a build kit, even if it can't run the engine."""
+
+    def emulated(self, engine: Path) -> str | None:
+        """Which other engine runs a build kit's graphs on this host; None where the folder is no build kit."""
+
+    def complete_kit(self, run: Path, baseline: Path, task: TaskSpec) -> None:
+        """Put beside a run's kit all that judging it on the device needs, and the sums of the run's files."""
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlm_edge.core.artifact import Artifact, checkpoint_artifact
 from vlm_edge.core.budget import Bound, bounds_of
-from vlm_edge.core.decided import IsOpen, measure_until_decided, worth_more
+from vlm_edge.core.decided import IsOpen, asked_by, measure_until_decided, worth_more
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed, Timing, Until, is_kept_form, with_cost
 from vlm_edge.core.plan import PlannedRun, Step, VariantPlan, expected_seconds, plan_variants
 from vlm_edge.core.recipe import OnMiss, Recipe
@@ -53,6 +53,11 @@ class Workbench:
         self.host = toolbox.host_fingerprint()
         self._taken: set[str] = set()  # keys of what this run has measured
 
+    @property
+    def unmeasurable(self) -> str | None:
+        """The reason that this host can't run the target's engine, or None."""
+        return self.toolbox.evaluators.unmeasurable(self.recipe.target)
+
     # -- stages -------------------------------------------------------------------------------------------------
 
     def identity(self, step: Step, source: Artifact) -> dict[str, Any]:
@@ -76,6 +81,8 @@ class Workbench:
             identity["metric"] = self.toolbox.metric.version
         if spec.host_bound:
             identity["host"] = self.host
+        if spec.last and self.unmeasurable is not None:  # what is made then is no engine that was held to its graphs
+            identity["runs_here"] = False
         return identity
 
     def realise(self, step: Step, source: Artifact) -> tuple[Artifact, StageRun]:
@@ -217,7 +224,10 @@ class Workbench:
     def measure(
         self, plan: VariantPlan, baseline: Artifact, engine: Artifact, control: Sequence[Measurement]
     ) -> Measured:
-        """Every measurement of one variant against the baseline, whose A/A control is among ``control``."""
+        """Every measurement of one variant against the baseline, whose A/A control is among ``control``.
+
+        Of build kits, which another engine runs here, no time and no size is measured.
+        """
         evaluators, recipe, pair = self.toolbox.evaluators, self.recipe, [baseline, engine]
         outcomes = self._outcomes(engine)
 
@@ -230,7 +240,9 @@ class Workbench:
 
         task = f"{recipe.task.kind}:{self.data}"
         compared = self._cached({"measure": "compare", "task": task, "seed": recipe.seed}, compare, pair)
-        timed = self.timed(baseline, engine, self.bounds(plan), control, self.open_s(plan))
+        timed = Timed(measurements=[])
+        if self.unmeasurable is None:
+            timed = self.timed(baseline, engine, self.bounds(plan), control, self.open_s(plan))
         sized = self._cached(
             {"measure": "footprint", "task": task},
             lambda: _dump(evaluators.footprint(baseline.path, engine.path, recipe.task)),
@@ -239,17 +251,14 @@ class Workbench:
         before, after = (
             [Measurement.model_validate(row) for row in rows] for rows in (compared["measurements"], sized)
         )
+        if self.unmeasurable is not None:
+            after = [each for each in after if not each.metric.startswith("size")]
         measurements = [*before, *timed.measurements, *after]
         return Measured(measurements, timed.conditions, outcomes, compared["regressions"])
 
     def _asked(self) -> LatencyAsked:
         """The times that any budget of the recipe bounds, beside p50 and p90."""
-        budgets = [self.recipe.budgets, *(entry.budgets for entry in self.recipe.stages)]
-        metrics = {bound.metric for each in budgets for bound in bounds_of(each)}
-        tail = (0.99,) if any(metric.startswith("latency_p99") for metric in metrics) else ()
-        batches = [each.throughput.batch for each in budgets if each.throughput is not None]
-        batch = max(batches, default=1 if "cost_per_1000" in metrics else None)
-        return LatencyAsked(percentiles=(0.5, 0.9, *tail), batch=batch, cold_start="cold_start_ms" in metrics)
+        return asked_by([self.recipe.budgets, *(entry.budgets for entry in self.recipe.stages)])
 
     def open_s(self, plan: VariantPlan) -> float:
         """The most seconds for a verdict that is open: a fifth of the patience where nothing depends on the verdict.

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.backends import compile_available, engine_available
+from vlm_edge.backends import builds_on_device, compile_available, engine_available
+from vlm_edge.backends.kits import KIT_NAME, read_kit
 from vlm_edge.core.measurement import IN_ANY_CASE, LatencyAsked, Measurement, Timed, Until
 from vlm_edge.core.stage import Progress, TaskSpec
-from vlm_edge.core.target import Target
+from vlm_edge.core.target import KIT_ASKED, Target
 from vlm_edge.core.toolbox import Evaluators
 from vlm_edge.data import load_dataset
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
 from vlm_edge.evaluation.host import lacks_isa
+from vlm_edge.evaluation.kit_runs import complete_kit
 from vlm_edge.evaluation.latency import LATENCY_VERSION, LatencySettings, measure_latency
+from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.evaluation.regressions import regressions
 
 
@@ -34,10 +37,19 @@ class EngineEvaluators(Evaluators):
         }
 
     def unmeasurable(self, target: Target) -> str | None:
-        return engine_available(target.engine) or lacks_isa(target.isa)
+        return KIT_ASKED if target.kit else engine_available(target.engine) or lacks_isa(target.isa)
 
     def compilable(self, target: Target) -> bool:
-        return compile_available(target.engine) is None and lacks_isa(target.isa) is None
+        builds = compile_available(target.engine) is None or builds_on_device(target.engine)
+        return target.kit or (builds and lacks_isa(target.isa) is None)
+
+    def emulated(self, engine: Path) -> str | None:
+        if not (engine / KIT_NAME).is_file():
+            return None
+        return f"emulated: {read_kit(engine)[0].emulated_by} ran the kit's graphs"
+
+    def complete_kit(self, run: Path, baseline: Path, task: TaskSpec) -> None:
+        complete_kit(run, baseline, draw_samples(task, self._latency.samples, self._latency.seed))
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         return evaluate(engine, task, progress=progress).to_json()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_edge.backends import REFERENCE, backend, backends, resolve
+from vlm_edge.backends import REFERENCE, backend, backends, engine_available, resolve
 from vlm_edge.backends.base import Feed
 from vlm_edge.backends.explaining import ExplainJob
 from vlm_edge.core.stage import Progress, TaskSpec
@@ -44,6 +44,7 @@ def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
     """Explain the file of a graph or a compiled component, or every component of a folder with a manifest; JSON values.
 
     ``components`` maps a name to the values of its backend's explainer; ``host`` lists the kernels that the CPU lacks.
+    An engine that can't run here is explained without times.
 
     Raises:
         VlmEdgeError: it can't be read or run, its engine has no explainer, or a component is unknown.
@@ -52,6 +53,8 @@ def explain(path: Path, asked: Asked, progress: Progress) -> dict[str, Any]:
     engine = manifest.engine.name if manifest and manifest.engine else REFERENCE
     files = [path / row.file for row in manifest.components.values()] if manifest else [path]
     explainers = {file: _explainer(file, engine, path) for file in files}
+    if engine_available(engine) is not None:
+        asked = replace(asked, runs=0)
     host, machine, isa = describe_host()
     jobs = _jobs(path, manifest, asked)
     found: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from vlm_edge.evaluation.host import host_record
 from vlm_edge.evaluation.latency_engine import Engine, speedup
 from vlm_edge.evaluation.latency_rounds import Bench, Rounds, cold_starts, take_rounds
 from vlm_edge.evaluation.latency_settings import LatencySettings
-from vlm_edge.evaluation.queries import draw_samples
+from vlm_edge.evaluation.queries import Samples, draw_samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import read_manifest
@@ -34,7 +34,7 @@ LATENCY_VERSION = "3"
 def measure_latency(
     baseline: Path | None,
     candidate: Path,
-    task: TaskSpec,
+    task: TaskSpec | Samples,
     *,
     threads: int,
     asked: LatencyAsked | None = None,
@@ -50,6 +50,7 @@ def measure_latency(
     ratio is the A/A control, and the speed-up is 1 by definition. With None the candidate is measured alone.
 
     Args:
+        task: whose test split the samples are drawn from, or the samples.
         threads: most intra-op threads of a component; no more count than this process has usable CPUs.
         worker: what starts a process.
         is_open: whether what was measured so far leaves a verdict undecided: then measuring goes on, at most for
@@ -59,8 +60,8 @@ def measure_latency(
         VlmEdgeError: an engine cannot be loaded, its process dies or hangs, or the data set cannot be read.
     """
     asked, settings = asked or LatencyAsked(), settings or LatencySettings()
-    samples = draw_samples(task, settings.samples, settings.seed)
-    bench = Bench(samples, min(threads, usable_cpus()), asked, settings, worker)
+    drawn = draw_samples(task, settings.samples, settings.seed) if isinstance(task, TaskSpec) else task
+    bench = Bench(drawn, min(threads, usable_cpus()), asked, settings, worker)
     control = baseline == candidate
     engines = [Engine("candidate", candidate)]
     if baseline is not None:

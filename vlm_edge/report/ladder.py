@@ -133,6 +133,8 @@ def remarks(record: RunRecord) -> list[str]:
     for variant in record.variants:
         if variant.unmeasured:
             lines.append(f"{variant.name}: NOT MEASURED: {variant.unmeasured}")
+        if variant.emulated:
+            lines.append(f"{variant.name}: accuracy {variant.emulated}")
         if variant.skipped:
             names = [": ".join(sample.values()) for sample in variant.skipped]
             more = f" (and {len(names) - 3} more, see run.json)" if len(names) > 3 else ""

@@ -11,18 +11,13 @@ from pydantic import Field
 from vlm_edge.backends import BACKENDS
 from vlm_edge.core.artifact import ArtifactKind
 from vlm_edge.core.stage import StageConfig, StageInputs, StageSpec, StageWork
+from vlm_edge.core.target import KIT_ASKED
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.facts import CompileFacts
 
 if TYPE_CHECKING:
     from vlm_edge.core.target import Target
     from vlm_edge.processing.manifest import Component, EngineInfo
-
-_SCALES = {
-    **{"QuantizeLinear": (1,), "DequantizeLinear": (1,), "MatMulNBits": (2,), "GatherBlockQuantized": (2,)},
-    **{"QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6)},
-}
-"""Places of the scales among an operator's inputs."""
 
 
 class CompileConfig(StageConfig):
@@ -47,20 +42,32 @@ class CompileConfig(StageConfig):
 def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
     """Write the engine folder; ``work.facts`` holds each component's agreement, size and what was done to it.
 
-    Where this machine can build the engine but not run it, nothing is held against the graphs.
+    Where this machine can build the engine but not run it, nothing is held against the graphs. Where it can't build it,
+    and the engine is built on the device alone, or the target asks for it, a build kit is written.
 
     Raises:
         VlmEdgeError: the engine can't be compiled here, can't take a graph, or strays from it.
     """
-    from vlm_edge.backends import backend, compile_available, engine_available, load_engine, resolve
-    from vlm_edge.backends.compiling import CompileJob
-    from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
-    from vlm_edge.stages.compile_references import reference_runs
+    from vlm_edge.backends import builds_on_device, compile_available
+    from vlm_edge.stages.compile_kit import write_kit
 
     assert inputs.target is not None
-    source, target = inputs.source.path, inputs.target
-    if (reason := compile_available(target.engine)) is not None:
+    target = inputs.target
+    reason = KIT_ASKED if target.kit else compile_available(target.engine)
+    if reason is not None and (target.kit or builds_on_device(target.engine)):
+        write_kit(inputs, work, config.max_batch, reason)
+    elif reason is not None:
         raise VlmEdgeError(f"engine {target.engine}: {reason}", "see `vlm-edge doctor` for what this machine can do")
+    else:
+        _build(config, inputs.source.path, target, work)
+
+
+def _build(config: CompileConfig, source: Path, target: Target, work: StageWork) -> None:
+    from vlm_edge.backends import backend, engine_available, load_engine, resolve
+    from vlm_edge.backends.compiling import CompileJob
+    from vlm_edge.processing.manifest import copy_side_files, read_manifest, write_manifest
+    from vlm_edge.stages.compile_references import reference_runs, require_sound_scales
+
     unchecked = engine_available(target.engine)
     compile_component = resolve(backend(target.engine).compile)
     manifest = read_manifest(source)
@@ -85,6 +92,7 @@ def run(config: CompileConfig, inputs: StageInputs, work: StageWork) -> None:
                 full=config.optimize == "full",
                 tune_seconds=config.tune_seconds,
                 max_batch=config.max_batch,
+                compute_capabilities=target.compute_capabilities,
             )
             rows[name], facts[name] = compile_component(job)
             jobs.append(job)
@@ -118,28 +126,6 @@ def engine_info(target: Target) -> EngineInfo:
     )
 
 
-def require_sound_scales(path: Path) -> None:
-    """Nothing, if every constant scale of a graph's integer layers is a finite number other than 0.
-
-    Raises:
-        VlmEdgeError: one is not: all that it scales would become 0 or no number.
-    """
-    import numpy as np
-
-    from vlm_edge.graphs.edit import constant, optional_input
-    from vlm_edge.graphs.files import load_graph
-
-    for node in load_graph(path).graph:
-        for place in _SCALES.get(node.op_type, ()):
-            value = optional_input(node, place)
-            scales = constant(value)
-            numbers = np.ones(1) if scales is None else scales.astype(np.float32)
-            if value is not None and not (np.isfinite(numbers) & (numbers != 0)).all():
-                raise VlmEdgeError(
-                    f"{path}: the scale {value.name} holds 0 or what is no finite number", "quantize the model again"
-                )
-
-
 def _size_bytes(folder: Path, file: str) -> int:
     """The component's file, and the weights beside it."""
     return sum(path.stat().st_size for path in folder.glob(f"{Path(file).stem}.*"))
@@ -147,7 +133,7 @@ def _size_bytes(folder: Path, file: str) -> int:
 
 SPEC = StageSpec(
     name="compile",
-    version=5,
+    version=6,
     config=CompileConfig,
     source=ArtifactKind.GRAPHS,
     output=ArtifactKind.ENGINE,

@@ -1,4 +1,4 @@
-"""Reference runs for compile: the source pipeline on random images and texts, without any graph optimization."""
+"""Checks for compile before anything is built: sound scales, and runs of the source pipeline to compare with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import numpy as np
 from PIL import Image
 
 from vlm_edge.backends.base import Recorder
-from vlm_edge.backends.reference import AS_IS, ReferenceRuns, reference_engine
+from vlm_edge.backends.compiling import reference_engine
+from vlm_edge.backends.reference import AS_IS, ReferenceRuns
+from vlm_edge.errors import VlmEdgeError
+from vlm_edge.graphs.edit import constant, optional_input
+from vlm_edge.graphs.files import load_graph
 from vlm_edge.processing.images import Pixels
 from vlm_edge.processing.manifest import PipelineManifest
 from vlm_edge.processing.text import Tokenizer
@@ -18,6 +22,11 @@ from vlm_edge.runtime.pipeline import build_pipeline
 BATCHES = (1, 3)
 STEPS = 3
 """Decoder steps that are compared: the first has no past."""
+_SCALES = {
+    **{"QuantizeLinear": (1,), "DequantizeLinear": (1,), "MatMulNBits": (2,), "GatherBlockQuantized": (2,)},
+    **{"QLinearMatMul": (1, 4, 6), "QLinearConv": (1, 4, 6)},
+}
+"""Places of the scales among an operator's inputs."""
 
 
 def reference_runs(
@@ -50,3 +59,20 @@ def random_image(generator: np.random.Generator, height: int, width: int) -> Pix
     """Patches of random colours with soft edges, (height, width, 3) uint8: nearer to pictures than noise is."""
     patches = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def require_sound_scales(path: Path) -> None:
+    """Nothing, if every constant scale of a graph's integer layers is a finite number other than 0.
+
+    Raises:
+        VlmEdgeError: one is not: all that it scales would become 0 or no number.
+    """
+    for node in load_graph(path).graph:
+        for place in _SCALES.get(node.op_type, ()):
+            value = optional_input(node, place)
+            scales = constant(value)
+            numbers = np.ones(1) if scales is None else scales.astype(np.float32)
+            if value is not None and not (np.isfinite(numbers) & (numbers != 0)).all():
+                raise VlmEdgeError(
+                    f"{path}: the scale {value.name} holds 0 or what is no finite number", "quantize the model again"
+                )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_edge.backends.base import Array, Engine, Feed
-from vlm_edge.backends.reference import reference_engine
+from vlm_edge.backends.compiling import reference_engine
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import Component

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.backends.reference import reference_engine
+from vlm_edge.backends.compiling import reference_engine
 from vlm_edge.core.stage import StageWork, TaskSpec
 from vlm_edge.data import load_dataset
 from vlm_edge.errors import VlmEdgeError

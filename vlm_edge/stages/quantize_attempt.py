@@ -77,7 +77,7 @@ def prepare(model: ir.Model) -> ir.Model:
 
 def check(path: Path, component: Component, captured: Captured, threads: int) -> dict[str, Agreement]:
     """Agreement of every output with the float graph's on the held-out runs, on onnxruntime."""
-    from vlm_edge.backends.reference import reference_engine
+    from vlm_edge.backends.compiling import reference_engine
     from vlm_edge.quantizers.affine import agreement
 
     engine = reference_engine(path, component, threads, {"graph_optimization": "basic"})

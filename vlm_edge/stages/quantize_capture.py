@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from vlm_edge.backends.base import Array, Engine, Feed, Recorder
-from vlm_edge.backends.reference import reference_engine
+from vlm_edge.backends.compiling import reference_engine
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset
 from vlm_edge.data.unreadable import check_unreadable

@@ -6,10 +6,11 @@ import planted_int8 as planted
 import pytest
 
 from vlm_edge.backends.openvino.compile import write_ir
-from vlm_edge.backends.openvino.explain import Kernel, kernel_facts
+from vlm_edge.backends.openvino.explain import CAUSES, Kernel
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.explain import Asked, explain
+from vlm_edge.explain.compiled import kernel_facts
 
 pytest.importorskip("openvino")
 
@@ -52,7 +53,7 @@ def test_kernels_of_each_kind():
         Kernel("c", "Reorder", "jit_uni_f32", "f32", 0.5),
         Kernel("d", "MatMul", "brgemm_avx512_f32", "f32", 0.5),
     ]
-    facts = kernel_facts(kernels, timed=True)
+    facts = kernel_facts(kernels, CAUSES, timed=True)
     assert {row["kind"]: row["share"] for row in facts["kinds"]} == {
         "integer": 0.6,
         "activation Q/DQ": 0.2,

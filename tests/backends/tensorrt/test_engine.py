@@ -23,8 +23,8 @@ from tiny_graphs import DECODER, DIM, HEADS, WORDS, component, parse, random_wei
 from vlm_edge.backends import engine_available, load_engine
 from vlm_edge.backends.tensorrt import cuda_memory
 from vlm_edge.backends.tensorrt import engine as tensorrt
-from vlm_edge.backends.tensorrt.compile import plan_of
-from vlm_edge.backends.tensorrt.profiles import Range
+from vlm_edge.backends.tensorrt.build import plan_of
+from vlm_edge.backends.tensorrt.profiles import Range, profile_shapes
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component
 
@@ -37,6 +37,10 @@ class FakeCudart:
     def __init__(self, devices: int = 1) -> None:
         self.devices = devices
         self.memory: dict[int, Any] = {}
+
+    def cudaDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+        version._obj.value = 13000
+        return 0
 
     def cudaGetDeviceCount(self, count: Any) -> int:  # noqa: N802
         count._obj.value = self.devices
@@ -186,7 +190,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
     trt = FakeTrt()
     cudart = FakeCudart()
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setattr(tensorrt, "load_cudart", lambda: cudart)
+    monkeypatch.setattr(cuda_memory, "load_cudart", lambda: cudart)
     return trt
 
 
@@ -198,7 +202,7 @@ def decoder(tmp_path: Path) -> tuple[Path, Component]:
 
 
 def build_plan(graph: Path, row: Component, ranges: Mapping[str, Range], plan: Path) -> None:
-    plan.write_bytes(plan_of(tensorrt.require_tensorrt(), graph, row, ranges))
+    plan.write_bytes(plan_of(tensorrt.require_tensorrt(), graph, profile_shapes(row, ranges)))
 
 
 def feed(batch: int, past: int) -> dict[str, np.ndarray]:
@@ -282,27 +286,71 @@ def test_the_double_has_no_name_that_nvidia_s_bindings_lack(decoder: tuple[Path,
     assert {version.split(".")[0] for version in published()} == {"10", "11"}
 
 
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, decoder: tuple[Path, Component]) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # importing it raises ImportError
-    monkeypatch.setattr(tensorrt, "load_cudart", lambda: None)
+ELSEWHERE = "; a TensorRT engine is built and measured on the device that runs it"
+
+
+def refused(decoder: tuple[Path, Component]) -> str:
+    """The reason why TensorRT can't run here; loading and building say it too, and write nothing."""
     reason = engine_available("tensorrt")
     assert reason is not None
-    assert "NOT MEASURED" in reason
-    assert "libnvinfer" in reason
-    assert "libcudart" in reason
-    with pytest.raises(VlmEdgeError, match="NOT MEASURED"):
-        load_engine("tensorrt", *decoder)
-    with pytest.raises(VlmEdgeError, match="NOT MEASURED"):
-        build_plan(*decoder, RANGES, decoder[0].with_suffix(".plan"))
+    plan = decoder[0].with_suffix(".plan")
+    for attempt in (lambda: load_engine("tensorrt", *decoder), lambda: build_plan(*decoder, RANGES, plan)):
+        with pytest.raises(VlmEdgeError) as error:
+            attempt()
+        assert reason in error.value.message
+    assert not plan.exists()
+    return reason
+
+
+def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, decoder: tuple[Path, Component]) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # importing it raises ModuleNotFoundError
+    assert refused(decoder) == f"the Python package tensorrt is not installed{ELSEWHERE}"
+
+
+def test_bindings_without_libraries_are_named(
+    monkeypatch: pytest.MonkeyPatch, decoder: tuple[Path, Component], tmp_path: Path
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    reason = f"can't load its libraries: libnvinfer.so.10: cannot open shared object file{ELSEWHERE}"
+    assert refused(decoder) == f"the Python package tensorrt {reason}"
 
 
 @pytest.mark.usefixtures("device")
-def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "load_cudart", lambda: FakeCudart(devices=0))
-    reason = engine_available("tensorrt")
-    assert reason is not None
-    assert "a CUDA GPU" in reason
-    assert "libnvinfer" not in reason
+def test_a_version_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, decoder: tuple[Path, Component]) -> None:
+    monkeypatch.setattr(FakeTrt, "__version__", "8.6.2")  # JetPack 6.0
+    assert refused(decoder) == f"TensorRT is 8.6.2, and 10.0 is the oldest that takes strongly typed graphs{ELSEWHERE}"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, decoder: tuple[Path, Component]) -> None:
+    monkeypatch.setattr(cuda_memory, "driver_missing", lambda: "no NVIDIA driver is installed")
+    assert refused(decoder) == f"no NVIDIA driver is installed{ELSEWHERE}"
+
+
+@pytest.mark.parametrize(
+    ("driver", "code", "devices", "reason"),
+    [
+        (0, 35, 0, "no NVIDIA driver is installed"),
+        (11040, 35, 0, "the NVIDIA driver is for CUDA 11.4, which is too old"),
+        (12090, 100, 0, "no GPU can be used (CUDA error 100)"),
+        (12090, 0, 0, "no GPU can be used (CUDA error 0)"),
+        (12090, 0, 1, None),
+    ],
+)
+def test_what_running_needs_is_named(
+    monkeypatch: pytest.MonkeyPatch, driver: int, code: int, devices: int, reason: str | None
+) -> None:
+    def answer(number: int, result: int) -> Any:
+        def call(pointer: Any) -> int:
+            pointer._obj.value = number
+            return result
+
+        return call
+
+    cudart = SimpleNamespace(cudaDriverGetVersion=answer(driver, 0), cudaGetDeviceCount=answer(devices, code))
+    monkeypatch.setattr(cuda_memory, "load_cudart", lambda: cudart)
+    assert cuda_memory.driver_missing() == reason
 
 
 def test_cuda_errors_are_raised_in_words() -> None:

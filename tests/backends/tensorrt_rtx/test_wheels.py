@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,38 +14,39 @@ import pytest
 from rtx import nvidia
 from tiny_graphs import DECODER, component, parse, random_weights
 
-from vlm_edge.backends.tensorrt.compile import plan_of
+from vlm_edge.backends.tensorrt.build import plan_of
+from vlm_edge.backends.tensorrt.profiles import Range, profile_shapes
 from vlm_edge.backends.tensorrt_rtx import wheels
 from vlm_edge.errors import VlmEdgeError
 
 RANGES = {"batch": (1, 1, 4), "new": (1, 1, 1), "question_tokens": (1, 4, 8), "past": (0, 1, 6)}
 
 
-def decoder(folder: Path, operator: str = "") -> tuple[Path, Any]:
-    """A decoder's step; ``operator`` takes the place of its first node's."""
+def decoder(folder: Path, operator: str = "", ranges: Mapping[str, Range] = RANGES) -> tuple[Path, Any]:
+    """A decoder's step, and its profile; ``operator`` takes the place of its first node's."""
     model = parse(DECODER, random_weights(2))
     row = component(model, "decoder.onnx")
     if operator:
         model.graph.node[0].op_type, model.graph.node[0].name = operator, "first"
     onnx.save(model, folder / "decoder.onnx")
-    return folder / "decoder.onnx", row
+    return folder / "decoder.onnx", profile_shapes(row, ranges)
 
 
 def test_a_plan_is_built_without_a_gpu(tmp_path: Path) -> None:
-    plan = plan_of(nvidia(), *decoder(tmp_path), RANGES, wheels.PRODUCT)
+    plan = plan_of(nvidia(), *decoder(tmp_path), wheels.PRODUCT)
     assert len(plan) > (tmp_path / "decoder.onnx").stat().st_size
 
 
 def test_a_refusal_names_the_file_the_node_and_nvidia_s_words(tmp_path: Path) -> None:
     with pytest.raises(VlmEdgeError, match=r"decoder\.onnx: TensorRT-RTX 1\.\S+ can't parse it: .*first.*UNSUPPORTED"):
-        plan_of(nvidia(), *decoder(tmp_path, "Unique"), RANGES, wheels.PRODUCT)
+        plan_of(nvidia(), *decoder(tmp_path, "Unique"), wheels.PRODUCT)
 
 
 def test_what_the_builder_refuses_is_said_in_its_words(tmp_path: Path) -> None:
     """A profile that holds no shape: its largest size is below its smallest."""
     ranges = RANGES | {"past": (6, 1, 0)}
     with pytest.raises(VlmEdgeError, match=r"decoder\.onnx: TensorRT-RTX 1\.\S+ can't build it: .*past_key_values"):
-        plan_of(nvidia(), *decoder(tmp_path), ranges, wheels.PRODUCT)
+        plan_of(nvidia(), *decoder(tmp_path, ranges=ranges), wheels.PRODUCT)
 
 
 @pytest.mark.parametrize("wheel", [wheels.LIBRARIES_WHEEL, wheels.BINDINGS_WHEEL])
@@ -79,28 +81,3 @@ def test_a_file_that_is_no_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp
         (tmp_path / f"{name}1.7.1").write_bytes(b"not a library")
     with pytest.raises(VlmEdgeError, match=r"libtensorrt_rtx\.so\.1\.7\.1 can't be loaded: "):
         wheels.bindings()
-
-
-@pytest.mark.parametrize(
-    ("driver", "code", "devices", "reason"),
-    [
-        (0, 35, 0, "no NVIDIA driver is installed"),
-        (11040, 35, 0, "the NVIDIA driver is for CUDA 11.4, which is too old"),
-        (12090, 100, 0, "no GPU can be used (CUDA error 100)"),
-        (12090, 0, 0, "no GPU can be used (CUDA error 0)"),
-        (12090, 0, 1, None),
-    ],
-)
-def test_what_running_needs_is_named(
-    monkeypatch: pytest.MonkeyPatch, driver: int, code: int, devices: int, reason: str | None
-) -> None:
-    def answer(number: int, result: int) -> Any:
-        def call(pointer: Any) -> int:
-            pointer._obj.value = number
-            return result
-
-        return call
-
-    cudart = SimpleNamespace(cudaDriverGetVersion=answer(driver, 0), cudaGetDeviceCount=answer(devices, code))
-    monkeypatch.setattr(wheels, "load_cudart", lambda: cudart)
-    assert wheels.driver_missing() == reason

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from vlm_edge.backends.explaining import ExplainJob, generated_feed
 from vlm_edge.backends.openvino.engine import compile_properties
 from vlm_edge.backends.openvino.fixed_shapes import as_fixed
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.explain.facts import NAMES_SHOWN, time_sums
+from vlm_edge.explain.compiled import KernelCause, kernel_facts
 
 _CONSTANT = frozenset({"Input", "Const", "Output", "Result", "Parameter"})
 _PRODUCTS = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Deconvolution")
@@ -53,20 +53,8 @@ class Kernel:
         return "layout" if self.type in ("Reorder", "Transpose", "Reshape", "Concatenation") else "other float"
 
 
-@dataclass(frozen=True)
-class PluginCause:
-    """An entry of :data:`PLUGIN_CAUSES`. recovers: the share of a kernel's time that the remedy saves."""
-
-    name: str
-    title: str
-    holds: Callable[[Kernel], bool]
-    recovers: float
-    why: str
-    remedy: str
-
-
-PLUGIN_CAUSES: tuple[PluginCause, ...] = (
-    PluginCause(
+CAUSES: tuple[KernelCause, ...] = (
+    KernelCause(
         "float-weights",
         "products in float",
         lambda kernel: kernel.is_product and kernel.kind == "float product" and kernel.type != "MatMul",
@@ -74,7 +62,7 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
         "their data or weights are not quantized, or in a form that the plug-in's low-precision pass skips",
         "`quantize: {components: {NAME: int8}}` for an OpenVINO target",
     ),
-    PluginCause(
+    KernelCause(
         "unfused-qdq",
         "FakeQuantize run on its own",
         lambda kernel: kernel.type == "FakeQuantize",
@@ -82,7 +70,7 @@ PLUGIN_CAUSES: tuple[PluginCause, ...] = (
         "a quantizer that was not fused into the kernel before it",
         "exclude the operator after it from quantization",
     ),
-    PluginCause(
+    KernelCause(
         "layout-transposes",
         "reorders between layouts",
         lambda kernel: kernel.type == "Reorder",
@@ -122,7 +110,7 @@ def explain_component(job: ExplainJob) -> dict[str, Any]:
         p50_ms, node_ms = _timed(job.file, compiled, values, job.runs)
         report |= {"p50_ms": round(p50_ms, 4), "runs": job.runs, "kernels_ms": round(sum(node_ms.values()), 4)}
         report |= {"inputs": {name: list(value.shape) for name, value in values.items()}, "fed": job.fed}
-    return report | kernel_facts(kernels_of(compiled, node_ms), timed=job.runs > 0)
+    return report | kernel_facts(kernels_of(compiled, node_ms), CAUSES, timed=job.runs > 0)
 
 
 def kernels_of(compiled: Any, node_ms: Mapping[str, float] | None) -> list[Kernel]:
@@ -138,56 +126,6 @@ def kernels_of(compiled: Any, node_ms: Mapping[str, float] | None) -> list[Kerne
         ms = node_ms[name] if node_ms is not None else 0.0
         found.append(Kernel(name, facts["layerType"], facts["primitiveType"], precision, ms))
     return found
-
-
-def kernel_facts(kernels: list[Kernel], *, timed: bool) -> dict[str, Any]:
-    """Counts, time by kind and by operator, and findings."""
-    floats: defaultdict[str, list[str]] = defaultdict(list)
-    for kernel in kernels:
-        if kernel.kind == "float product":
-            floats[kernel.type].append(kernel.name)
-    quantizers = sum(kernel.type == "FakeQuantize" for kernel in kernels)
-    return {
-        "integer": dict(Counter(kernel.type for kernel in kernels if kernel.kind == "integer").most_common()),
-        "float": [
-            {"operator": operator, "count": len(names), "why": "run in float", "nodes": names[:NAMES_SHOWN]}
-            for operator, names in floats.items()
-        ],
-        "quantize_dequantize": {"FakeQuantize": quantizers} if quantizers else {},
-        "weights_dequantized": {"count": 0, "elements": 0},
-        "kinds": time_sums((({"kind": kernel.kind}, kernel.ms) for kernel in kernels), timed=timed),
-        "operators": time_sums(
-            (({"operator": f"{each.type} {each.primitive}", "kind": each.kind}, each.ms) for each in kernels),
-            timed=timed,
-        ),
-        "findings": _findings(kernels, timed),
-    }
-
-
-def _findings(kernels: list[Kernel], timed: bool) -> list[dict[str, Any]]:
-    total = sum(kernel.ms for kernel in kernels) or 1.0
-    found = []
-    for cause in PLUGIN_CAUSES:
-        hits = [kernel for kernel in kernels if cause.holds(kernel)]
-        if not hits:
-            continue
-        share = sum(kernel.ms for kernel in hits) / total
-        found.append(
-            {
-                "cause": cause.name,
-                "title": cause.title,
-                "nodes": len(hits),
-                "operators": dict(Counter(kernel.type for kernel in hits).most_common()),
-                "names": [kernel.name for kernel in hits[:NAMES_SHOWN]],
-                "reasons": dict(Counter(f"{kernel.type} by {kernel.primitive}" for kernel in hits).most_common()),
-                "share": round(share * cause.recovers, 4) if timed else None,
-                "time_share": round(share, 4) if timed else None,
-                "counted_in": {},
-                "why": cause.why,
-                "remedy": cause.remedy,
-            }
-        )
-    return sorted(found, key=lambda finding: (-(finding["share"] or 0.0), -finding["nodes"]))
 
 
 def _timed(path: Path, compiled: Any, feed: Feed, runs: int) -> tuple[float, dict[str, float]]:

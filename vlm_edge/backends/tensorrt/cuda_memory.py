@@ -17,8 +17,11 @@ from vlm_edge.errors import VlmEdgeError
 
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 """cudaMemcpyKind."""
+INSUFFICIENT_DRIVER = 35
+"""cudaErrorInsufficientDriver: there is no driver, or it is older than the runtime."""
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cudaDriverGetVersion": (ctypes.POINTER(ctypes.c_int),),
     "cudaGetDeviceCount": (ctypes.POINTER(ctypes.c_int),),
     "cudaMalloc": (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t),
     "cudaFree": (ctypes.c_void_p,),
@@ -49,10 +52,18 @@ def load_cudart() -> Any | None:
     return None
 
 
-def device_count(library: Any) -> int:
-    """GPUs that this process can use; 0 when there is no driver."""
-    count = ctypes.c_int(0)
-    return count.value if library.cudaGetDeviceCount(ctypes.byref(count)) == 0 else 0
+def driver_missing() -> str | None:
+    """The reason why nothing can be run on a GPU of this machine, or None."""
+    cudart, driver, count = load_cudart(), ctypes.c_int(0), ctypes.c_int(0)
+    if cudart is None:
+        return "CUDA's runtime (libcudart) can't be loaded"
+    cudart.cudaDriverGetVersion(ctypes.byref(driver))
+    code = cudart.cudaGetDeviceCount(ctypes.byref(count))
+    if not driver.value:
+        return "no NVIDIA driver is installed"
+    if code == INSUFFICIENT_DRIVER:
+        return f"the NVIDIA driver is for CUDA {driver.value // 1000}.{driver.value % 1000 // 10}, which is too old"
+    return None if code == 0 and count.value else f"no GPU can be used (CUDA error {code})"
 
 
 class Stream:

@@ -17,9 +17,12 @@ import numpy as np
 
 from vlm_edge.backends.base import Array, Feed
 from vlm_edge.backends.checks import EngineOptions, FeedChecker, Signature, read_options
-from vlm_edge.backends.tensorrt.cuda_memory import Stream, device_count, load_cudart
+from vlm_edge.backends.tensorrt import cuda_memory
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.manifest import Component
+
+OLDEST = 10
+"""Major version."""
 
 
 def require_tensorrt() -> Any:
@@ -29,7 +32,7 @@ def require_tensorrt() -> Any:
         VlmEdgeError: it can't run here.
     """
     if (reason := TensorRtEngine.unavailable()) is not None:
-        raise VlmEdgeError(f"TensorRT: {reason}", "install JetPack, or TensorRT 10 or later, on the device")
+        raise VlmEdgeError(f"TensorRT: {reason}", "docs/jetson.md says what a Jetson needs")
     return importlib.import_module("tensorrt")
 
 
@@ -56,7 +59,7 @@ class TensorRtEngine:
                 "build it on this device: a plan belongs to one GPU model and one TensorRT version",
             )
         self._context = self._engine.create_execution_context()
-        self._stream = Stream(load_cudart())
+        self._stream = cuda_memory.Stream(cuda_memory.load_cudart())
         self.inputs, self.outputs = component.inputs, component.outputs
         self._path = model_path
         self._checker = FeedChecker(component.inputs, str(model_path))
@@ -70,19 +73,19 @@ class TensorRtEngine:
     @staticmethod
     def unavailable() -> str | None:
         """The reason why TensorRT can't run here, or None."""
-        missing = []
         try:
-            importlib.import_module("tensorrt")
+            version = str(importlib.import_module("tensorrt").__version__)
+        except ModuleNotFoundError:
+            reason: str | None = "the Python package tensorrt is not installed"
         except (ImportError, OSError) as error:  # the bindings without libnvinfer raise either
-            missing.append(f"tensorrt with libnvinfer ({error})")
-        cudart = load_cudart()
-        if cudart is None:
-            missing.append("libcudart")
-        elif device_count(cudart) == 0:
-            missing.append("a CUDA GPU")
-        if not missing:
-            return None
-        return f"not available here, so NOT MEASURED; missing: {', '.join(missing)}. Run it on the device"
+            reason = f"the Python package tensorrt can't load its libraries: {error}"
+        else:
+            reason = cuda_memory.driver_missing()
+            if int(version.split(".")[0]) < OLDEST:
+                reason = f"TensorRT is {version}, and {OLDEST}.0 is the oldest that takes strongly typed graphs"
+        return (
+            None if reason is None else f"{reason}; a TensorRT engine is built and measured on the device that runs it"
+        )
 
     @staticmethod
     def version() -> str:

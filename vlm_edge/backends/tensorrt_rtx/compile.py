@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vlm_edge.backends.compiling import CompileJob
-from vlm_edge.backends.tensorrt.compile import plan_of
-from vlm_edge.backends.tensorrt.profiles import dimension_ranges
+from vlm_edge.backends.tensorrt.build import plan_of
+from vlm_edge.backends.tensorrt.profiles import dimension_ranges, profile_shapes
 from vlm_edge.backends.tensorrt_rtx.plan import in_float
 from vlm_edge.backends.tensorrt_rtx.wheels import PRODUCT, bindings
 from vlm_edge.graphs.edit import name_of
@@ -22,14 +22,14 @@ def compile_component(job: CompileJob) -> tuple[Component, dict[str, Any]]:
     Unless the graph is wanted as it is, fused queries, keys and values are taken apart, which else stay in float.
 
     Raises:
-        VlmEdgeError: as :func:`vlm_edge.backends.tensorrt.compile.plan_of`.
+        VlmEdgeError: as :func:`vlm_edge.backends.tensorrt.build.plan_of`.
     """
     graph, model = job.graph, load_graph(job.graph)
     if job.full and SplitFused()(model).modified:
         graph = job.scratch / job.graph.name
         save_graph(model, graph)
-    ranges = dimension_ranges(job.manifest, job.max_batch)
-    plan = plan_of(bindings(), graph, job.component, ranges, PRODUCT)
+    shapes = profile_shapes(job.component, dimension_ranges(job.manifest, job.max_batch))
+    plan = plan_of(bindings(), graph, shapes, PRODUCT, capabilities=job.compute_capabilities)
     for file in job.scratch.glob(f"{job.graph.name}*"):
         file.unlink()
     path = job.out / f"{job.graph.stem}.plan"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlm_edge.backends.tensorrt import cuda_memory
 from vlm_edge.backends.tensorrt.engine import TensorRtEngine
 from vlm_edge.backends.tensorrt_rtx import wheels
 
@@ -26,7 +27,7 @@ class TensorRtxEngine(TensorRtEngine):
         """The reason why plans can't run here, or None; they may be built all the same."""
         if (reason := wheels.builder_missing()) is not None:
             return reason
-        missing = wheels.driver_missing()
+        missing = cuda_memory.driver_missing()
         return None if missing is None else f"{missing}: plans are built here, and run on the device"
 
     @staticmethod

@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlm_edge.backends.tensorrt.cuda_memory import load_cudart
 from vlm_edge.errors import VlmEdgeError
 
 PRODUCT = "TensorRT-RTX"
@@ -24,8 +23,6 @@ BINDINGS_WHEEL, BINDINGS_MODULE = "tensorrt-rtx-cu12-bindings", "tensorrt_rtx_bi
 LIBRARIES = ("libtensorrt_rtx.so.", "libtensorrt_onnxparser_rtx.so.")
 """Beginnings of the files' names; a version follows."""
 INSTALL = "pip install 'vlm-edge[tensorrt-rtx]'"
-INSUFFICIENT_DRIVER = 35
-"""cudaErrorInsufficientDriver: there is no driver, or it is older than the runtime."""
 
 
 def bindings() -> Any:
@@ -63,20 +60,6 @@ def builder_missing() -> str | None:
     except VlmEdgeError as error:
         return f"{error.message}; {error.hint}" if error.hint else error.message
     return None
-
-
-def driver_missing() -> str | None:
-    """The reason why plans that were built can't be run on this machine, or None."""
-    cudart, driver, count = load_cudart(), ctypes.c_int(0), ctypes.c_int(0)
-    if cudart is None:
-        return "CUDA's runtime (libcudart) can't be loaded"
-    cudart.cudaDriverGetVersion(ctypes.byref(driver))
-    code = cudart.cudaGetDeviceCount(ctypes.byref(count))
-    if not driver.value:
-        return "no NVIDIA driver is installed"
-    if code == INSUFFICIENT_DRIVER:
-        return f"the NVIDIA driver is for CUDA {driver.value // 1000}.{driver.value % 1000 // 10}, which is too old"
-    return None if code == 0 and count.value else f"no GPU can be used (CUDA error {code})"
 
 
 def _wheel(name: str) -> metadata.Distribution:
