@@ -13,13 +13,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlm_edge.graphs.edit import remove_unused, values_by_name
-from vlm_edge.graphs.files import GraphSession
+from vlm_edge.graphs.files import GraphSession, weight_bytes
 
 Values = Mapping[str, NDArray[Any]]
 
 PARTS = 12
 """A layer is ranked on the part that holds it and those behind it, half of the work; and a twelfth of a graph's values
 are in memory together."""
+PART_BYTES = 24 * 2**20
+"""Weights of a part that is made to see inner values: a session takes longer to build than a small part to run."""
 MOST_CROSSING = 8
 """Values that may cross a cut: a transformer's residual stream, its mask, rotary angles."""
 SAMPLED = 2
@@ -96,6 +98,12 @@ class GraphChain:
             later = frozenset().union(*(link.inputs for link in self._links[at + 1 :]))
             crossing = {name: value for name, value in (crossing | made).items() if name in later}
             yield made
+
+
+def listening(model: ir.Model, names: Collection[str], threads: int) -> GraphChain:
+    """A chain that gives these computed values."""
+    parts = min(PARTS, 1 + weight_bytes(model) // PART_BYTES)
+    return GraphChain(model, names, parts, threads, names)
 
 
 def sample_of(model: ir.Model, groups: Sequence[Collection[str]]) -> ir.Model | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
-from vlm_edge.graphs.chain import PARTS, GraphChain
+from vlm_edge.graphs.chain import listening
 from vlm_edge.quantizers.ranges import Histogram
 
 Feed = Mapping[str, NDArray[Any]]
@@ -88,7 +88,7 @@ def collect(
     found = {name: TensorStatistics() for name in tensors}
     given = {str(value.name) for value in model.graph.inputs}
     computed = [name for name in tensors if name not in given]
-    chain = GraphChain(model, computed, PARTS, threads, computed) if computed else None
+    chain = listening(model, computed, threads) if computed else None
     for feed in feeds:
         for name in given.intersection(tensors):
             _add(found[name], name, feed[name], channels)

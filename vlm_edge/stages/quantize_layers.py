@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from vlm_edge.backends.base import Feed
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.graphs.chain import PARTS, GraphChain
+from vlm_edge.graphs.chain import listening
 from vlm_edge.graphs.layers import QuantizedLayer, quantized_layers
 from vlm_edge.quantization.sensitivity import Sensitivity
 from vlm_edge.quantizers.affine import Agreement
@@ -78,7 +78,11 @@ def layer_errors(
         weights: whether the weights are those of the float graph but for rounding, which after smoothing they are not.
     """
     layers = quantized_layers(floating, quantized)
-    chains = [_chain(floating, _tensors(layers, True), threads), _chain(quantized, _tensors(layers, False), threads)]
+    given = {str(value.name) for value in floating.graph.inputs}
+    chains = [
+        listening(model, sorted(_tensors(layers, in_float_graph) - given), threads)
+        for model, in_float_graph in ((floating, True), (quantized, False))
+    ]
     outputs: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     rounded: dict[str, Agreement] = {layer.output: Agreement() for layer in layers}
     for feed in islice(feeds, MOST_RUNS if layers else 0):
@@ -106,11 +110,6 @@ def layer_errors(
         }
         for layer in layers
     ]
-
-
-def _chain(model: ir.Model, names: Collection[str], threads: int) -> GraphChain:
-    computed = sorted(set(names).difference(str(value.name) for value in model.graph.inputs))
-    return GraphChain(model, computed, PARTS, threads, computed)
 
 
 def _add(layer: QuantizedLayer, wanted: Feed, found: Feed, output: Agreement, rounded: Agreement) -> None:
