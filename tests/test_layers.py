@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "statistics": set(),
     "surgery": {"students"},
-    "training": set(),
+    "training": {"families", "processing", "data", "runtime"},
     "quantizers": set(),
     "graphs": {"quantizers"},
     "quantization": {"graphs", "quantizers"},

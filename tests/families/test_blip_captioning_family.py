@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from family_checkpoints import Exported, ended, photos
+from learning import batch_of, logits_of
 from tiny_blip import TOKENS
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -20,6 +21,7 @@ from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.loading import load_checkpoint, save_checkpoint
 from vlm_edge.runtime import CaptioningPipeline, load_pipeline
 from vlm_edge.surgery.heads import prune_heads
+from vlm_edge.training.table import learner_of
 
 SUBJECTS = ["BLIP, captions"]
 FAMILY = FAMILIES["blip-captioning"]
@@ -120,13 +122,12 @@ def test_the_exported_pipeline_captions_as_generate_does(
 
 
 @torch.no_grad()
-def test_task_logits_are_forwards_loss(model: Any, tiny_captioner: Path) -> None:
+def test_training_has_forwards_loss(model: Any, tiny_captioner: Path) -> None:
     """transformers shifts inside (logits t against label t + 1); ours come aligned. Both losses are the same."""
-    pixels = random_pixels(2)
+    pixels, learner = random_pixels(2), learner_of(load_checkpoint(tiny_captioner))
     samples = captions("a red circle", "a blue square", "a triangle")
-    batch = FAMILY.collate(samples, pixels, torch.tensor([0, 1, 0]), tiny_captioner)
-    logits = FAMILY.task_logits(model, FAMILY.encode_image(model, pixels), batch)
-    assert batch.labels is not None
+    batch = batch_of(learner, samples, [0, 1, 0], pixels)
+    logits = logits_of(learner, batch)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_captioner)
     for row, (sample, image) in enumerate(zip(samples, (0, 1, 0), strict=True)):
         words = tokenizer(sample.answers[0], add_special_tokens=False).input_ids
@@ -136,15 +137,11 @@ def test_task_logits_are_forwards_loss(model: Any, tiny_captioner: Path) -> None
 
 
 def test_a_prompt_is_read_and_not_learned(tiny_captioner: Path) -> None:
-    samples = captions("a red circle", "blue")
-    batch = FAMILY.collate(
-        samples, random_pixels(2), torch.tensor([0, 1]), tiny_captioner, prompts=("a picture of", "unused")
-    )
+    learner = learner_of(load_checkpoint(tiny_captioner))
+    batch = batch_of(learner, captions("a red circle", "blue"), [0, 1], prompts=("a picture of", "unused"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_captioner)
     a, picture, of, red, circle, blue = tokenizer.convert_tokens_to_ids(["a", "picture", "of", "red", "circle", "blue"])
-    assert batch.decoder_input_ids is not None
-    assert batch.labels is not None
-    assert batch.decoder_input_ids.tolist() == [
+    assert batch.text["decoder_input_ids"].tolist() == [
         [DEC, a, picture, of, a, red, circle],
         [DEC, a, picture, of, blue, 0, 0],
     ]
@@ -172,14 +169,12 @@ def test_pruned_heads_change_the_caption_as_zeroed_ones_do_and_are_saved(tiny_ca
         operations.append({"op": "prune_heads", "site": site.path, "keep": keep})
         prune_heads(pruned.model, site, keep)
     save_checkpoint(tmp_path / "pruned", pruned.model, pruned, operations)
-    again = load_checkpoint(tmp_path / "pruned").model
-    batch = FAMILY.collate(captions("a red circle"), random_pixels(1), torch.tensor([0]), tiny_captioner)
-    logits = [
-        FAMILY.task_logits(model, FAMILY.encode_image(model, batch.pixel_values), batch)
-        for model in (dense.model, pruned.model, again)
-    ]
+    again = load_checkpoint(tmp_path / "pruned")
+    learners = [learner_of(each) for each in (dense, pruned, again)]
+    batch = batch_of(learners[0], captions("a red circle"), [0], random_pixels(1))
+    logits = [logits_of(learner, batch) for learner in learners]
     torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
     assert torch.equal(logits[2], logits[1])
     image = FAMILY.image_processing(tiny_captioner)
-    shapes = FAMILY.components(again, image)["decoder"].output_shapes
+    shapes = FAMILY.components(again.model, image)["decoder"].output_shapes
     assert shapes["present.0.key"] == ("batch", 3, "past + new", 8)

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 from family_checkpoints import Exported, check_vqa_answers
+from learning import batch_of, logits_of, sample
 from tiny_blip import TOKENS
 from torch import Tensor
 
 from vlm_edge.checkpoints.generation_settings import MAX_NEW_TOKENS
-from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES, family_for
 from vlm_edge.families.base import AttentionRole
@@ -24,6 +24,8 @@ from vlm_edge.families.blip import TextEncoder, decoder_parts
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.families.parts.cached_decoder import MaskedDecoder
 from vlm_edge.processing.manifest import Generation, ImageProcessing
+from vlm_edge.training.losses import answer_loss
+from vlm_edge.training.table import learner_of
 
 SUBJECTS = ["BLIP, questions"]
 FAMILY = FAMILIES["blip-vqa"]
@@ -46,10 +48,6 @@ def random_inputs(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     pixels = torch.randn((len(lengths), 3, 32, 32), generator=generator)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return pixels, torch.randint(6, 128, mask.shape, generator=generator) * mask, mask
-
-
-def sample(question: str, *answers: str) -> Sample:
-    return Sample(id="0", image=Path("x.png"), text=question, answers=answers)
 
 
 @torch.no_grad()
@@ -111,34 +109,29 @@ def test_prefill_is_the_same_as_steps(modules: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def test_task_logits_are_forwards_loss(model: Any, tiny_blip: Path) -> None:
+def test_training_has_forwards_loss(model: Any, tiny_blip: Path) -> None:
     """transformers shifts inside (logits t against label t + 1); ours come aligned. Both losses are the same."""
-    batch = FAMILY.collate(
-        [sample("what color is the circle", "red")], random_inputs([1])[0], torch.tensor([0]), tiny_blip
-    )
-    logits = FAMILY.task_logits(model, FAMILY.encode_image(model, batch.pixel_values), batch)
-    assert batch.labels is not None
-    ours = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100)
+    learner = learner_of(load_checkpoint(tiny_blip))
+    batch = batch_of(learner, [sample("what color is the circle", "red")], [0], random_inputs([1])[0])
+    ours = answer_loss(logits_of(learner, batch), batch.labels)
     ids = transformers.AutoTokenizer.from_pretrained(tiny_blip)
     red = ids.convert_tokens_to_ids("red")
-    theirs = model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, labels=torch.tensor([[5, red, 3]])).loss
+    theirs = model(input_ids=batch.text["input_ids"], labels=torch.tensor([[5, red, 3]]), **batch.pixels).loss
     torch.testing.assert_close(ours, theirs)
 
 
-def test_collate_aligns_answers_and_pads(tiny_blip: Path) -> None:
+def test_answers_are_aligned_and_padded(tiny_blip: Path) -> None:
     samples = [
         sample("what color", "red", "blue", "blue"),
         sample("is there a red circle in the image", "yes no yes"),
     ]
-    batch = FAMILY.collate(samples, torch.zeros(1, 3, 32, 32), torch.tensor([0, 0]), tiny_blip)
+    batch = batch_of(learner_of(load_checkpoint(tiny_blip)), samples, [0, 0])
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_blip)
     expected = tokenizer([each.text for each in samples], padding=True, return_tensors="pt")
-    assert torch.equal(batch.input_ids, expected["input_ids"])
-    assert torch.equal(batch.attention_mask, expected["attention_mask"])
+    assert torch.equal(batch.text["input_ids"], expected["input_ids"])
+    assert torch.equal(batch.text["attention_mask"], expected["attention_mask"])
     blue, yes, no = tokenizer.convert_tokens_to_ids(["blue", "yes", "no"])
-    assert batch.decoder_input_ids is not None
-    assert batch.labels is not None
-    assert batch.decoder_input_ids.tolist() == [[5, blue, 0, 0], [5, yes, no, yes]]
+    assert batch.text["decoder_input_ids"].tolist() == [[5, blue, 0, 0], [5, yes, no, yes]]
     assert batch.labels.tolist() == [[blue, 3, -100, -100], [yes, no, yes, 3]]
 
 

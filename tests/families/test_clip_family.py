@@ -9,15 +9,16 @@ import pytest
 import torch
 import transformers
 from family_checkpoints import Exported, least_cosine, photos
+from learning import batch_of, logits_of, sample
 from tiny_dual_encoders import TEXTS
 from torch import Tensor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.loading import load_checkpoint
+from vlm_edge.training.table import learner_of
 
 SUBJECTS = ["CLIP"]
 FAMILY = FAMILIES["clip"]
@@ -37,10 +38,6 @@ def texts(tiny_clip: Path) -> dict[str, Tensor]:
 
 def pixels() -> Tensor:
     return torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(4))
-
-
-def classified(label: str) -> Sample:
-    return Sample(id=label, image=Path("x.png"), text="", answers=(label,))
 
 
 @torch.no_grad()
@@ -63,7 +60,6 @@ def test_components_are_forward(model: Any, texts: dict[str, Tensor], tiny_clip:
     (embeds,) = exports["text_encoder"].module(texts["input_ids"], texts["attention_mask"])
     torch.testing.assert_close(images, expected.image_embeds)
     torch.testing.assert_close(embeds, expected.text_embeds)
-    torch.testing.assert_close(FAMILY.encode_image(model, pixels()), expected.image_embeds)
     scale = FAMILY.logit_scale(model)
     assert scale == pytest.approx(1 / 0.07, rel=1e-5)
     torch.testing.assert_close(images @ embeds.T * scale, expected.logits_per_image)
@@ -86,32 +82,28 @@ def test_the_old_end_token_means_the_largest_id(model: Any, tiny_clip: Path) -> 
 
 
 @torch.no_grad()
-def test_task_logits_are_logits_per_image(model: Any, tiny_clip: Path) -> None:
-    samples = [classified("red"), classified("blue"), classified("red")]
-    index = torch.tensor([0, 1, 1])
-    batch = FAMILY.collate(
-        samples, pixels(), index, tiny_clip, labels=("green", "blue", "red"), prompts=("a photo of {}", "{}")
-    )
-    assert batch.labels is not None
+def test_logits_are_logits_per_image(tiny_clip: Path) -> None:
+    learner = learner_of(load_checkpoint(tiny_clip))
+    samples, index = [sample("", "red"), sample("", "blue"), sample("", "red")], [0, 1, 1]
+    labels = ("green", "blue", "red")
+    batch = batch_of(learner, samples, index, pixels(), labels=labels, prompts=("a photo of {}", "{}"))
     assert batch.labels.tolist() == [2, 1, 2]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_clip)
-    prompts = tokenizer([f"a photo of {label}" for label in ("green", "blue", "red")], return_tensors="pt")
-    assert torch.equal(batch.input_ids, prompts["input_ids"])
-    logits = FAMILY.task_logits(model, FAMILY.encode_image(model, batch.pixel_values), batch)
+    prompts = tokenizer([f"a photo of {label}" for label in labels], return_tensors="pt")
+    assert torch.equal(batch.text["input_ids"], prompts["input_ids"])
     reference = transformers.CLIPModel.from_pretrained(tiny_clip)(
         pixel_values=pixels(), input_ids=prompts["input_ids"], attention_mask=prompts["attention_mask"]
     )
-    torch.testing.assert_close(logits, reference.logits_per_image[index])
+    torch.testing.assert_close(logits_of(learner, batch), reference.logits_per_image[index])
 
 
-def test_without_labels_the_batchs_own_classes_are_told_apart(tiny_clip: Path) -> None:
-    samples = [classified("red"), classified("blue")]
-    batch = FAMILY.collate(samples, pixels(), torch.tensor([0, 1]), tiny_clip)
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [1, 0]
-    assert len(batch.input_ids) == 2
+def test_without_classes_the_texts_of_the_batch_are_told_apart(tiny_clip: Path) -> None:
+    learner = learner_of(load_checkpoint(tiny_clip))
+    batch = batch_of(learner, [sample("a dog"), sample("a red cat"), sample("a dog")], [0, 1, 1])
+    assert batch.labels.tolist() == [0, 1, 0]
+    assert len(batch.text["input_ids"]) == 2
     with pytest.raises(VlmEdgeError, match="no label of the data set: red; labels: blue"):
-        FAMILY.collate(samples, pixels(), torch.tensor([0, 1]), tiny_clip, labels=["blue"])
+        batch_of(learner, [sample("", "red"), sample("", "blue")], [0, 1], labels=["blue"])
 
 
 def test_attention_sites(model: Any) -> None:
@@ -132,10 +124,9 @@ def test_image_processing_crops_the_middle(tiny_clip: Path) -> None:
 
 @torch.no_grad()
 def test_batches_move_whole_and_no_mask_stays_behind(tiny_clip: Path) -> None:
-    batch = FAMILY.collate([classified("red")], pixels()[:1], torch.tensor([0]), tiny_clip).to(torch.device("meta"))
-    assert batch.decoder_input_ids is None
-    assert batch.labels is not None
-    tensors = (batch.pixel_values, batch.image_index, batch.input_ids, batch.attention_mask, batch.labels)
+    learner = learner_of(load_checkpoint(tiny_clip))
+    batch = batch_of(learner, [sample("a dog")], [0], pixels()[:1]).to(torch.device("meta"))
+    tensors = (batch.image_index, batch.labels, *batch.text.values(), *batch.pixels.values())
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    model = load_checkpoint(tiny_clip).model.to("meta")
-    assert FAMILY.task_logits(model, FAMILY.encode_image(model, batch.pixel_values), batch).shape == (1, 1)
+    learner.to(torch.device("meta"))
+    assert logits_of(learner, batch).shape == (1, 1)

@@ -16,15 +16,16 @@ from family_checkpoints import (
     least_cosine,
     photos,
 )
+from learning import batch_of, logits_of, sample
 from tiny_dual_encoders import TEXTS
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from vlm_edge.data.dataset import Sample
 from vlm_edge.families import FAMILIES
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.processing.text import Tokenizer
 from vlm_edge.runtime import DualEncoderPipeline, load_pipeline
+from vlm_edge.training.table import learner_of
 
 SUBJECTS = ["SigLIP"]
 FAMILY = FAMILIES["siglip"]
@@ -89,16 +90,16 @@ def test_a_tokenizer_with_a_mask_masks_padding_on_its_side(checkpoint: Path, tmp
     assert not torch.allclose(embeds, reference.text_embeds, atol=1e-3)
 
 
-def test_task_logits_have_the_bias(checkpoint: Path) -> None:
-    model = load_checkpoint(checkpoint).model
-    samples = [Sample(id="0", image=Path("x.png"), text="", answers=("red",))]
+@torch.no_grad()
+def test_logits_have_the_bias(checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    learner = learner_of(loaded)
     pixels = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(4))
-    batch = FAMILY.collate(samples, pixels, torch.tensor([0]), checkpoint, labels=("blue", "red"))
-    assert batch.input_ids.shape == (2, min(16, POSITIONS))
-    with torch.no_grad():
-        logits = FAMILY.task_logits(model, FAMILY.encode_image(model, pixels), batch)
-        outputs: Any = model(pixel_values=pixels, input_ids=batch.input_ids)
-    torch.testing.assert_close(logits, outputs.logits_per_image)
+    batch = batch_of(learner, [sample("", "red")], [0], pixels, labels=("blue", "red"))
+    assert batch.text["input_ids"].shape == (2, min(16, POSITIONS))
+    model: Any = loaded.model
+    expected = model(pixel_values=pixels, input_ids=batch.text["input_ids"]).logits_per_image
+    torch.testing.assert_close(logits_of(learner, batch), expected)
 
 
 def test_attention_sites_leave_the_pooling_out(checkpoint: Path) -> None:

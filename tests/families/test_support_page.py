@@ -31,7 +31,8 @@ TRAINING = {
 }
 REFUSALS = {
     "has no cross-attention": "no heads",
-    "not trained": "no training yet",
+    "no student can take the place": "no: more of its tower is read",
+    "no loss to train on": "no: it answers nothing",
     "strays from the graph": "no: strays from its graph",
     "can't compile it": "no: can't be compiled",
     "TensorRT would not take it": "no: against its rules",

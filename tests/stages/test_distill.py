@@ -16,6 +16,7 @@ import pytest
 import torch
 from color_task import write_color_task
 from known_facts import known
+from learning import see
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
@@ -31,6 +32,7 @@ from vlm_edge.stages.training_data import load_training_set
 from vlm_edge.students.mobilevit import build_vision_student
 from vlm_edge.students.weights import StudentRecord, load_student, read_record, save_student, tower_digest
 from vlm_edge.surgery.heads import prune_heads
+from vlm_edge.training.table import learner_of
 from vlm_edge.zoo import MODELS, STUDENT_WEIGHTS, ZooEntry
 
 CONFIG = DistillConfig(epochs=4, images_per_batch=6, learning_rate=3e-3, start="random", held_out_images=0)
@@ -89,7 +91,7 @@ def test_the_checkpoint_holds_the_student_and_a_text_part_that_followed(
     folder, facts = distilled
     loaded, dense = load_checkpoint(folder), load_checkpoint(tiny_blip)
     assert [operation["op"] for operation in loaded.surgery] == ["replace_vision_tower"]
-    assert loaded.family.encode_image(loaded.model, pixels()).shape == (2, 17, 32)
+    assert see(learner_of(loaded), pixels()).shape == (2, 17, 32)
     student = loaded.model.get_submodule("vision_model")
     assert sum(parameter.numel() for parameter in student.parameters()) == facts["student"]["parameters"]
     old, new = dense.model.state_dict(), loaded.model.state_dict()
@@ -166,9 +168,9 @@ def test_augmented_images_are_shown_to_teacher_and_student_alike(
 
 
 def test_what_is_recorded_of_a_teacher_is_what_it_says(task: TaskSpec, tiny_blip: Path, tmp_path: Path) -> None:
-    work, dense = work_in(tmp_path), load_checkpoint(tiny_blip)
-    data = load_training_set(task, dense.family, tiny_blip, work)
-    teacher = Teacher(dense.model, dense.family, (32, 32), (4, 4))
+    work, dense = work_in(tmp_path), learner_of(load_checkpoint(tiny_blip))
+    data = load_training_set(task, dense, work)
+    teacher = Teacher(dense, (32, 32), (4, 4))
     recorded = record_teacher(teacher, data, work)
     assert isinstance(recorded, RecordedTeacher)
     images, rng = np.array([7, 2, 9]), np.random.default_rng(0)
@@ -183,15 +185,15 @@ def test_a_cache_that_would_be_too_large_is_not_made(
     task: TaskSpec, tiny_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm_edge.stages.distill_targets.MAX_CACHE_BYTES", 1000)
-    work, dense = work_in(tmp_path), load_checkpoint(tiny_blip)
-    data = load_training_set(task, dense.family, tiny_blip, work)
-    teacher = Teacher(dense.model, dense.family, (32, 32), (4, 4))
+    work, dense = work_in(tmp_path), learner_of(load_checkpoint(tiny_blip))
+    data = load_training_set(task, dense, work)
+    teacher = Teacher(dense, (32, 32), (4, 4))
     assert record_teacher(teacher, data, work) is teacher
 
 
 def test_held_out_images_are_the_last_and_not_trained_on(task: TaskSpec, tiny_blip: Path, tmp_path: Path) -> None:
-    work, dense = work_in(tmp_path), load_checkpoint(tiny_blip)
-    data = load_training_set(task, dense.family, tiny_blip, work)
+    work, dense = work_in(tmp_path), learner_of(load_checkpoint(tiny_blip))
+    data = load_training_set(task, dense, work)
     kept, held = hold_out(data, 200)
     assert held == [11]
     assert kept.usable_images.tolist() == list(range(11))
@@ -285,7 +287,7 @@ def test_a_dual_encoder_learns_a_student_too(tiny_clip: Path, tmp_path: Path) ->
     losses = facts["training"]["losses"]
     assert losses[-1]["features"] < losses[0]["features"]
     assert set(losses[0]) == {"step", "features", "answers", "labels"}
-    embeds = loaded.family.encode_image(loaded.model, pixels())
+    embeds = see(learner_of(loaded), pixels())
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(2))
 
 
@@ -298,14 +300,13 @@ def test_the_untrained_model_is_written_with_what_its_training_takes(
     cost = distill.write_untrained(config, StageInputs(checkpoint(tiny_blip), checkpoint(tiny_blip), task), work)
     assert cost.of == "student mobilevit-xxs"
     assert 0 < config.epochs * cost.epoch_s < cost.training_s  # besides, the teacher is asked once
-    loaded, dense = load_checkpoint(work.out), load_checkpoint(tiny_blip)
+    loaded, dense = load_checkpoint(work.out), learner_of(load_checkpoint(tiny_blip))
     assert [operation["op"] for operation in loaded.surgery] == ["replace_vision_tower"]
     old, new = dense.model.state_dict(), loaded.model.state_dict()
     assert all(torch.equal(old[name], new[name]) for name in old if not name.startswith("vision_model."))
-    data = load_training_set(task, dense.family, tiny_blip, work)
-    images = data.pixel_values(data.usable_images)
-    teacher = Teacher(dense.model, dense.family, (32, 32), (4, 4)).ask(data.batch(data.usable_images))[0]
-    student = loaded.family.encode_image(loaded.model.eval(), images).detach()
+    data = load_training_set(task, dense, work)
+    teacher = Teacher(dense, (32, 32), (4, 4)).ask(data.batch(data.usable_images))[0]
+    student = learner_of(loaded).encode(data.seen(data.usable_images)).detach()
     assert student.shape == teacher.shape
     torch.testing.assert_close(student.mean(dim=(0, 1)), teacher.mean(dim=(0, 1)), atol=1e-3, rtol=0)
     assert teacher.mean(dim=(0, 1)).abs().mean() > 0.3  # which a random student's tokens are not near

@@ -19,12 +19,13 @@ from torch import Tensor
 from vlm_edge.core.artifact import checkpoint_artifact, digest_folder
 from vlm_edge.core.stage import StageInputs, StageWork, TaskSpec
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, TrainingBatch
+from vlm_edge.families.base import AttentionRole
 from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint, save_checkpoint
 from vlm_edge.stages import head_pruning
 from vlm_edge.stages.prune import SPEC, PruneConfig, Recovery
 from vlm_edge.stages.training_data import load_training_set
 from vlm_edge.surgery.heads import mask_heads
+from vlm_edge.training.table import learner_of
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +56,11 @@ def cross_heads(loaded: LoadedCheckpoint) -> dict[str, int]:
     }
 
 
-def batch_of(loaded: LoadedCheckpoint, task: TaskSpec, scratch: Path) -> tuple[Tensor, TrainingBatch]:
-    work = StageWork(out=scratch, scratch=scratch)
-    batch = load_training_set(task, loaded.family, loaded.folder, work).batch([0, 1, 2])
+def logits_of(loaded: LoadedCheckpoint, task: TaskSpec, scratch: Path) -> Tensor:
+    learner = learner_of(loaded)
+    batch = load_training_set(task, learner, StageWork(out=scratch, scratch=scratch)).batch([0, 1, 2])
     with torch.no_grad():
-        return loaded.family.encode_image(loaded.model, batch.pixel_values), batch
+        return learner.logits(learner.encode(batch), batch)
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +132,12 @@ def test_without_recovery_the_saved_model_is_the_masked_one(
     assert sum(map(len, kept.values())) == 12
     if scope == "site":
         assert [len(heads) for heads in kept.values()] == [3, 3, 3, 3]
-    features, batch = batch_of(dense, task, tmp_path)
     sites = {site.path: site for site in dense.family.attention_sites(dense.model)}
-    with torch.no_grad(), ExitStack() as masks:
-        found = loaded.family.task_logits(loaded.model, features, batch)
+    with ExitStack() as masks:
+        found = logits_of(loaded, task, tmp_path)
         for path, heads in kept.items():
             masks.enter_context(mask_heads(dense.model, sites[path], heads))
-        expected = dense.family.task_logits(dense.model, features, batch)
+        expected = logits_of(dense, task, tmp_path)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert "recovery" not in work.facts
 

@@ -29,6 +29,7 @@ from vlm_edge.stages import training_data
 from vlm_edge.stages.training import Course, Minibatch, WeightAverage, cache_features, learning_rate_factor, train
 from vlm_edge.stages.training_config import TrainingConfig
 from vlm_edge.stages.training_data import CHUNK_ROWS, RowCache, TrainingSet, load_training_set
+from vlm_edge.training.table import learner_of
 
 CONFIG = TrainingConfig(epochs=4, images_per_batch=4, questions_per_image=1, learning_rate=0.01, ema_decay=0.9)
 
@@ -40,7 +41,7 @@ def work_in(folder: Path, **arguments: Any) -> StageWork:
 
 
 def load_set(task: TaskSpec, checkpoint: Path, work: StageWork, **arguments: Any) -> TrainingSet:
-    return load_training_set(task, load_checkpoint(checkpoint).family, checkpoint, work, **arguments)
+    return load_training_set(task, learner_of(load_checkpoint(checkpoint)), work, **arguments)
 
 
 class ColorNet(nn.Module):
@@ -61,10 +62,9 @@ class ColorNet(nn.Module):
 
 def color_terms(net: ColorNet, mini: Minibatch) -> dict[str, Tensor]:
     """Two loss terms; the first reads pixels and a random draw, as augmentation would."""
-    pixels = mini.batch.pixel_values
+    pixels = mini.batch.pixels["pixel_values"]
     if mini.rng.random() < 0.5:
         pixels = pixels.flip(-1)
-    assert mini.batch.labels is not None
     logits = net(pixels)[mini.batch.image_index]
     return {
         "answer": nn.functional.cross_entropy(logits.float(), mini.batch.labels[:, 0]),
@@ -228,7 +228,7 @@ def test_the_weight_average_is_the_recursion_in_numpy() -> None:
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-6)
 
 
-def test_batches_hold_the_images_questions_and_no_needless_padding(data: TrainingSet, tiny_blip: Path) -> None:
+def test_batches_hold_the_images_questions_and_no_needless_padding(data: TrainingSet) -> None:
     batch = data.batch([3, 0])
     assert batch.image_index.tolist() == [0, 0, 0, 1, 1]
     texts = [data.samples[row].text for image in (3, 0) for row in data.rows[image]]
@@ -240,40 +240,26 @@ def test_batches_hold_the_images_questions_and_no_needless_padding(data: Trainin
         "is it red",
     ]
     images = [read_image(data.images[row]) for row in (3, 0)]
-    np.testing.assert_array_equal(batch.pixel_values.numpy(), preprocess(images, data.image_processing))
-    family = load_checkpoint(tiny_blip).family
-    samples = [data.samples[row] for image in (0, 2) for row in data.rows[image]]
-    alone = family.collate(samples, torch.zeros(0, 3, 32, 32), torch.tensor([0, 0, 1, 1]), tiny_blip)
-    found = data.batch([0, 2], pixels=False)
-    assert alone.input_ids.shape[1] < data.questions.input_ids.shape[1]
-    for name in ("input_ids", "attention_mask", "decoder_input_ids", "labels", "image_index"):
-        assert torch.equal(getattr(found, name), getattr(alone, name)), name
-    assert found.pixel_values.shape == (0, 3, 32, 32)
+    np.testing.assert_array_equal(batch.pixels["pixel_values"].numpy(), preprocess(images, data.learner.image))
+    ids, mask = data.learner.tokenizer.encode(texts)
+    assert np.array_equal(batch.text["input_ids"], ids)
+    assert np.array_equal(batch.text["attention_mask"], mask)
+    fewer = data.batch([0, 2], pixels=False)
+    assert fewer.text["input_ids"].shape[1] < ids.shape[1]
+    assert not fewer.pixels
 
 
 def test_some_questions_are_a_seeded_choice_of_the_images_own(data: TrainingSet) -> None:
     seen = set()
     for seed in range(20):
-        batches = [
-            data.batch([1, 2], questions_per_image=2, rng=np.random.default_rng(seed), pixels=False) for _ in range(2)
-        ]
-        assert torch.equal(batches[0].input_ids, batches[1].input_ids)
-        assert batches[0].image_index.tolist() == [0, 0, 1, 1]
-        seen.add(tuple(batches[0].input_ids[:2].flatten().tolist()))
+        first, second = (data.choose([1, 2], questions_per_image=2, rng=np.random.default_rng(seed)) for _ in range(2))
+        assert [rows.tolist() for rows in first] == [rows.tolist() for rows in second]
+        assert data.batch([1, 2], chosen=first, pixels=False).image_index.tolist() == [0, 0, 1, 1]
+        assert all(
+            set(chosen) < set(data.rows[image]) for chosen, image in zip(first, (1, 2), strict=True) if image == 1
+        )
+        seen.add(tuple(first[0].tolist()))
     assert len(seen) == 3
-
-
-def test_a_dual_encoders_candidates_stay_whole(data: TrainingSet) -> None:
-    prompts = torch.arange(8).view(2, 4)
-    questions = training_data.TrainingBatch(
-        torch.zeros(0, 3, 32, 32), torch.arange(12), prompts, torch.ones_like(prompts), None, torch.arange(12) % 2
-    )
-    rows = tuple(np.array([row]) for row in range(12))
-    dual = TrainingSet(data.images, data.pixels, data.image_processing, questions, rows, data.samples[:12])
-    batch = dual.batch([5, 2], pixels=False)
-    assert torch.equal(batch.input_ids, prompts)
-    assert batch.labels is not None
-    assert batch.labels.tolist() == [1, 0]
 
 
 def test_rows_are_computed_once_by_chunks_and_read_back(tmp_path: Path) -> None:
@@ -289,6 +275,14 @@ def test_rows_are_computed_once_by_chunks_and_read_back(tmp_path: Path) -> None:
     assert again[[count - 1, 0, 7]].tolist() == [[count - 1, 1 - count], [0, 0], [7, -7]]
     assert calls == [range(0, CHUNK_ROWS), range(CHUNK_ROWS, count)]
     assert [path.suffix for path in sorted(tmp_path.glob("*.npy"))] == [".npy", ".npy"]
+
+
+def test_items_of_several_rows_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_data, "CHUNK_ROWS", 2)
+    sizes = [1, 3, 2, 2, 1]
+    rows = [np.full((size, 2), item) for item, size in enumerate(sizes)]
+    cache = RowCache(tmp_path, 5, lambda items: np.concatenate([rows[item] for item in items]), sizes)
+    assert cache[[4, 1, 2]][:, 0].tolist() == [4, 1, 1, 1, 2, 2]
 
 
 def test_no_more_files_stay_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,11 +303,10 @@ def test_a_disk_too_small_for_all_rows_is_told_after_the_first(tmp_path: Path, m
     assert len(list((tmp_path / "large").glob("*.npy"))) == 1
 
 
-def test_cached_features_are_the_models_own(data: TrainingSet, tiny_blip: Path, tmp_path: Path) -> None:
-    loaded = load_checkpoint(tiny_blip)
-    rows = cache_features(lambda pixels: loaded.family.encode_image(loaded.model, pixels), data, "f", work_in(tmp_path))
+def test_cached_features_are_the_models_own(data: TrainingSet, tmp_path: Path) -> None:
+    rows = cache_features(data.learner, data, "f", work_in(tmp_path))
     with torch.no_grad():
-        expected = loaded.family.encode_image(loaded.model, data.pixel_values([4, 1]))
+        expected = data.learner.encode(data.seen([4, 1]))
     found = rows[[4, 1]]
     assert found.dtype == np.float16
     error = np.abs(found - expected.numpy()).max() / expected.abs().max()

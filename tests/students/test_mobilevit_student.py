@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from learning import see
 from transformers import MobileViTConfig, MobileViTModel
 
 from vlm_edge.errors import VlmEdgeError
@@ -19,6 +20,7 @@ from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.students import STUDENTS, StudentConfig
 from vlm_edge.students.mobilevit import MobileViTStudent, build_vision_student
 from vlm_edge.surgery.replay import apply_surgery
+from vlm_edge.training.table import learner_of
 
 SIZE = {"image_height": 32, "image_width": 48}
 
@@ -133,7 +135,7 @@ def test_blip_answers_with_a_student_for_its_vision_tower(tiny_blip: Path, tmp_p
     )
     assert answers.shape[0] == 2
     whole = blip(input_ids=question, pixel_values=pixels, labels=question)
-    features = loaded.family.encode_image(blip, pixels)
+    features = blip.vision_model(pixel_values=pixels).last_hidden_state
     assert torch.equal(whole.image_embeds, features)
     assert features.shape == (2, 17, blip.config.vision_config.hidden_size)
 
@@ -145,7 +147,7 @@ def test_clip_embeds_images_with_a_student_for_its_vision_tower(tiny_clip: Path,
     apply_surgery(loaded.model, loaded.family, [operation], tmp_path)
     clip: Any = loaded.model.eval()
     with torch.no_grad():
-        embeds = loaded.family.encode_image(clip, images(2, width=32))
+        embeds = see(learner_of(loaded), images(2, width=32))
         whole = clip(input_ids=torch.tensor([[1, 5, 2]]), pixel_values=images(2, width=32)).image_embeds
     torch.testing.assert_close(embeds, whole)
 

@@ -157,7 +157,7 @@ def test_every_attention_of_a_transformers_blip_prunes_to_the_masked_model(tiny_
     pixels = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
 
     def logits() -> Tensor:
-        image = loaded.family.encode_image(model, pixels)
+        image = model.vision_model(pixel_values=pixels).last_hidden_state
         question = model.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=image).last_hidden_state
         out: Tensor = model.text_decoder(
             input_ids=answer, encoder_hidden_states=question, encoder_attention_mask=mask, use_cache=False

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from learning import see
 
 from vlm_edge.core.artifact import digest_folder
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.text import Tokenizer
+from vlm_edge.training.table import learner_of
 from vlm_edge.zoo import MODELS, SIZES, STUDENT_WEIGHTS, ZOO
 from vlm_edge.zoo.create import create
 
@@ -74,7 +76,7 @@ def test_activations_neither_fade_nor_explode(name: str, size: str, tmp_path: Pa
             module.register_forward_hook(record)
     with torch.no_grad():
         pixels = torch.randn((1, 3, image.height, image.width), generator=torch.Generator().manual_seed(0))
-        features = loaded.family.encode_image(loaded.model, pixels)
+        features = see(learner_of(loaded), pixels)
     assert len(spreads) > 10
     assert 1e-2 < min(spreads) <= max(spreads) < 30
     assert torch.isfinite(features).all()

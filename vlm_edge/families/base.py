@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from vlm_edge.checkpoints.processors import (
     read_image_processing,
     read_text_processing,
 )
-from vlm_edge.data.dataset import Sample
 from vlm_edge.errors import VlmEdgeError, short
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, Prompt, TextProcessing
 
@@ -83,38 +81,6 @@ class ComponentExport:
     may_be_empty: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class TrainingBatch:
-    """Questions about images, as tensors. Several questions may share an image.
-
-    pixel_values (images, 3, height, width) float32; image_index (questions,) int64, the row of pixel_values that each
-    question asks about; input_ids and attention_mask (questions, tokens) int64. VQA: decoder_input_ids and labels
-    (questions, answer_tokens) int64, aligned: ``task_logits[:, t]`` predicts ``labels[:, t]``, nothing is shifted;
-    -100 where no loss is taken. Dual encoders: input_ids are the candidates' prompts (labels, tokens), and labels
-    (questions,) the row of the right one.
-    """
-
-    pixel_values: Tensor
-    image_index: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    decoder_input_ids: Tensor | None = None
-    labels: Tensor | None = None
-
-    def to(self, device: torch.device) -> TrainingBatch:
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
-        return TrainingBatch(
-            pixel_values=self.pixel_values.to(device),
-            image_index=self.image_index.to(device),
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            decoder_input_ids=moved(self.decoder_input_ids),
-            labels=moved(self.labels),
-        )
-
-
 def _naming_the_checkpoint(read: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Any]:
     """``read``, a family's method that takes a checkpoint; values of a wrong type or size become a VlmEdgeError."""
 
@@ -138,7 +104,7 @@ class Family(ABC):
     """One architecture. ``model`` is always the transformers model that :func:`load_checkpoint` gives.
 
     What a family does not say has a default: transformers' own config, model and image processor; and nothing
-    generated, compared, classified, pruned or trained.
+    generated, compared, classified or pruned. Training needs no more than :meth:`components`.
     """
 
     name: str
@@ -151,7 +117,9 @@ class Family(ABC):
     image_processor_class: Any
     """transformers' PIL class, for folders that name none."""
     vision_tower_path: str
-    """Dotted name of the vision tower's module, which distillation replaces."""
+    """Dotted name of the vision tower's module, which stays as it is while the rest recovers."""
+    student_fits = False
+    """Whether a MobileViT can replace the vision tower: of it, the last hidden state alone is read."""
     inner_generate = False
     """Whether ``generate`` is called on a model inside, which sees nothing of generation_config.json."""
 
@@ -245,47 +213,3 @@ class Family(ABC):
     def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Every attention module whose query, key and value are Linears of their own, in the model's order."""
         return []
-
-    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
-        """(images, 3, height, width) -> features (images, tokens, hidden), or (images, dim) for dual encoders."""
-        raise self._untrained()
-
-    def collate(
-        self,
-        samples: Sequence[Sample],
-        pixel_values: Tensor,
-        image_index: Tensor,
-        checkpoint: Path,
-        *,
-        labels: Sequence[str] = (),
-        prompts: Sequence[str] = (),
-    ) -> TrainingBatch:
-        """Tokenize questions and answers for training; padding and labels as the architecture wants them.
-
-        ``labels`` and ``prompts`` are the data set's (dual encoders only). Without labels the candidates are the
-        batch's own classes; only the first prompt is used.
-        """
-        raise self._untrained()
-
-    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-        """Logits that the task's answer is read from, teacher-forced.
-
-        VQA: (questions, answer_tokens, vocab). Dual encoders: (questions, labels), the scaled similarities.
-        ``image_features`` is :meth:`encode_image`'s output, one row an image.
-        """
-        raise self._untrained()
-
-    def check_trainable(self) -> None:
-        """Raises:
-        VlmEdgeError: the family lacks what training needs.
-        """
-        needed = ("encode_image", "collate", "task_logits")
-        if any(getattr(type(self), name) is getattr(Family, name) for name in needed):
-            raise self._untrained()
-
-    def _untrained(self) -> VlmEdgeError:
-        return VlmEdgeError(
-            f"{self.name}: this family can be exported, not trained: no recovery after pruning and no distillation",
-            "leave the stages that train out, or add encode_image, collate and task_logits as "
-            "docs/writing-a-family.md says",
-        )

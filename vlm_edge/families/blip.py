@@ -8,8 +8,7 @@ and cross-attention are.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ from transformers import BlipConfig, BlipForQuestionAnswering
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from vlm_edge.checkpoints.generation_settings import read_settings
-from vlm_edge.checkpoints.processors import encode_texts
-from vlm_edge.data.dataset import Sample
-from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
-from vlm_edge.families.parts.attention import additive_mask, padding_mask
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family
+from vlm_edge.families.parts.attention import padding_mask
 from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.cached_decoder import (
     CachedLayer,
@@ -33,8 +30,6 @@ from vlm_edge.families.parts.cached_decoder import (
 from vlm_edge.families.parts.component import image_component, question_component, text_example
 from vlm_edge.families.parts.text_decoders import BertEmbeddings, BertLayer, bert_attention, bert_layer
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind
-
-IGNORE_INDEX = -100
 
 
 class VisionEncoder(nn.Module):
@@ -66,6 +61,30 @@ class TextEncoder(nn.Module):
         outputs: tuple[Tensor, ...] = self.key_values(hidden)
         return outputs
 
+    def of_images(
+        self, input_ids: Tensor, attention_mask: Tensor, image_features: Tensor, image_index: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As ``forward`` for many questions about few images (images, tokens, hidden), ``image_index`` (questions,).
+
+        Cross-attention to hundreds of image tokens costs far more than a question of ten tokens does, so an image's
+        keys and values are computed once, and all questions about it attend to them as one long row. Every image gets
+        as many slots as the most asked one; a slot without a question is computed and left out.
+        """
+        images, tokens = len(image_features), input_ids.shape[1]
+        place, slots = question_slots(image_index, images)
+        ids, seen = (input_ids.new_zeros(images * slots, tokens) for _ in range(2))
+        ids[place], seen[place] = input_ids, attention_mask
+        mask = padding_mask(seen)
+        hidden: Tensor = self.embeddings(input_ids=ids)
+        layers: Any = self.layers
+        for layer in layers:
+            hidden = bert_attention(layer.attention, hidden, hidden, mask)
+            of_image = hidden.view(images, slots * tokens, -1)
+            of_image = bert_attention(layer.crossattention, of_image, image_features, None)
+            hidden = layer.feed_forward_chunk(of_image.view(images * slots, tokens, -1))
+        outputs: tuple[Tensor, ...] = self.key_values(hidden[place])
+        return outputs
+
 
 def decoder_parts(model: Any) -> tuple[nn.Module, list[CachedLayer], nn.Module]:
     """Embeddings, layers and head of a BLIP's text decoder, as :class:`CachedDecoder` takes them."""
@@ -84,6 +103,7 @@ class BlipVqa(Family):
     model_class: Any = BlipForQuestionAnswering
     image_processor_class: Any = BlipImageProcessorPil
     vision_tower_path = "vision_model"
+    student_fits = True
     inner_generate = True
 
     def generation(self, checkpoint: Path) -> Generation | None:
@@ -115,80 +135,6 @@ class BlipVqa(Family):
     def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self- and cross-attention of the text encoder and the decoder; the fused vision tower has none."""
         return named_sites(model, {"text_decoder": "decoder", "": "text_encoder"})
-
-    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
-        features: Tensor = model.get_submodule(self.vision_tower_path)(pixel_values=pixel_values).last_hidden_state
-        return features
-
-    def collate(
-        self,
-        samples: Sequence[Sample],
-        pixel_values: Tensor,
-        image_index: Tensor,
-        checkpoint: Path,
-        *,
-        labels: Sequence[str] = (),
-        prompts: Sequence[str] = (),
-    ) -> TrainingBatch:
-        """Questions, and each sample's most given answer: the decoder reads [DEC] a b and learns a b [SEP]."""
-        spec, generation = self.text_processing(checkpoint), self.generation(checkpoint)
-        assert spec is not None
-        assert generation is not None
-        input_ids, attention_mask = encode_texts(checkpoint, spec, [sample.text for sample in samples])
-        answers = [Counter(sample.answers).most_common(1)[0][0] for sample in samples]
-        answer_ids, answer_mask = encode_texts(checkpoint, spec, answers, special_tokens=False)
-        count, length = answer_ids.shape
-        decoder_input_ids = torch.full((count, length + 1), generation.pad_token_id)
-        decoder_input_ids[:, 0] = generation.start_token_id
-        decoder_input_ids[:, 1:] = answer_ids
-        targets = torch.full((count, length + 1), IGNORE_INDEX)
-        targets[:, :-1][answer_mask == 1] = answer_ids[answer_mask == 1]
-        targets[torch.arange(count), answer_mask.sum(1)] = generation.eos_token_id
-        return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, decoder_input_ids, targets)
-
-    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-        """Teacher-forced answer logits (questions, answer_tokens, vocab), as the exported graphs compute them."""
-        return answer_logits(model, image_features, batch)
-
-
-def answer_logits(model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-    """Teacher-forced logits (questions, answer_tokens, vocab) of many questions about few images (images, tokens,
-    hidden), as the exported graphs compute them.
-
-    Cross-attention to hundreds of image tokens costs far more than a question of ten tokens does, so an image's keys
-    and values are computed once, and all questions about it attend to them as one long row. transformers' ``forward``
-    repeats the image for every question, and (5.23) drops the mask on the way into the decoder's cross-attention, so
-    that a question padded in a batch gets another answer than alone; here padding is masked, as in the exported graph.
-    """
-    question = encode_questions(model, image_features, batch)
-    question_mask = padding_mask(batch.attention_mask)
-    assert batch.decoder_input_ids is not None
-    length = batch.decoder_input_ids.shape[1]
-    causal_mask = additive_mask(torch.ones(length, length, device=question.device).tril())
-    hidden: Tensor = model.text_decoder.bert.embeddings(input_ids=batch.decoder_input_ids)
-    for layer in model.text_decoder.bert.encoder.layer:
-        hidden = bert_layer(layer, hidden, causal_mask, question, question_mask)
-    logits: Tensor = model.text_decoder.cls(hidden)
-    return logits
-
-
-def encode_questions(model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-    """The text encoder's last hidden state (questions, question_tokens, hidden).
-
-    Every image gets as many slots as the most asked one; a slot without a question is computed and left out.
-    """
-    images, tokens = len(image_features), batch.input_ids.shape[1]
-    place, slots = question_slots(batch.image_index, images)
-    input_ids, attention_mask = (batch.input_ids.new_zeros(images * slots, tokens) for _ in range(2))
-    input_ids[place], attention_mask[place] = batch.input_ids, batch.attention_mask
-    mask = padding_mask(attention_mask)
-    hidden: Tensor = model.text_encoder.embeddings(input_ids=input_ids)
-    for layer in model.text_encoder.encoder.layer:
-        hidden = bert_attention(layer.attention, hidden, hidden, mask)
-        of_image = hidden.view(images, slots * tokens, -1)
-        of_image = bert_attention(layer.crossattention, of_image, image_features, None)
-        hidden = layer.feed_forward_chunk(of_image.view(images * slots, tokens, -1))
-    return hidden[place]
 
 
 def question_slots(image_index: Tensor, images: int) -> tuple[Tensor, int]:

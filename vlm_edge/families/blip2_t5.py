@@ -20,6 +20,7 @@ from vlm_edge.families.base import AttentionSite
 from vlm_edge.families.blip2 import ImageStates, QFormer
 from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.cached_decoder import MaskedDecoder
+from vlm_edge.families.parts.component import SplitEncoder
 from vlm_edge.families.parts.image_prefix import ImagePrefixFamily, TextEncoder, with_places
 from vlm_edge.families.parts.language_family import fused_attention
 from vlm_edge.families.parts.t5 import T5Decoder, T5Encoder
@@ -31,7 +32,7 @@ LONGEST = 512
 """Tokens of a question or an answer: T5 has no last position, and was trained on as many."""
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(SplitEncoder):
     """pixel_values (images, 3, height, width) -> image_features (images, queries, width): the Q-Former's outputs."""
 
     def __init__(self, model: Any) -> None:
@@ -39,8 +40,13 @@ class VisionEncoder(nn.Module):
         self.tower = ImageStates(model.vision_model)
         self.connector = QFormer(model)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        (features,) = self.connector(*self.tower(pixel_values))
+    def states(self, pixel_values: Tensor) -> Tensor:
+        (states,) = self.tower(pixel_values)
+        result: Tensor = states
+        return result
+
+    def outputs(self, states: Tensor) -> tuple[Tensor, ...]:
+        (features,) = self.connector(states)
         return (features,)
 
 

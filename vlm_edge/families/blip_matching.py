@@ -84,6 +84,7 @@ class BlipMatching(Family):
     model_class: Any = BlipForImageTextRetrieval
     image_processor_class: Any = BlipImageProcessorPil
     vision_tower_path = "vision_model"
+    student_fits = True
 
     def labels(self, model: Any) -> tuple[str, ...] | None:
         return LABELS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from vlm_edge.checkpoints import open_clip
 from vlm_edge.checkpoints.config import read_config, read_json_object
-from vlm_edge.checkpoints.processors import encode_texts, image_processing_of
-from vlm_edge.data.dataset import Sample
-from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionSite, ComponentExport, Family, TrainingBatch
+from vlm_edge.checkpoints.processors import image_processing_of
+from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.parts.attention import additive_mask, visible_past, visible_tokens
 from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.component import component, random_pixels, rows_component, text_example
@@ -75,6 +73,7 @@ class Clip(Family):
     architectures: tuple[str, ...] = ("CLIPModel",)
     pipeline: PipelineKind = "dual_encoder"
     vision_tower_path = "vision_model"
+    student_fits = True
     config_class: Any = CLIPConfig
     model_class: Any = CLIPModel
     image_processor_class: Any = CLIPImageProcessorPil
@@ -115,45 +114,3 @@ class Clip(Family):
     def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self-attention of both towers (of the text tower alone once the vision tower is replaced)."""
         return named_sites(model, {"text_model": "text_encoder", "": "vision_encoder"})
-
-    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
-        """image_embeds (images, dim), L2-normalised."""
-        (image_embeds,) = self.vision_encoder_class(model)(pixel_values)
-        embeds: Tensor = image_embeds
-        return embeds
-
-    def collate(
-        self,
-        samples: Sequence[Sample],
-        pixel_values: Tensor,
-        image_index: Tensor,
-        checkpoint: Path,
-        *,
-        labels: Sequence[str] = (),
-        prompts: Sequence[str] = (),
-    ) -> TrainingBatch:
-        """One prompt a label, and for each sample the row of its label.
-
-        Raises:
-            VlmEdgeError: a sample's class is none of ``labels``.
-        """
-        classes = list(labels) or sorted({sample.answers[0] for sample in samples})
-        template = prompts[0] if prompts else "{}"
-        unknown = sorted({sample.answers[0] for sample in samples} - set(classes))
-        if unknown:
-            raise VlmEdgeError(
-                f"classes that are no label of the data set: {', '.join(unknown)}; labels: {', '.join(classes)}",
-                "list every class under labels in the data set's manifest",
-            )
-        texts = [template.replace("{}", name) for name in classes]
-        spec = self.text_processing(checkpoint)
-        assert spec is not None
-        input_ids, attention_mask = encode_texts(checkpoint, spec, texts)
-        targets = torch.tensor([classes.index(sample.answers[0]) for sample in samples])
-        return TrainingBatch(pixel_values, image_index, input_ids, attention_mask, labels=targets)
-
-    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-        """exp(logit_scale) times the cosine similarities (questions, labels)."""
-        (text_embeds,) = self.text_encoder_class(model)(batch.input_ids, batch.attention_mask)
-        logits: Tensor = image_features[batch.image_index] @ text_embeds.T * model.logit_scale.exp()
-        return logits

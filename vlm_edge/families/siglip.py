@@ -16,7 +16,6 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from vlm_edge.checkpoints.processors import TOKENIZER_NAME, check_tokens, read_text_processing
 from vlm_edge.checkpoints.spiece import MODEL_NAME, siglip_tokenizer
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import TrainingBatch
 from vlm_edge.families.clip import Clip, TextEncoder
 from vlm_edge.families.parts.attention import padding_mask
 from vlm_edge.processing.manifest import TextProcessing
@@ -65,8 +64,3 @@ class Siglip(Clip):
 
     def logit_bias(self, model: Any) -> float | None:
         return float(model.logit_bias.detach())
-
-    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-        """exp(logit_scale) times the cosine similarities, plus logit_bias (questions, labels)."""
-        logits: Tensor = super().task_logits(model, image_features, batch) + model.logit_bias
-        return logits

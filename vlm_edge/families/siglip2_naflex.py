@@ -17,7 +17,6 @@ from transformers import Siglip2Config, Siglip2Model
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import TrainingBatch
 from vlm_edge.families.parts.attention import attention, padding_mask, split_heads
 from vlm_edge.families.parts.component import BATCH
 from vlm_edge.families.parts.patch_positions import antialiased_weights, resized_positions
@@ -68,6 +67,7 @@ class Siglip2NaFlex(Siglip):
     model_class: Any = Siglip2Model
     image_processor_class: Any = Siglip2ImageProcessorPil
     vision_encoder_class: type[nn.Module] = VisionEncoder
+    student_fits = False
     lowercase = True
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
@@ -104,9 +104,3 @@ class Siglip2NaFlex(Siglip):
             "pixel_attention_mask": seen,
             "spatial_shapes": torch.tensor([[1, patches], [half, 1]]),
         }
-
-    def encode_image(self, model: Any, pixel_values: Tensor) -> Tensor:
-        raise self._untrained()
-
-    def task_logits(self, model: Any, image_features: Tensor, batch: TrainingBatch) -> Tensor:
-        raise self._untrained()

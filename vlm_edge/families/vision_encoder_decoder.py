@@ -17,7 +17,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.base import AttentionSite, ComponentExport, Family
 from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.cached_decoder import CrossKeyValues, cached_decoder_export
-from vlm_edge.families.parts.component import image_component
+from vlm_edge.families.parts.component import SplitEncoder, image_component
 from vlm_edge.families.parts.text_decoders import decoder_of
 from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKind, TextProcessing
 
@@ -25,7 +25,7 @@ ENCODERS = ("beit", "deit", "vit")
 """Encoders (model_type) that take an image of one size."""
 
 
-class VisionEncoder(nn.Module):
+class VisionEncoder(SplitEncoder):
     """pixel_values (images, 3, height, width) -> the decoder's cross_key_values.{layer}.key|value, each (images, heads,
     tokens, head_dim)."""
 
@@ -35,9 +35,12 @@ class VisionEncoder(nn.Module):
         self.projection = getattr(model, "enc_to_dec_proj", None) or nn.Identity()
         self.key_values = CrossKeyValues(layers)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        memory = self.projection(self.encoder(pixel_values=pixel_values).last_hidden_state)
-        outputs: tuple[Tensor, ...] = self.key_values(memory)
+    def states(self, pixel_values: Tensor) -> Tensor:
+        states: Tensor = self.encoder(pixel_values=pixel_values).last_hidden_state
+        return states
+
+    def outputs(self, states: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.key_values(self.projection(states))
         return outputs
 
 

@@ -145,45 +145,61 @@ class GeneratePipeline:
     def _decode(
         self, texts: Sequence[str], images: Sequence[Sequence[EncodedImage]], max_new_tokens: int | None
     ) -> list[list[int]]:
-        rows = [self._tokens(text, pictures) for text, pictures in zip(texts, images, strict=True)]
-        input_ids, mask = left_padded(rows, self._pad)
-        first = {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "position_ids": self._positions(rows, images, mask),
-        }
+        rows = [
+            prompt_tokens(self.tokenizer, self._prompt, text, pictures)
+            for text, pictures in zip(texts, images, strict=True)
+        ]
         inputs = self._decoder.inputs
+        first = prompt_feed(inputs, self._prompt, rows, images, self._pad)
         if "image_embeds" in inputs:
             embeds = [image.embeds for pictures in images for image in pictures if image.embeds is not None]
             width = int(inputs["image_embeds"].shape[1])
             first["image_embeds"] = np.concatenate([np.zeros((0, width), np.float32), *embeds])
-        if "prefix_mask" in inputs:
-            first["prefix_mask"] = mask
-        if "cross_attention_mask" in inputs:
-            first |= cross_feed(inputs, rows, images, self._prompt)
         return self._decoder.run(first, Steps(first), max_new_tokens, rows)
 
-    def _positions(self, rows: Sequence[Sequence[int]], images: Sequence[Sequence[EncodedImage]], mask: Ids) -> Ids:
-        """(batch, tokens), or (3, batch, tokens) where images have rows and columns of positions; 0 at padding."""
-        if len(self._decoder.inputs["position_ids"].shape) == 2:
-            return np.asarray(np.maximum(mask.cumsum(axis=1) - 1, 0), np.int64)
-        positions = np.zeros((3, *mask.shape), np.int64)
-        for index, (row, pictures) in enumerate(zip(rows, images, strict=True)):
-            grids = [image.grid for image in pictures]
-            positions[:, index, mask.shape[1] - len(row) :] = grid_positions(row, self._prompt.image_token_id, grids)
-        return positions
 
-    def _tokens(self, text: str, images: Sequence[EncodedImage]) -> list[int]:
-        encoded, _ = self.tokenizer.encode([text], special_tokens=self._prompt.special_tokens)
-        row: list[int] = encoded[0].tolist()
-        wanted = sum(image.text.count(self._prompt.image_token) for image in images)
-        if row.count(self._prompt.image_token_id) != wanted:
-            raise VlmEdgeError(
-                f"a request of {len(images)} images holds {row.count(self._prompt.image_token_id)} image tokens, "
-                f"not {wanted}",
-                f"write {self._prompt.image_token!r} once for each image, and nowhere else",
-            )
-        return row
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt, text: str, images: Sequence[EncodedImage]) -> list[int]:
+    """The ids of a request's whole text (:func:`prompt_text`).
+
+    Raises:
+        VlmEdgeError: there are not as many image tokens as ``images`` become, or the text is longer than the context.
+    """
+    encoded, _ = tokenizer.encode([text], special_tokens=prompt.special_tokens)
+    row: list[int] = encoded[0].tolist()
+    wanted = sum(image.text.count(prompt.image_token) for image in images)
+    if row.count(prompt.image_token_id) != wanted:
+        raise VlmEdgeError(
+            f"a request of {len(images)} images holds {row.count(prompt.image_token_id)} image tokens, not {wanted}",
+            f"write {prompt.image_token!r} once for each image, and nowhere else",
+        )
+    return row
+
+
+def prompt_feed(
+    inputs: Mapping[str, TensorSpec],
+    prompt: Prompt,
+    rows: Sequence[Sequence[int]],
+    images: Sequence[Sequence[EncodedImage]],
+    pad: int,
+) -> dict[str, Array]:
+    """The decoder's ``inputs`` for the tokens of some requests, padded on the left: ids, masks, positions and the
+    images' keys and values; all but ``image_embeds`` and the caches."""
+    input_ids, mask = left_padded(rows, pad)
+    feed: dict[str, Array] = {
+        "input_ids": input_ids,
+        "attention_mask": mask,
+        "position_ids": np.asarray(np.maximum(mask.cumsum(axis=1) - 1, 0), np.int64),
+    }
+    if len(inputs["position_ids"].shape) == 3:  # images have rows and columns of positions
+        feed["position_ids"] = np.zeros((3, *mask.shape), np.int64)
+        for index, (row, pictures) in enumerate(zip(rows, images, strict=True)):
+            places = grid_positions(row, prompt.image_token_id, [image.grid for image in pictures])
+            feed["position_ids"][:, index, mask.shape[1] - len(row) :] = places
+    if "prefix_mask" in inputs:
+        feed["prefix_mask"] = mask
+    if "cross_attention_mask" in inputs:
+        feed |= cross_feed(inputs, rows, images, prompt)
+    return feed
 
 
 def prompt_text(

@@ -26,12 +26,12 @@ def run(config: DistillConfig, inputs: StageInputs, work: StageWork) -> None:
     from vlm_edge.stages.training import train
 
     ready = prepare(config, inputs, work, config.samples)
-    model, family, teacher, data = ready.loaded.model, ready.loaded.family, ready.teacher, ready.data
+    model, learner, teacher, data = ready.loaded.model, ready.learner, ready.teacher, ready.data
     targets = teacher if config.augment.enabled else record_teacher(teacher, data, work)
     kept, held_out = hold_out(data, config.held_out_images)
-    terms = DistillationTerms(model, family, targets, config)
+    terms = DistillationTerms(learner, targets, config)
     work.facts["training"] = train(model, kept, terms, config, work, ready.course)
-    work.facts["held_out"] = agreement(model, family, teacher, data, held_out, config.images_per_batch)
+    work.facts["held_out"] = agreement(learner, teacher, data, held_out, config.images_per_batch)
     save_checkpoint(work.out, model, ready.loaded, [ready.operation])
 
 
@@ -53,10 +53,11 @@ def faults(config: DistillConfig, named: Named) -> list[tuple[str, str]]:
 
     from vlm_edge.families.loading import outline_checkpoint
     from vlm_edge.surgery.replay import SURGERY_NAME, apply_surgery
+    from vlm_edge.training.table import require_trainable
 
     try:
         outline = outline_checkpoint(named.model)
-        outline.family.check_trainable()
+        require_trainable(outline.family)
         image = outline.family.image_processing(named.model)
         wanted = student_config(config, image.height, image.width)
         operation = {"op": "replace_vision_tower", "student": config.student, "config": wanted.model_dump(mode="json")}

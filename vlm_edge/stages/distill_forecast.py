@@ -40,7 +40,7 @@ def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork)
         save_checkpoint(work.out, loaded.model, loaded, [ready.operation])
         return None
     shown = data.batch(data.usable_images[: config.images_per_batch]).to(training_device())
-    settle(ready.student, shown.pixel_values.cpu(), teacher.ask(shown)[0].cpu())
+    settle(ready.student, shown.pixels["pixel_values"].cpu(), teacher.ask(shown)[0].cpu())
     save_checkpoint(work.out, loaded.model, loaded, [ready.operation])
 
     targets = teacher if config.augment.enabled else record_teacher(teacher, data, work, images=images)
@@ -48,7 +48,7 @@ def write_untrained(config: DistillConfig, inputs: StageInputs, work: StageWork)
     batch = data.batch(asked).to(training_device())
     with flushed_denormals(), autocast(training_device()):
         asked_s = fastest(lambda: teacher.ask(batch)[1].cpu(), 3) / len(asked)
-    terms = DistillationTerms(loaded.model, loaded.family, targets, config)
+    terms = DistillationTerms(ready.learner, targets, config)
     image_s = time_steps(loaded.model, data, terms, config, work.seed, ready.course)
     epoch_s = image_s * (images - min(config.held_out_images, images // 10))
     once_s = asked_s * images if isinstance(targets, RecordedTeacher) else 0.0

@@ -19,6 +19,8 @@ from vlm_edge.students import StudentConfig
 from vlm_edge.students.mobilevit import MobileViTStudent
 from vlm_edge.students.weights import StudentRecord, load_student, read_record, tower_digest
 from vlm_edge.surgery.replay import SURGERY_NAME, apply_surgery
+from vlm_edge.training.learner import Learner
+from vlm_edge.training.table import learner_of
 from vlm_edge.zoo import STUDENT_WEIGHTS
 
 
@@ -28,6 +30,7 @@ class Distillation:
 
     loaded: LoadedCheckpoint
     operation: dict[str, Any]
+    learner: Learner
     student: Any
     teacher: Teacher
     data: TrainingSet
@@ -40,13 +43,15 @@ def prepare(config: DistillConfig, inputs: StageInputs, work: StageWork, samples
     assert inputs.task is not None
     loaded, dense = load_checkpoint(inputs.source.path), load_checkpoint(inputs.teacher.path)
     model, family = loaded.model, loaded.family
-    data = load_training_set(inputs.task, family, loaded.folder, work, limit=samples)
-    size = (data.image_processing.height, data.image_processing.width)
+    told = learner_of(dense)
+    size = (told.image.height, told.image.width)
     wanted = student_config(config, *size)
     operation = {"op": "replace_vision_tower", "student": config.student, "config": wanted.model_dump(mode="json")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(work.seed)
         apply_surgery(model, family, [operation], work.out / SURGERY_NAME)
+    learner = learner_of(loaded)
+    data = load_training_set(inputs.task, learner, work, limit=samples)
     student: Any = model.get_submodule(family.vision_tower_path)
     work.facts["student"] = {
         "name": config.student,
@@ -58,9 +63,11 @@ def prepare(config: DistillConfig, inputs: StageInputs, work: StageWork, samples
     if config.text_rate == 0:
         model.requires_grad_(False)
         student.requires_grad_(True)
+    for module in learner.kept():
+        module.requires_grad_(False)
     scales = {"": config.text_rate or 1.0, f"{family.vision_tower_path}.": 1.0}
-    teacher = Teacher(dense.model, dense.family, size, wanted.grid)
-    return Distillation(loaded, operation, student, teacher, data, Course("distillation", rate_scales=scales))
+    teacher = Teacher(told, size, wanted.grid)
+    return Distillation(loaded, operation, learner, student, teacher, data, Course("distillation", rate_scales=scales))
 
 
 def start_student(

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_edge.core.stage import StageWork
-from vlm_edge.families.base import Family, TrainingBatch
 from vlm_edge.stages.training import IMAGES_PER_PASS, Minibatch, autocast, flushed_denormals, training_device
 from vlm_edge.stages.training_data import RowCache, TrainingSet
 from vlm_edge.students.tokens import pool_tokens
+from vlm_edge.training.learner import Learner, TrainingBatch
 
 MAX_CACHE_BYTES = 2 * 1024**3
 """Larger caches (a vocabulary of 50,000, say) cost more than asking the teacher again."""
@@ -30,15 +30,17 @@ Targets = Callable[[Minibatch], tuple[Tensor, Tensor]]
 class Teacher:
     """The dense model, frozen, in evaluation mode on the training's device."""
 
-    def __init__(self, model: nn.Module, family: Family, image: tuple[int, int], grid: tuple[int, int]) -> None:
-        self._model = model.to(training_device()).eval().requires_grad_(False)
-        self._family, self._image, self._grid = family, image, grid
+    def __init__(self, learner: Learner, image: tuple[int, int], grid: tuple[int, int]) -> None:
+        learner.to(training_device())
+        learner.model.eval().requires_grad_(False)
+        self._learner, self._image, self._grid = learner, image, grid
+        self.recordable = learner.recordable
 
     @torch.no_grad()
     def ask(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Features in the student's layout, and logits from the teacher's own tokens."""
-        features = self._family.encode_image(self._model, batch.pixel_values)
-        logits = self._family.task_logits(self._model, features, batch)
+        features = self._learner.encode(batch)
+        logits = self._learner.logits(features, batch)
         if features.ndim == 3:
             features = pool_tokens(features, self._image, self._grid)
         return features, logits
@@ -56,11 +58,11 @@ class RecordedTeacher:
 
     def __call__(self, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
         batch = minibatch.batch
-        device = batch.pixel_values.device
+        device = batch.labels.device
         records = self._records[minibatch.images]
         logits = records["logits"][batch.image_index.cpu().numpy(), self._slots[minibatch.questions]]
-        if batch.decoder_input_ids is not None:
-            logits = logits[:, : batch.decoder_input_ids.shape[1]]
+        if logits.ndim == 3:
+            logits = logits[:, : batch.labels.shape[1]]
         features = torch.from_numpy(np.ascontiguousarray(records["features"]))
         return features.to(device).float(), torch.from_numpy(logits).to(device).float()
 
@@ -78,6 +80,8 @@ def record_teacher(teacher: Teacher, data: TrainingSet, work: StageWork, *, imag
 
     ``images``: how many to decide by; default: those of ``data``.
     """
+    if not teacher.recordable:
+        return teacher
     dtype = _record_dtype(teacher, data)
     if dtype.itemsize * (images or len(data.images)) > MAX_CACHE_BYTES:
         return teacher
@@ -115,8 +119,9 @@ def _record_dtype(teacher: Teacher, data: TrainingSet) -> np.dtype[Any]:
     features, logits = teacher.ask(data.batch([first]).to(training_device()))
     questions = max(len(rows) for rows in data.rows)
     shape = tuple(logits.shape[1:])
-    if logits.ndim == 3 and data.questions.decoder_input_ids is not None:
-        shape = (data.questions.decoder_input_ids.shape[1], *shape[1:])
+    if logits.ndim == 3:
+        every = data.batch(data.usable_images, pixels=False)
+        shape = (every.labels.shape[1], *shape[1:])
     return np.dtype([("features", np.float16, tuple(features.shape[1:])), ("logits", np.float16, (questions, *shape))])
 
 

@@ -7,51 +7,52 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlm_edge.families.base import Family
 from vlm_edge.stages.distill_config import DistillConfig
 from vlm_edge.stages.distill_targets import Targets, Teacher
 from vlm_edge.stages.training import Minibatch, autocast, flushed_denormals, training_device
 from vlm_edge.stages.training_data import TrainingSet
 from vlm_edge.statistics.intervals import wilson_interval
 from vlm_edge.students.augmentation import augment_images
+from vlm_edge.training.learner import Learner
 from vlm_edge.training.losses import IGNORED, answer_loss, distillation_loss, feature_loss
 
 
 class DistillationTerms:
     """The weighted terms ``features``, ``answers`` and ``labels`` of a minibatch; those of weight 0 are left out."""
 
-    def __init__(self, model: nn.Module, family: Family, targets: Targets, config: DistillConfig) -> None:
-        self._model, self._family, self._targets, self._config = model, family, targets, config
+    def __init__(self, learner: Learner, targets: Targets, config: DistillConfig) -> None:
+        self._learner, self._targets, self._config = learner, targets, config
 
     def __call__(self, minibatch: Minibatch) -> dict[str, Tensor]:
         config, weights = self._config, self._config.weights
         batch = minibatch.batch
         if config.augment.enabled:
             settings = config.augment.model_dump()
-            batch = replace(batch, pixel_values=augment_images(batch.pixel_values, minibatch.rng, **settings))
+            changed = augment_images(batch.pixels["pixel_values"], minibatch.rng, **settings)
+            batch = replace(batch, pixels={"pixel_values": changed})
         features, logits = self._targets(replace(minibatch, batch=batch))
-        pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
-        student_features = self._family.encode_image(self._model, pixels)
+        pixels = batch.pixels["pixel_values"].contiguous(memory_format=torch.channels_last)
+        student_features = self._learner.encode(replace(batch, pixels={"pixel_values": pixels}))
         terms: dict[str, Tensor] = {}
         if weights.features:
             terms["features"] = weights.features * feature_loss(student_features, features)
         if not (weights.answers or weights.labels):
             return terms
-        student_logits = self._family.task_logits(self._model, student_features, batch)
+        student_logits = self._learner.logits(student_features, batch)
         if weights.answers:
             terms["answers"] = weights.answers * distillation_loss(
                 student_logits, logits, temperature=config.temperature, labels=batch.labels
             )
-        if weights.labels and batch.labels is not None:
+        if weights.labels:
             terms["labels"] = weights.labels * answer_loss(student_logits, batch.labels)
         return terms
 
 
 @torch.inference_mode()
 def agreement(
-    model: nn.Module, family: Family, teacher: Teacher, data: TrainingSet, images: Sequence[int], size: int
+    learner: Learner, teacher: Teacher, data: TrainingSet, images: Sequence[int], size: int
 ) -> dict[str, Any]:
     """Share of questions about ``images`` that the student answers as the teacher does, with a 95% Wilson interval, and
     the share that each has right.
@@ -60,21 +61,21 @@ def agreement(
     taken at a time.
     """
     device = training_device()
-    model.to(device).eval()
+    learner.to(device)
+    learner.model.eval()
     agreeing = student_right = teacher_right = questions = 0
     with flushed_denormals(), autocast(device):
         for start in range(0, len(images), size):
             batch = data.batch(images[start : start + size]).to(device)
-            assert batch.labels is not None
             ignored = batch.labels == IGNORED
             _, logits = teacher.ask(batch)
             told = logits.argmax(dim=-1)
-            said = family.task_logits(model, family.encode_image(model, batch.pixel_values), batch).argmax(dim=-1)
+            said = learner.logits(learner.encode(batch), batch).argmax(dim=-1)
             agreeing += _whole(said == told, ignored)
             student_right += _whole(said == batch.labels, ignored)
             teacher_right += _whole(told == batch.labels, ignored)
             questions += len(batch.labels)
-    model.cpu()
+    learner.model.cpu()
     if not questions:
         return {"images": 0, "questions": 0}
     low, high = wilson_interval(agreeing, questions)

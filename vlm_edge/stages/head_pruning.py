@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionRole, AttentionSite, TrainingBatch
+from vlm_edge.families.base import AttentionRole, AttentionSite
 from vlm_edge.families.loading import LoadedCheckpoint
 from vlm_edge.stages.training import Course, Minibatch, autocast, cache_features, train, training_device
 from vlm_edge.stages.training_config import Recovery
 from vlm_edge.stages.training_data import RowCache, TrainingSet
 from vlm_edge.surgery.heads import head_importance, heads_to_keep, mask_heads, normalised, prune_heads
-from vlm_edge.training.losses import IGNORED, answer_loss, distillation_loss, sample_losses
+from vlm_edge.training.learner import Learner, TrainingBatch, rows_of
+from vlm_edge.training.losses import answer_loss, distillation_loss, sample_losses
 
 Scope = Literal["global", "site"]
 PARITY = 1e-4
@@ -83,35 +83,37 @@ class CalibrationSamples:
     The image features come once and as fast as they can; what is computed on them is float32.
     """
 
-    def __init__(self, checkpoint: LoadedCheckpoint, data: TrainingSet, work: StageWork) -> None:
-        self._model = checkpoint.model.to(training_device())
-        self._family = checkpoint.family
+    def __init__(self, learner: Learner, data: TrainingSet, work: StageWork) -> None:
+        learner.to(training_device())
+        self._learner = learner
         self._work = work
         self._passes = list(self._encode(data))
 
     def _encode(self, data: TrainingSet) -> Iterator[tuple[Tensor, TrainingBatch]]:
-        """(features, batch) of a few questions each, a row of features for every question, so that each is a sample."""
+        """(features, batch) of a few questions each, every question with an image of its own, so that each is a
+        sample."""
         device = training_device()
         usable = data.usable_images
         per_pass = max(1, QUESTIONS_PER_PASS * len(usable) // len(data.samples))
         with self._work.progress.bar("calibration images", len(usable)) as bar, torch.no_grad():
             for start in range(0, len(usable), per_pass):
                 images = usable[start : start + per_pass]
-                batch = data.batch(images).to(device)
+                seen, asked = data.seen(images).to(device), [data.rows[int(image)] for image in images]
                 with autocast(device):
-                    features = self._family.encode_image(self._model, batch.pixel_values).float()[batch.image_index]
-                yield features, replace(batch, image_index=torch.arange(len(features), device=device))
+                    features = self._learner.encode(seen).float()
+                index = np.repeat(np.arange(len(images)), [len(rows) for rows in asked])
+                alone = [row[None] for rows in asked for row in rows]
+                batch = data.batch(images[index], chosen=alone, pixels=False).to(device)
+                yield rows_of(features, seen.rows, torch.from_numpy(index)), batch
                 bar.advance(len(images))
 
     def importance(self, sites: Sequence[AttentionSite]) -> list[Tensor]:
         """:func:`head_importance` of the samples' cross-entropy."""
 
         def loss(features: Tensor, batch: TrainingBatch) -> Callable[[], Tensor]:
-            assert batch.labels is not None
-            labels = batch.labels
-            return lambda: sample_losses(self._family.task_logits(self._model, features, batch), labels).sum()
+            return lambda: sample_losses(self._learner.logits(features, batch), batch.labels).sum()
 
-        batches = ((len(batch.image_index), loss(features, batch)) for features, batch in self._passes)
+        batches = ((len(batch.labels), loss(features, batch)) for features, batch in self._passes)
         with self._work.progress.bar("head importance", len(self._passes)) as bar:
 
             def counted() -> Iterator[tuple[int, Callable[[], Tensor]]]:
@@ -119,7 +121,7 @@ class CalibrationSamples:
                     yield item
                     bar.advance()
 
-            return head_importance(self._model, sites, counted())
+            return head_importance(self._learner.model, sites, counted())
 
     def prune_and_check(self, sites: Sequence[AttentionSite], keep: Sequence[Sequence[int]]) -> None:
         """Prune the model in place, and hold it against the same model with its heads masked.
@@ -130,10 +132,10 @@ class CalibrationSamples:
         self._work.facts["calibration_accuracy_dense"] = self.accuracy()
         with ExitStack() as stack:
             for site, heads in zip(sites, keep, strict=True):
-                stack.enter_context(mask_heads(self._model, site, heads))
+                stack.enter_context(mask_heads(self._learner.model, site, heads))
             masked = self._logits()
         for site, heads in zip(sites, keep, strict=True):
-            prune_heads(self._model, site, heads)
+            prune_heads(self._learner.model, site, heads)
         pairs = list(zip(self._logits(), masked, strict=True))
         error = max(float((pruned - reference).abs().max()) for pruned, reference in pairs)
         scale = max(1.0, *(float(reference.abs().max()) for reference in masked))
@@ -148,60 +150,54 @@ class CalibrationSamples:
 
     @torch.no_grad()
     def _logits(self) -> list[Tensor]:
-        return [self._family.task_logits(self._model, features, batch).float() for features, batch in self._passes]
+        return [self._learner.logits(features, batch).float() for features, batch in self._passes]
 
     def accuracy(self) -> float:
         """The fraction of samples whose every answer token is the most likely one, teacher-forced."""
-        self._model.to(training_device())
-        right = count = 0
-        for logits, (_, batch) in zip(self._logits(), self._passes, strict=True):
-            assert batch.labels is not None
-            matches = (logits.argmax(dim=-1) == batch.labels) | (batch.labels == IGNORED)
-            right += int(matches.all(dim=-1).sum())
-            count += len(matches)
-        return right / count
+        self._learner.to(training_device())
+        answers = zip(self._logits(), self._passes, strict=True)
+        right = torch.cat([self._learner.right(logits, batch.labels) for logits, (_, batch) in answers])
+        return float(right.double().mean())
 
 
-def recover(
-    pruned: LoadedCheckpoint, teacher: LoadedCheckpoint, data: TrainingSet, config: Recovery, work: StageWork
-) -> dict[str, Any]:
+def recover(pruned: Learner, teacher: Learner, data: TrainingSet, config: Recovery, work: StageWork) -> dict[str, Any]:
     """Train the pruned model in place on the teacher's answers and the labels; returns what happened, as facts."""
-    device, family, model = training_device(), pruned.family, pruned.model
-    tower = model.get_submodule(family.vision_tower_path)
-    tower.requires_grad_(config.train == "all")
-    teacher.model.to(device).requires_grad_(False)
-    features = teacher_features = _features(teacher, data, "teacher_features", work)
-    if config.train == "text" and not _same_tower(pruned, teacher):
-        features = _features(pruned, data, "features", work)
+    device, tower = training_device(), pruned.tower
+    anew = config.train == "all" or tower is None  # a model without a tower has nothing to compute once
+    if tower is not None:
+        tower.requires_grad_(config.train == "all")
+    for module in pruned.kept():
+        module.requires_grad_(False)
+    teacher.model.requires_grad_(False)
+    for learner in (pruned, teacher):
+        learner.to(device)
+    features = teacher_features = None
+    if tower is not None:
+        features = teacher_features = cache_features(teacher, data, "teacher_features", work)
+    if not anew and not _same_tower(pruned, teacher):
+        features = cache_features(pruned, data, "features", work)
 
     def loss(mini: Minibatch) -> dict[str, Tensor]:
-        assert mini.batch.labels is not None
-        if config.train == "all":
-            seen = family.encode_image(model, mini.batch.pixel_values)
-        else:
-            seen = _rows(features, mini, device)
-        logits = family.task_logits(model, seen, mini.batch)
+        seen = pruned.encode(mini.batch) if anew else _rows(features, mini, device)
+        logits = pruned.logits(seen, mini.batch)
         with torch.no_grad():
-            target = family.task_logits(teacher.model, _rows(teacher_features, mini, device), mini.batch)
+            told = teacher.encode(mini.batch) if teacher_features is None else _rows(teacher_features, mini, device)
+            target = teacher.logits(told, mini.batch)
         divergence = distillation_loss(logits, target, temperature=config.temperature, labels=mini.batch.labels)
         return {
             "teacher": config.teacher_weight * divergence,
             "labels": (1 - config.teacher_weight) * answer_loss(logits, mini.batch.labels),
         }
 
-    return train(model, data, loss, config, work, Course("recovery", pixels=config.train == "all"))
+    return train(pruned.model, data, loss, config, work, Course("recovery", pixels=anew))
 
 
-def _features(checkpoint: LoadedCheckpoint, data: TrainingSet, name: str, work: StageWork) -> RowCache:
-    model = checkpoint.model.to(training_device())
-    return cache_features(lambda pixels: checkpoint.family.encode_image(model, pixels), data, name, work)
-
-
-def _rows(features: RowCache, mini: Minibatch, device: torch.device) -> Tensor:
+def _rows(features: RowCache | None, mini: Minibatch, device: torch.device) -> Tensor:
+    assert features is not None
     return torch.from_numpy(np.asarray(features[mini.images], dtype=np.float32)).to(device)
 
 
-def _same_tower(one: LoadedCheckpoint, other: LoadedCheckpoint) -> bool:
+def _same_tower(one: Learner, other: Learner) -> bool:
     """True if both vision towers are equal, so that one's features are the other's."""
     path = one.family.vision_tower_path
     first, second = (item.model.get_submodule(path).state_dict() for item in (one, other))

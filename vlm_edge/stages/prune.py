@@ -54,6 +54,7 @@ def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
     """
     from vlm_edge.families.loading import load_checkpoint, save_checkpoint
     from vlm_edge.stages import head_pruning, training_data
+    from vlm_edge.training.table import learner_of
 
     assert inputs.teacher is not None
     assert inputs.task is not None
@@ -61,10 +62,11 @@ def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
     cut = config.cross_attention
     sites = head_pruning.cross_attention_sites(source)
     counts = head_pruning.heads_left([site.num_heads for site in sites], cut.heads, cut.scope)
+    learner = learner_of(source)
     calibration = training_data.load_training_set(
-        inputs.task, source.family, source.folder, work, split="calibration", limit=config.importance.samples
+        inputs.task, learner, work, split="calibration", limit=config.importance.samples
     )
-    samples = head_pruning.CalibrationSamples(source, calibration, work)
+    samples = head_pruning.CalibrationSamples(learner, calibration, work)
     scores = samples.importance(sites)
     keep = head_pruning.choose_heads(scores, counts, cut.scope)
     work.facts["importance"] = {site.path: score.tolist() for site, score in zip(sites, scores, strict=True)}
@@ -73,11 +75,9 @@ def run(config: PruneConfig, inputs: StageInputs, work: StageWork) -> None:
     samples.prune_and_check(sites, keep)
     work.facts["parameters"] = sum(parameter.numel() for parameter in source.model.parameters())
     if config.recover is not None:
-        teacher = load_checkpoint(inputs.teacher.path)
-        data = training_data.load_training_set(
-            inputs.task, source.family, source.folder, work, limit=config.recover.samples
-        )
-        work.facts["recovery"] = head_pruning.recover(source, teacher, data, config.recover, work)
+        teacher = learner_of(load_checkpoint(inputs.teacher.path))
+        data = training_data.load_training_set(inputs.task, learner, work, limit=config.recover.samples)
+        work.facts["recovery"] = head_pruning.recover(learner, teacher, data, config.recover, work)
         work.facts["calibration_accuracy_recovered"] = samples.accuracy()
     operations = [
         {"op": "prune_heads", "site": site.path, "keep": list(heads)}
@@ -96,6 +96,7 @@ def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
     """Faults that the model's outline shows: no heads to remove, too few of them, parts that can't be trained."""
     from vlm_edge.families.loading import outline_checkpoint
     from vlm_edge.stages import head_pruning
+    from vlm_edge.training.table import require_trainable
 
     try:
         outline = outline_checkpoint(named.model)
@@ -103,7 +104,7 @@ def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
         head_pruning.heads_left(
             [site.num_heads for site in sites], config.cross_attention.heads, config.cross_attention.scope
         )
-        outline.family.check_trainable()  # importance takes gradients, even without a recovery
+        require_trainable(outline.family)  # importance takes gradients, even without a recovery
     except VlmEdgeError as error:
         return [fault_of(error, "prune", config)]
     return []

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from vlm_edge.core.stage import StageWork
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import TrainingBatch
 from vlm_edge.files import write_atomically
 from vlm_edge.machine import computes_bfloat16
 from vlm_edge.stages.training_config import TrainingConfig
 from vlm_edge.stages.training_data import RowCache, TrainingSet
+from vlm_edge.training.learner import Learner, TrainingBatch
 
 CHECKPOINT_SECONDS = 15.0
 HISTORY_POINTS = 20
@@ -76,24 +76,25 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def cache_features(
-    encode: Callable[[Tensor], Tensor], data: TrainingSet, name: str, work: StageWork, *, label: str = "image features"
-) -> RowCache:
-    """Every image's features, computed once: ``work.scratch/name``, float16 rows (tokens, hidden).
+def cache_features(learner: Learner, data: TrainingSet, name: str, work: StageWork) -> RowCache:
+    """Every image's features by ``learner``, computed once: float16 in ``work.scratch/name``, an item an image.
 
-    ``encode`` takes pixel_values (images, 3, height, width) on the training's device, in evaluation mode.
+    The learner is in evaluation mode on the training's device.
     """
     device = training_device()
 
     @torch.inference_mode()
     def compute(rows: range) -> NDArray[Any]:
+        parts = []
         with autocast(device):
-            passes = torch.split(data.pixel_values(rows), IMAGES_PER_PASS)
-            parts = [encode(part.to(device)).float().cpu() for part in passes]
+            for start in range(rows.start, rows.stop, IMAGES_PER_PASS):
+                images = range(start, min(start + IMAGES_PER_PASS, rows.stop))
+                parts.append(learner.encode(data.seen(images).to(device)).float().cpu())
         return np.asarray(torch.cat(parts).numpy(), dtype=np.float16)
 
+    sizes = [picture.tiles for picture in data.pictures]
     with flushed_denormals():
-        return RowCache(work.scratch / name, len(data.images), compute).fill(label, work)
+        return RowCache(work.scratch / name, len(data.images), compute, sizes).fill("image features", work)
 
 
 class WeightAverage:

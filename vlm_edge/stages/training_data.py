@@ -1,4 +1,4 @@
-"""Training data: every image preprocessed once, every question tokenized once, batches by image.
+"""Training data: images preprocessed as on the device, batches by image.
 
 Rows are computed once into chunk files under a scratch folder and read back memory-mapped, so a killed stage goes on
 where it was and a data set need not fit in memory.
@@ -22,26 +22,38 @@ from torch import Tensor
 
 from vlm_edge.core.stage import StageWork, TaskSpec
 from vlm_edge.data import load_dataset
-from vlm_edge.data.dataset import Sample, Split
+from vlm_edge.data.dataset import Dataset, Sample, Split
 from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import Family, TrainingBatch
 from vlm_edge.files import write_atomically
-from vlm_edge.processing.images import preprocess, read_images
+from vlm_edge.processing.images import preprocess, read_image, read_images
 from vlm_edge.processing.manifest import ImageProcessing
-from vlm_edge.training.losses import IGNORED
+from vlm_edge.processing.picture import Picture
+from vlm_edge.training.learner import Learner, TrainingBatch
 
 CHUNK_ROWS = 128
 MAX_OPEN_CHUNKS = 128
+BLACK = np.zeros((64, 64, 3), np.uint8)
+"""In the place of an image that cannot be read."""
 
 
 class RowCache:
-    """Rows of one array, computed by chunks, kept in ``folder`` as ``.npy`` files that are written atomically."""
+    """Rows of one array, computed by chunks of items, kept in ``folder`` as ``.npy`` files that are written atomically.
 
-    def __init__(self, folder: Path, rows: int, compute: Callable[[range], NDArray[Any]]) -> None:
+    An item is one row of what ``compute`` gives; or, with ``sizes``, so many of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        items: int,
+        compute: Callable[[range], NDArray[Any]],
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         self._folder = folder
-        self._rows = rows
+        self._rows = items
         self._compute = compute
+        self._ends = None if sizes is None else np.concatenate([[0], np.cumsum(sizes)])
         self._chunks: dict[int, NDArray[Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -57,8 +69,14 @@ class RowCache:
         return self
 
     def __getitem__(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
-        """(len(rows), ...) in the order asked for."""
-        return np.stack([self._chunk(int(row) // CHUNK_ROWS)[int(row) % CHUNK_ROWS] for row in rows])
+        """The items' rows one after the other, in the order asked for: (len(rows), ...) without sizes."""
+        if self._ends is None:
+            return np.stack([self._chunk(int(row) // CHUNK_ROWS)[int(row) % CHUNK_ROWS] for row in rows])
+        parts = []
+        for row in map(int, rows):
+            first = self._ends[row // CHUNK_ROWS * CHUNK_ROWS]
+            parts.append(self._chunk(row // CHUNK_ROWS)[self._ends[row] - first : self._ends[row + 1] - first])
+        return np.concatenate(parts)
 
     def _check_space(self, label: str, chunk_bytes: int) -> None:
         """Fail now rather than on the last chunk."""
@@ -88,29 +106,43 @@ class RowCache:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images and the questions about them.
+    """Images and the questions about them, as ``learner`` reads them.
 
-    ``questions`` holds all questions, tokenized and padded to one length, with ``image_index`` pointing into
-    ``images`` and no pixels; ``rows`` lists each image's rows of it. ``pixels`` holds uint8 (height, width, 3)
-    rows, resized and cropped but not normalised: a quarter of the size, and exact, since the resize gives 8 bits.
+    ``rows`` lists each image's rows of ``samples``. ``cache`` holds uint8 (height, width, 3) rows, resized and cropped
+    but not normalised: a quarter of the size, and exact, since the resize gives 8 bits. Images that are cut into tiles
+    or keep their aspect have none and are prepared anew; ``pictures`` say what they become, without their pixels.
     """
 
+    learner: Learner
+    dataset: Dataset
     images: tuple[Path, ...]
-    pixels: RowCache
-    image_processing: ImageProcessing
-    questions: TrainingBatch
+    pictures: tuple[Picture, ...]
+    cache: RowCache | None
+    unreadable: frozenset[str]
     rows: tuple[NDArray[np.int64], ...]
     samples: tuple[Sample, ...]
-    """In the order of ``questions``' rows."""
 
     @property
     def usable_images(self) -> NDArray[np.int64]:
         """The rows of ``images`` that could be read and that a question asks about."""
         return np.flatnonzero([len(rows) > 0 for rows in self.rows])
 
-    def pixel_values(self, images: Sequence[int] | NDArray[np.int64]) -> Tensor:
-        """(len(images), 3, height, width) float32, normalised as the model wants it."""
-        return torch.from_numpy(preprocess(list(self.pixels[images]), self.image_processing))
+    def pixels(self, images: Sequence[int] | NDArray[np.int64]) -> dict[str, Tensor]:
+        """The vision encoder's inputs, normalised as the model wants them, by name."""
+        if self.cache is not None:
+            return {"pixel_values": torch.from_numpy(preprocess(list(self.cache[images]), self.learner.image))}
+        return self.learner.pixels([self._picture(int(image)) for image in images])
+
+    def seen(self, images: Sequence[int] | NDArray[np.int64]) -> TrainingBatch:
+        """Images alone, without a question."""
+        none, rows = torch.zeros(0, dtype=torch.int64), tuple(self.pictures[int(image)].tiles for image in images)
+        return TrainingBatch(none, {}, none, rows, self.pixels(images))
+
+    def _picture(self, image: int) -> Picture:
+        path = self.images[image]
+        return self.learner.picture(
+            BLACK if str(path) in self.unreadable else read_image(path, self.learner.image.transparency)
+        )
 
     def choose(
         self,
@@ -119,7 +151,7 @@ class TrainingSet:
         questions_per_image: int | None = None,
         rng: np.random.Generator | None = None,
     ) -> list[NDArray[np.int64]]:
-        """For each of ``images`` its rows of ``questions``: all, or a random choice of so many."""
+        """For each of ``images`` its rows of ``samples``: all, or a random choice of so many."""
         chosen = []
         generator = rng if rng is not None else np.random.default_rng(0)
         for image in images:
@@ -133,68 +165,40 @@ class TrainingSet:
         self,
         images: Sequence[int] | NDArray[np.int64],
         *,
-        questions_per_image: int | None = None,
-        rng: np.random.Generator | None = None,
         chosen: Sequence[NDArray[np.int64]] | None = None,
         pixels: bool = True,
     ) -> TrainingBatch:
-        """The questions of ``images``, all or a random choice, or those that :meth:`choose` gave before; padding that
-        no question needs is cut off.
+        """All questions of ``images``, or those that :meth:`choose` gave before.
 
-        ``pixels=False`` leaves ``pixel_values`` (0, 3, height, width), for trainings on cached image features.
+        ``pixels=False`` leaves the pixels out, for trainings on cached image features.
         """
-        rows = chosen
-        if rows is None:
-            rows = self.choose(images, questions_per_image=questions_per_image, rng=rng)
+        rows = chosen if chosen is not None else self.choose(images)
         index = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
-        batch = _select(self.questions, torch.from_numpy(np.concatenate(list(rows))))
-        batch = replace(batch, image_index=torch.from_numpy(index))
-        return replace(batch, pixel_values=self.pixel_values(images)) if pixels else batch
-
-
-def _select(batch: TrainingBatch, rows: Tensor) -> TrainingBatch:
-    """The questions ``rows``; columns that are padding in all of them are cut off. Candidates' prompts stay whole."""
-    if batch.decoder_input_ids is None or batch.labels is None:
-        return replace(batch, labels=None if batch.labels is None else batch.labels[rows])
-    mask, labels = batch.attention_mask[rows], batch.labels[rows]
-    tokens = _used(mask == 1)
-    answers = slice(0, _used(labels != IGNORED).stop)
-    return replace(
-        batch,
-        input_ids=batch.input_ids[rows][:, tokens],
-        attention_mask=mask[:, tokens],
-        decoder_input_ids=batch.decoder_input_ids[rows][:, answers],
-        labels=labels[:, answers],
-    )
-
-
-def _used(mask: Tensor) -> slice:
-    """The columns from the first to the last that hold a true value."""
-    columns = mask.any(dim=0).nonzero().flatten()
-    return slice(int(columns[0]), int(columns[-1]) + 1) if len(columns) else slice(0, mask.shape[1])
+        samples = [self.samples[row] for row in np.concatenate(list(rows))]
+        batch = self.learner.batch(samples, index, [self.pictures[int(image)] for image in images], self.dataset)
+        return replace(batch, pixels=self.pixels(images)) if pixels else batch
 
 
 def load_training_set(
-    task: TaskSpec,
-    family: Family,
-    checkpoint: Path,
-    work: StageWork,
-    *,
-    split: Split = "train",
-    limit: int | None = None,
+    task: TaskSpec, learner: Learner, work: StageWork, *, split: Split = "train", limit: int | None = None
 ) -> TrainingSet:
-    """Load ``split`` of the task's data, preprocess its images into ``work.scratch`` and tokenize its questions.
+    """Load ``split`` of the task's data for ``learner``, and preprocess its images into ``work.scratch`` where they
+    all have one size.
 
-    ``checkpoint`` is the folder whose tokenizer and image processor are used. Images that cannot be read are left out
-    and named in ``work.facts["skipped_images"]``.
+    Images that cannot be read are left out and named in ``work.facts["skipped_images"]``.
 
     Raises:
-        VlmEdgeError: the data set is empty, or more than 1% of its images cannot be read.
+        VlmEdgeError: the data set is empty, more than 1% of its images cannot be read, or :meth:`Learner.check` refuses
+            it.
     """
     dataset = load_dataset(task.data, split, limit=limit)
-    spec = family.image_processing(checkpoint)
     paths = tuple(dict.fromkeys(sample.image for sample in dataset.samples))
-    pixels, bad = _cache_pixels(paths, spec, work.scratch / f"pixels-{dataset.digest[:16]}", work)
+    cache = None
+    if learner.image.tiles is None:
+        cache, bad = _cache_pixels(paths, learner.image, work.scratch / f"pixels-{dataset.digest[:16]}", work)
+        pictures = (_without_pixels(learner.picture(BLACK)),) * len(paths)
+    else:
+        pictures, bad = _look(paths, learner, work)
     if bad:
         work.facts["skipped_images"] = bad
     check_unreadable(dataset.name, split, bad, len(paths))
@@ -202,14 +206,33 @@ def load_training_set(
     samples = tuple(sample for sample in dataset.samples if sample.image in rows)
     if not samples:
         raise VlmEdgeError(f"{task.data}: the {split} split of {dataset.name} is empty")
+    learner.check(replace(dataset, samples=samples), pictures)
     index = np.array([rows[sample.image] for sample in samples], dtype=np.int64)
-    empty = torch.zeros((0, 3, spec.height, spec.width))
-    questions = family.collate(
-        samples, empty, torch.from_numpy(index), checkpoint, labels=dataset.labels, prompts=dataset.prompts
-    )
     counts = np.bincount(index, minlength=len(paths))
     by_image = np.split(np.argsort(index, kind="stable"), np.cumsum(counts)[:-1])
-    return TrainingSet(paths, pixels, spec, questions, tuple(by_image), samples)
+    return TrainingSet(learner, dataset, paths, pictures, cache, frozenset(bad), tuple(by_image), samples)
+
+
+def _look(paths: Sequence[Path], learner: Learner, work: StageWork) -> tuple[tuple[Picture, ...], dict[str, str]]:
+    """Every image's picture without its pixels, and the reasons why some could not be read."""
+    pictures: list[Picture] = []
+    bad: dict[str, str] = {}
+    with work.progress.bar("training images", len(paths)) as bar:
+        for path in paths:
+            image = BLACK
+            try:
+                image = read_image(path, learner.image.transparency)
+            except VlmEdgeError as error:
+                bad[str(path)] = str(error)
+            pictures.append(_without_pixels(learner.picture(image)))
+            bar.advance()
+    return tuple(pictures), bad
+
+
+def _without_pixels(picture: Picture) -> Picture:
+    """The picture with pixels of the same shape that take no memory."""
+    empty = np.broadcast_to(np.float32(0), picture.inputs["pixel_values"].shape)
+    return replace(picture, inputs={**picture.inputs, "pixel_values": empty})
 
 
 def _cache_pixels(

@@ -21,10 +21,14 @@ _HINT = "the file belongs to the checkpoint's weights: copy the whole folder fro
 
 
 class Operable(Protocol):
-    """A family, as far as surgery needs it: its attention sites, and the dotted name of its vision tower."""
+    """A family, as far as surgery needs it: its attention sites, and its vision tower."""
 
     @property
+    def name(self) -> str: ...
+    @property
     def vision_tower_path(self) -> str: ...
+    @property
+    def student_fits(self) -> bool: ...
     def attention_sites(self, model: nn.Module) -> Sequence[HeadLayout]: ...
 
 
@@ -78,6 +82,12 @@ def _prune_heads(model: nn.Module, family: Operable, operation: Mapping[str, Any
 def _replace_vision_tower(model: nn.Module, family: Operable, operation: Mapping[str, Any]) -> None:
     from vlm_edge.students.mobilevit import build_vision_student
 
+    if not family.student_fits:
+        raise VlmEdgeError(
+            f"no student can take the place of the vision tower of family {family.name}: more of it is read than its "
+            "last hidden state",
+            "leave distill out of the recipe for this model",
+        )
     tower: Any = model.get_submodule(family.vision_tower_path)
     student = build_vision_student(operation["student"], operation["config"], tower.config.hidden_size)
     parent, _, name = family.vision_tower_path.rpartition(".")

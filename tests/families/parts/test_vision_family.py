@@ -19,6 +19,7 @@ from vlm_edge.families.loading import load_checkpoint
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import EmbeddingPipeline, load_pipeline
 from vlm_edge.surgery.heads import prune_heads
+from vlm_edge.training.table import require_trainable
 
 NAMES = {
     "DINOv2": ("dinov2", "positions are interpolated at export, for the processor's size"),
@@ -97,8 +98,8 @@ def test_a_family_without_an_image_processor_is_told(tmp_path: Path) -> None:
 def test_what_a_tower_cannot_do() -> None:
     family = FAMILIES["dinov2"]
     assert family_for("Dinov2ForImageClassification") is family
-    with pytest.raises(VlmEdgeError, match="dinov2: this family can be exported, not trained"):
-        family.encode_image(torch.nn.Identity(), torch.zeros(1))
+    with pytest.raises(VlmEdgeError, match="dinov2: this family reads no text and answers nothing"):
+        require_trainable(family)
 
 
 def test_a_class_head_of_another_size_is_told(tmp_path: Path) -> None:

@@ -32,6 +32,22 @@ class Alone(nn.Module):
         return (self.module(states),)
 
 
+class SplitEncoder(nn.Module):
+    """A vision encoder that ends in another part of the model: pixel_values -> states (images, tokens, hidden), and
+    those -> its outputs. Training computes a frozen tower's states once."""
+
+    def states(self, pixel_values: Tensor) -> Tensor:
+        """The tower's."""
+        raise NotImplementedError
+
+    def outputs(self, states: Tensor) -> tuple[Tensor, ...]:
+        """The component's outputs."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return self.outputs(self.states(pixel_values))
+
+
 def component(
     module: nn.Module, example: Mapping[str, Tensor], inputs: Axes, outputs: Axes, may_be_empty: Iterable[str] = ()
 ) -> ComponentExport:

@@ -88,6 +88,9 @@ class GatedDecoder(nn.Module):
     ``layers`` are the model's in order, by their number: a language layer or a :class:`GatedCrossLayer`.
     """
 
+    last_tokens = 1
+    """As :attr:`vlm_edge.families.parts.llm.Decoder.last_tokens`."""
+
     def __init__(
         self,
         embed_tokens: nn.Module,
@@ -131,7 +134,7 @@ class GatedDecoder(nn.Module):
             else:
                 hidden, key, value = layer(hidden, rotary, mask, (pasts.pop(0), pasts.pop(0)))
                 presents += [key, value]
-        return (self.head(self.norm(hidden[:, -1:])), *presents)
+        return (self.head(self.norm(hidden[:, -self.last_tokens :])), *presents)
 
     def cache_shapes(self) -> dict[int, tuple[int, int]]:
         """{number: (groups, head_dim)} of the self-attentions' keys and values."""

@@ -126,6 +126,8 @@ class Decoder(nn.Module):
     (3, batch, new), and the model's own rotary embedding mixes them."""
 
     position_planes = 0
+    last_tokens = 1
+    """Tokens that logits are computed of; training asks for more than the last."""
 
     def __init__(self, language_model: Any, head: nn.Module, image_token_id: int) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ class Decoder(nn.Module):
             past = pasts[2 * index : 2 * index + 2]
             hidden, key, value = layer(hidden, rotary, masks[layer.self_attention.window], past)
             presents += [key, value]
-        return (self.logits(self.norm(hidden[:, -1:])), *presents)
+        return (self.logits(self.norm(hidden[:, -self.last_tokens :])), *presents)
 
     def positions(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """hidden, and what every layer rotates by: cos and sin (batch, 1, new, head_dim)."""
