@@ -32,6 +32,7 @@ TRAINING = {
 REFUSALS = {
     "has no cross-attention": "no heads",
     "no student can take the place": "no: more of its tower is read",
+    "image tokens are no grid": "no: its tokens are no grid",
     "no loss to train on": "no: it answers nothing",
     "strays from the graph": "no: strays from its graph",
     "can't compile it": "no: can't be compiled",

@@ -88,5 +88,5 @@ def test_a_published_processors_settings(tmp_path: Path) -> None:
 
 def test_attention_sites(checkpoint: Path) -> None:
     sites = FAMILY.attention_sites(load_checkpoint(checkpoint).model)
-    assert [(site.role, site.component) for site in sites] == [(AttentionRole.SELF, "fusion")] * 2
+    assert [(site.role, site.component) for site in sites] == [(AttentionRole.JOINT, "fusion")] * 2
     assert MODEL.__name__ in FAMILY.architectures

@@ -47,7 +47,7 @@ CASES = {
     ),
     "gpt2": Case(
         vit(hidden_act="gelu_new"), transformers.GPT2Config(**SHARED, n_embd=24, n_layer=2, n_head=4, n_inner=40),
-        ViTImageProcessorPil, 0,
+        ViTImageProcessorPil, 4,
     ),
     "bert": Case(vit(), transformers.BertConfig(**SHARED, **TOWER), ViTImageProcessorPil, 4),
     "mbart": Case(vit(), transformers.MBartConfig(**SHARED, **BART), ViTImageProcessorPil, 4),

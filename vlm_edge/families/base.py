@@ -29,11 +29,13 @@ from vlm_edge.processing.manifest import Generation, ImageProcessing, PipelineKi
 
 
 class AttentionRole(StrEnum):
-    """The source of an attention module's keys: its own input, another one, or an image behind a tanh gate."""
+    """The source of an attention module's keys: its own input, another one, an image behind a tanh gate, or text and
+    image together, each of which attends to both."""
 
     SELF = "self"
     CROSS = "cross"
     GATED_CROSS = "gated_cross"
+    JOINT = "joint"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class AttentionSite:
 
     ``module`` holds ``num_heads_attr`` (and whatever names ``all_head_size_attr``) to be updated after heads are
     removed. ``q``, ``k``, ``v`` are Linear (width -> heads x head_dim; key and value widths may differ from the
-    query's), ``out`` is Linear (heads x head_dim -> width). Paths are dotted names from the model's root.
+    query's), ``out`` is Linear (heads x head_dim -> width), or GPT-2's Conv1D. Where one layer computes several of
+    ``q``, ``k`` and ``v``, one behind the other, they are the same. Paths are dotted names from the model's root.
 
     Where several ``queries`` read one key (grouped-query attention), a head is a key with all of them: ``num_heads``
     counts keys, ``q`` and ``out`` have queries x head_dim features a head, ``num_heads_attr`` counts queries and

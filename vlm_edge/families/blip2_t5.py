@@ -61,6 +61,13 @@ class Blip2T5(ImagePrefixFamily):
     vision_tower_path = "vision_model"
     inner_generate = True
 
+    def build(self, config: Mapping[str, Any]) -> Any:
+        """As transformers does; what its layers of cross-attention hand on, zeros for each head, fits any number."""
+        model = super().build(config)
+        for block in model.language_model.decoder.block:
+            block.layer[1].EncDecAttention.register_forward_pre_hook(_for_any_heads, with_kwargs=True)
+        return model
+
     def takes(self, config: Mapping[str, Any]) -> bool:
         text = config.get("text_config")
         return isinstance(text, Mapping) and text.get("model_type") == "t5"
@@ -87,5 +94,12 @@ class Blip2T5(ImagePrefixFamily):
             return model.generate(**asked, **settings)
 
     def attention_sites(self, model: Any) -> list[AttentionSite]:
-        """The Q-Former's attention. T5's layers share a bias by heads, so none of them can lose heads of its own."""
-        return named_sites(model, {"qformer": "connector"})
+        """The Q-Former's attention and T5's cross-attention. T5's self-attention shares a bias by heads among its
+        layers, so none of them can lose heads of its own."""
+        return named_sites(model, {"qformer": "vision_encoder", "language_model.decoder": "decoder"})
+
+
+def _for_any_heads(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Cross-attention's bias (1, heads, queries, keys), the same for every head, for layers with other numbers."""
+    bias = named.get("position_bias")
+    return arguments, named if bias is None else {**named, "position_bias": bias[:, :1]}

@@ -11,6 +11,7 @@ such a limit is refused where it could leave patches out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcesso
 
 from vlm_edge.checkpoints.processors import read_text_processing
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.families.base import AttentionSite, ComponentExport, Family
+from vlm_edge.families.base import AttentionRole, AttentionSite, ComponentExport, Family
 from vlm_edge.families.parts.attention import attention, padding_mask, split_heads
 from vlm_edge.families.parts.attention_sites import named_sites
 from vlm_edge.families.parts.component import BATCH, QUESTION, component, text_example
@@ -96,7 +97,8 @@ def _encoded(layer: Any, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 class Vilt(Family):
-    """ViltForQuestionAnswering. It has no vision tower that a student could replace, and no cross-attention."""
+    """ViltForQuestionAnswering. It has no vision tower that a student could replace, and its self-attention is
+    where text and image meet."""
 
     name = "vilt"
     architectures: tuple[str, ...] = ("ViltForQuestionAnswering",)
@@ -189,4 +191,4 @@ class Vilt(Family):
 
     def attention_sites(self, model: Any) -> list[AttentionSite]:
         """Self-attention over text and image together."""
-        return named_sites(model, {"": "fusion"})
+        return [replace(site, role=AttentionRole.JOINT) for site in named_sites(model, {"": "fusion"})]

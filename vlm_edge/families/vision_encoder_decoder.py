@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.trocr.modeling_trocr import TrOCRAttention
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from vlm_edge.checkpoints.generation_settings import read_generation
@@ -54,6 +56,7 @@ class VisionEncoderDecoder(Family):
     model_class: Any = VisionEncoderDecoderModel
     image_processor_class: Any = ViTImageProcessorPil
     vision_tower_path = "encoder"
+    student_fits = True
 
     def build(self, config: Mapping[str, Any]) -> Any:
         kind = VisionEncoderDecoderConfig.from_dict(dict(config)).encoder.model_type
@@ -64,6 +67,9 @@ class VisionEncoderDecoder(Family):
             )
         model = super().build(config)
         decoder_of(model.decoder)
+        for module in filter(lambda each: isinstance(each, TrOCRAttention), model.decoder.modules()):
+            module.__class__, module.config = BartAttention, model.decoder.config  # the same, with any number of heads
+            module.is_causal = False  # its mask says so
         return model
 
     def image_processing(self, checkpoint: Path) -> ImageProcessing:
@@ -88,5 +94,5 @@ class VisionEncoderDecoder(Family):
         return model.generate(pixel_values=inputs["pixel_values"], **settings)
 
     def attention_sites(self, model: Any) -> list[AttentionSite]:
-        """The encoder's self-attention, the decoder's self- and cross-attention; GPT-2's are fused."""
+        """The encoder's self-attention, the decoder's self- and cross-attention."""
         return named_sites(model, {"decoder": "decoder", "": "vision_encoder"})

@@ -70,7 +70,7 @@ def faults(config: DistillConfig, named: Named) -> list[tuple[str, str]]:
 
 SPEC = StageSpec(
     name="distill",
-    version=2,
+    version=3,
     config=DistillConfig,
     check=faults,
     splits=splits,

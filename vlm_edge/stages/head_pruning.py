@@ -28,12 +28,12 @@ QUESTIONS_PER_PASS = 32
 
 
 def cross_attention_sites(checkpoint: LoadedCheckpoint) -> list[AttentionSite]:
-    """The modules in which text attends to images or questions.
+    """The modules in which text attends to images or questions; of one that reads both together (ViLT), all.
 
     Raises:
         VlmEdgeError: the family has no such place.
     """
-    roles = (AttentionRole.CROSS, AttentionRole.GATED_CROSS)
+    roles = (AttentionRole.CROSS, AttentionRole.GATED_CROSS, AttentionRole.JOINT)
     sites = [site for site in checkpoint.family.attention_sites(checkpoint.model) if site.role in roles]
     if not sites:
         distil = ", and go on with distill" if checkpoint.family.vision_tower_path else ""

@@ -112,7 +112,7 @@ def faults(config: PruneConfig, named: Named) -> list[tuple[str, str]]:
 
 SPEC = StageSpec(
     name="prune",
-    version=2,
+    version=3,
     config=PruneConfig,
     check=faults,
     splits=splits,

@@ -40,6 +40,8 @@ class MobileViTStudent(nn.Module):
     projected to the teacher's hidden size and layer-normalised, as a ViT's output is. ``pooler_output`` is token 0.
     """
 
+    main_input_name = "pixel_values"  # which transformers' encoder-decoders ask of their encoder
+
     def __init__(self, spec: StudentSpec, config: StudentConfig, teacher_hidden: int) -> None:
         super().__init__()
         self.config = TowerConfig(teacher_hidden, config.image_height)

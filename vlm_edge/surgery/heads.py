@@ -2,8 +2,9 @@
 
 Multi-head attention is a sum over heads (Michel et al. 2019, eq. 1), so a head whose slice of the output projection's
 input is zeroed contributes nothing, and removing its rows of q, k, v and its columns of out gives the same sum. The
-output projection's bias belongs to no head and stays. Where several queries read one key (grouped-query attention,
-Ainslie et al. 2023, arXiv:2305.13245), a head is a key with all its queries, which follow each other.
+output projection's bias belongs to no head and stays. One layer may compute several of q, k and v (GPT-2). Where
+several queries read one key (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245), a head is a key with all
+its queries, which follow each other.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from vlm_edge.errors import VlmEdgeError
 
 
 class HeadLayout(Protocol):
-    """The Linears and attributes of one attention module's heads; ``families.base.AttentionSite`` describes each."""
+    """The layers and attributes of one attention module's heads; ``families.base.AttentionSite`` describes each."""
 
     @property
     def path(self) -> str: ...
@@ -49,7 +52,8 @@ def prune_heads(model: nn.Module, site: HeadLayout, keep: Sequence[int]) -> None
     """Remove every head of ``site`` that is not in ``keep``, in place; head_dim and the softmax's scale stay.
 
     q, k and v (heads x head_dim, width) lose rows and biases, out (width, heads x head_dim) loses columns (of q and
-    out queries x head_dim for each head); the widths may all differ. The order of the remaining heads stays, whatever
+    out queries x head_dim for each head); the widths may all differ. What names one layer for several of q, k and v
+    finds them there one behind the other, in this order. The order of the remaining heads stays, whatever
     the order of ``keep``.
 
     Raises:
@@ -58,17 +62,15 @@ def prune_heads(model: nn.Module, site: HeadLayout, keep: Sequence[int]) -> None
     """
     kept = _checked(site, keep)
     module = _submodule(model, site, site.path)
-    inputs = {path: _linear(model, site, path) for path in (site.q, site.k, site.v)}
-    output = _linear(model, site, site.out, output=True)
+    inputs = {path: _layer(model, site, path) for path in (site.q, site.k, site.v)}
+    output = _layer(model, site, site.out, output=True)
     _check_counts(module, site)
-    key_rows, rows = _rows(kept, site.head_dim), _rows(kept, site.queries * site.head_dim)
-    for path, linear in inputs.items():
-        own = key_rows if path in (site.k, site.v) else rows
-        linear.weight = _selected(linear.weight, 0, own)
-        linear.bias = None if linear.bias is None else _selected(linear.bias, 0, own)
-        linear.out_features = len(own)
-    output.weight = _selected(output.weight, 1, rows)
-    output.in_features = len(rows)
+    rows = _rows(kept, site.queries * site.head_dim)
+    for path, layer in inputs.items():
+        starts = np.cumsum([0, *(site.num_heads * width for width in _widths(site, path))])
+        parts = zip(starts.tolist(), _widths(site, path), strict=False)
+        _narrow(layer, torch.cat([start + _rows(kept, width) for start, width in parts]))
+    _narrow(output, rows, inputs=True)
     setattr(module, site.num_heads_attr, len(kept) * site.queries)
     if site.num_key_heads_attr is not None:
         setattr(module, site.num_key_heads_attr, len(kept))
@@ -82,7 +84,7 @@ def scale_heads(model: nn.Module, site: HeadLayout, gate: Tensor) -> Iterator[No
 
     ``gate`` is (num_heads,), or (batch, num_heads) for a gate a sample; a gate of zero removes the head.
     """
-    linear = _linear(model, site, site.out, output=True)
+    layer = _layer(model, site, site.out, output=True)
 
     def scale(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         context: Tensor = arguments[0]  # (batch, ..., num_heads * queries * head_dim)
@@ -91,7 +93,7 @@ def scale_heads(model: nn.Module, site: HeadLayout, gate: Tensor) -> Iterator[No
         factor = gate.to(heads).reshape(-1, *middle, site.num_heads, 1)
         return ((heads * factor).flatten(-2), *arguments[1:])
 
-    hook = linear.register_forward_pre_hook(scale)
+    hook = layer.register_forward_pre_hook(scale)
     try:
         yield
     finally:
@@ -196,18 +198,38 @@ def _submodule(model: nn.Module, site: HeadLayout, path: str) -> nn.Module:
         ) from error
 
 
-def _linear(model: nn.Module, site: HeadLayout, path: str, *, output: bool = False) -> nn.Linear:
-    linear = _submodule(model, site, path)
-    if not isinstance(linear, nn.Linear):
-        raise VlmEdgeError(f"attention site {site.path}: {path} is {type(linear).__name__}, and no Linear")
-    width = site.head_dim * (1 if path in (site.k, site.v) else site.queries)
-    found = linear.in_features if output else linear.out_features
-    if found != site.num_heads * width:
+def _widths(site: HeadLayout, path: str) -> list[int]:
+    """The features of a head in each of q, k and v that the layer at ``path`` computes."""
+    widths = ((site.q, site.queries * site.head_dim), (site.k, site.head_dim), (site.v, site.head_dim))
+    return [width for own, width in widths if own == path]
+
+
+def _layer(model: nn.Module, site: HeadLayout, path: str, *, output: bool = False) -> nn.Linear | Conv1D:
+    layer = _submodule(model, site, path)
+    if not isinstance(layer, (nn.Linear, Conv1D)):
+        raise VlmEdgeError(f"attention site {site.path}: {path} is {type(layer).__name__}, and no Linear")
+    widths = [site.queries * site.head_dim] if output else _widths(site, path)
+    found = layer.weight.shape[_axis(layer, inputs=output)]
+    if found != site.num_heads * sum(widths):
         raise VlmEdgeError(
-            f"attention site {site.path}: {path} has {found} features, not {site.num_heads} heads of {width}",
+            f"attention site {site.path}: {path} has {found} features, not {site.num_heads} heads of {sum(widths)}",
             "list the sites again after a pruning: they tell how many heads are left",
         )
-    return linear
+    return layer
+
+
+def _axis(layer: nn.Linear | Conv1D, *, inputs: bool) -> int:
+    """The axis of a layer's weight that its inputs, or its outputs, lie along."""
+    return int(inputs) if isinstance(layer, nn.Linear) else int(not inputs)
+
+
+def _narrow(layer: nn.Linear | Conv1D, rows: Tensor, *, inputs: bool = False) -> None:
+    """Keep these of a layer's outputs, or of its inputs, in place."""
+    layer.weight = _selected(layer.weight, _axis(layer, inputs=inputs), rows)
+    if not inputs and layer.bias is not None:
+        layer.bias = _selected(layer.bias, 0, rows)
+    names = ("in_features", "out_features") if isinstance(layer, nn.Linear) else ("nx", "nf")
+    setattr(layer, names[0 if inputs else 1], len(rows))
 
 
 def _check_counts(module: nn.Module, site: HeadLayout) -> None:

@@ -72,7 +72,7 @@ class BartEncoder(nn.Module):
 
 
 class Gpt2Layer(CachedLayer):
-    """GPT2Block with cross-attention; query, key and value are one matrix, so there is nothing to prune by heads."""
+    """GPT2Block with cross-attention; one layer gives query, key and value, and another key and value of the memory."""
 
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         own, cross = self.layer.attn, self.layer.crossattention
