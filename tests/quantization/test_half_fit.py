@@ -11,7 +11,9 @@ import pytest
 from _outlier_channels import add_outliers
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
+from rtx import answer
 
+from vlm_edge.backends.lowering import lowering_of
 from vlm_edge.graphs.files import GraphSession
 from vlm_edge.graphs.passes.half_precision import HALVES, HalfPrecision, as_float32
 from vlm_edge.graphs.passes.prepare import NameNodes
@@ -220,3 +222,15 @@ def test_large_weights_of_float32_nodes_are_stored_in_16_bits_where_nothing_is_l
         assert [value.dtype.name for value in changed.graph.initializers.values()] == [stored]  # type: ignore[union-attr]
         x = np.ones((2, WIDTH), np.float32)
         np.testing.assert_array_equal(run(changed, {"x": x}), run(model, {"x": x}))
+
+
+@pytest.mark.parametrize("dtype", list(HALVES))
+def test_weights_of_4_bits_sit_in_16_bit_graphs(dtype: str) -> None:
+    weight = np.random.default_rng(0).normal(size=(128, 128)).astype(np.float32)
+    text = "net (float[4, 128] x) => (float[4, 128] y) { a = MatMul (x, w) b = Relu (a) y = Mul (b, one) }"
+    model = model_of(text, w=weight, one=np.ones(1, np.float32))
+    lowered = lowering_of("tensorrt", "cuda").lower(model, "int4-weights")
+    changed = half(lowered, dtype=dtype)
+    types = {value.const_value.dtype for value in changed.graph.initializers.values() if value.const_value is not None}
+    assert types == {ir.DataType.INT4, HALVES[dtype]}
+    assert answer(ir.to_proto(changed)).plan is not None

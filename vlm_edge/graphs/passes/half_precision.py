@@ -179,7 +179,8 @@ def as_float32(model: ir.Model, *, rounded: bool = False) -> HalfPrecision | Non
             without 16-bit operators.
     """
     graph, wanted = model.graph, set(HALVES.values())
-    if all(value.dtype not in wanted for value in graph.initializers.values()):
+    constants = [value.const_value for value in graph.initializers.values()]
+    if all(tensor is None or tensor.dtype not in wanted for tensor in constants):
         return None
     types = element_types(model)
     names = {name: each for name, each in types.items() if each in wanted}
