@@ -16,6 +16,7 @@ from photo_folders import write_photos
 from rtx import plan
 
 from vlm_edge.api import run_stage
+from vlm_edge.backends import load_engine
 from vlm_edge.backends.compiling import reference_engine
 from vlm_edge.backends.tensorrt_rtx.plan import in_float
 from vlm_edge.core.stage import StageWork
@@ -111,6 +112,9 @@ def test_bfloat16_graphs_are_checked_without_kernels_for_them(tiny_clip_graphs: 
     for name, component in manifest.components.items():
         assert types_of(folder / component.file) <= {ir.DataType.BFLOAT16, ir.DataType.INT64, ir.DataType.FLOAT}
         assert 0.999 < work.facts["half"]["components"][name]["cosine"] < 0.99999999
+        with pytest.raises(VlmEdgeError) as error:
+            load_engine("onnxruntime", folder / component.file, component)
+        assert error.value.hint.endswith("bfloat16 graphs are for TensorRT: export with another dtype")
         assert plan(folder / component.file, name, manifest)
 
 

@@ -93,10 +93,10 @@ class OnnxRuntimeEngine:
                 str(model_path), session_options(threads, settings), providers=["CPUExecutionProvider"]
             )
         except ORT_ERRORS as error:
-            raise VlmEdgeError(
-                f"{model_path}: onnxruntime {ort.__version__} can't load it: {error}",
-                "the file is corrupt or of a newer format: export or compile it again",
-            ) from error
+            hint = "the file is corrupt or of a newer format: export or compile it again"
+            if isinstance(error, ort_errors.NotImplemented):
+                hint = "an operator has no kernel here; bfloat16 graphs are for TensorRT: export with another dtype"
+            raise VlmEdgeError(f"{model_path}: onnxruntime {ort.__version__} can't load it: {error}", hint) from error
         self._path = model_path
         self.inputs, self.outputs = component.inputs, component.outputs
         self._output_names = list(component.outputs)
