@@ -93,7 +93,7 @@ class GraphSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = min(threads, usable_cpus())
         options.log_severity_level = 4
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # threads of one wait for no other session
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads take no CPU where they wait
         options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # a Shape runs at once, so that its input can go
         options.enable_cpu_mem_arena = False  # memory goes back between runs of different shapes
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
