@@ -41,7 +41,7 @@ Profile = dict[Name, tuple[Shape, Shape, Shape]]
 
 
 class KitComponent(Frozen):
-    """``golden``: its golden runs; ``integer``: they have outputs in float arithmetic beside those of the graph."""
+    """``golden``: its golden runs; those of an ``integer`` graph also have outputs in float arithmetic."""
 
     golden: tuple[FileName, ...] = Field(min_length=1, max_length=1024)
     integer: bool
@@ -50,14 +50,14 @@ class KitComponent(Frozen):
 
 class Kit(Frozen):
     """``kit.json``. ``reason`` says why no engine was built where the kit was made; ``timing_cache`` is the file that
-    the scripts keep the builder's measurements in."""
+    the scripts keep the builder's measurements in; ``emulated_by`` the engine that ran the graphs there, if one can."""
 
     format: Literal[1] = 1
     engine: Name
     target: Name
     threads: Threads
     reason: Layout
-    emulated_by: Name
+    emulated_by: Name | None
     timing_cache: FileName = TIMING_CACHE
     components: dict[Name, KitComponent] = Field(min_length=1, max_length=16)
 
@@ -144,7 +144,7 @@ class GoldenRuns(Sequence[Run]):
         return self._sides(position)[:2]
 
     def in_float(self) -> Iterator[dict[str, Array]]:
-        """The outputs in float arithmetic of each run; of a float graph, its own."""
+        """The outputs in float arithmetic of each run; of a graph without integers, its own."""
         return (self._sides(position)[-1] for position in range(len(self)))
 
     def _sides(self, position: int) -> list[dict[str, Array]]:

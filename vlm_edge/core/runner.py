@@ -142,10 +142,9 @@ class Runner(Workbench):
             self.ladder(folder)
             best = next((each for each in folder.variants if each.name == best_of(folder.variants)), None)
             engine, baseline = self._engine(best or _decided(folder.variants)), self._engine(folder.variants[0])
-            evaluators = self.toolbox.evaluators
             record = folder.finish(engine.path if engine is not None else None)
-            if engine is not None and baseline is not None and evaluators.emulated(engine.path) is not None:
-                evaluators.complete_kit(folder.folder, baseline.path, self.recipe.task)
+            if engine is not None and baseline is not None and self.unmeasurable is not None:
+                self.toolbox.evaluators.complete_kit(folder.folder, baseline.path, self.recipe.task)
             return record
 
     def _versions(self) -> dict[str, str]:

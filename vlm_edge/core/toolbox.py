@@ -27,10 +27,13 @@ class Evaluators(Protocol):
         """Whether this host can compile for the target, or write a build kit, even if it can't run the engine."""
 
     def emulated(self, engine: Path) -> str | None:
-        """Which other engine runs a build kit's graphs on this host; None where the folder is no build kit."""
+        """Which other engine runs a build kit's graphs on this host; None where none can, or the folder is no kit."""
 
     def complete_kit(self, run: Path, baseline: Path, task: TaskSpec) -> None:
-        """Put beside a run's kit all that judging it on the device needs, and the sums of the run's files."""
+        """Put beside a run's kit all that judging it on the device needs, and the sums of the run's files.
+
+        Nothing, if the run's bundle is no kit.
+        """
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         """Per-sample outcomes of one engine on the task's test split, as JSON; ``skipped`` lists left-out samples."""

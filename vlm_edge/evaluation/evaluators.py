@@ -15,7 +15,7 @@ from vlm_edge.data import load_dataset
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
 from vlm_edge.evaluation.host import lacks_isa
-from vlm_edge.evaluation.kit_runs import complete_kit
+from vlm_edge.evaluation.kit_runs import BUNDLE, complete_kit
 from vlm_edge.evaluation.latency import LATENCY_VERSION, LatencySettings, measure_latency
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.evaluation.regressions import regressions
@@ -44,12 +44,12 @@ class EngineEvaluators(Evaluators):
         return target.kit or (builds and lacks_isa(target.isa) is None)
 
     def emulated(self, engine: Path) -> str | None:
-        if not (engine / KIT_NAME).is_file():
-            return None
-        return f"emulated: {read_kit(engine)[0].emulated_by} ran the kit's graphs"
+        by = read_kit(engine)[0].emulated_by if (engine / KIT_NAME).is_file() else None
+        return by and f"emulated: {by} ran the kit's graphs"
 
     def complete_kit(self, run: Path, baseline: Path, task: TaskSpec) -> None:
-        complete_kit(run, baseline, draw_samples(task, self._latency.samples, self._latency.seed))
+        if (run / BUNDLE / KIT_NAME).is_file():
+            complete_kit(run, baseline, draw_samples(task, self._latency.samples, self._latency.seed))
 
     def accuracy(self, engine: Path, task: TaskSpec, progress: Progress) -> dict[str, Any]:
         return evaluate(engine, task, progress=progress).to_json()

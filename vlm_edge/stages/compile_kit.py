@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from vlm_edge.backends import REFERENCE, engine_version
-from vlm_edge.backends.base import Array
+from vlm_edge.backends.base import Array, Engine
 from vlm_edge.backends.compiling import float_engine, is_integer
 from vlm_edge.backends.kits import GOLDEN_FOLDER, KIT_NAME, Kit, KitComponent, kit_form, write_sums
 from vlm_edge.backends.reference import ReferenceRuns
 from vlm_edge.core.stage import StageInputs, StageWork
-from vlm_edge.processing.manifest import Component, read_manifest, write_manifest
+from vlm_edge.graphs.files import load_graph
+from vlm_edge.processing.manifest import read_manifest, write_manifest
 from vlm_edge.stages.compile_references import reference_runs, require_sound_scales
 
 MOST_GOLDEN_BYTES = 1 << 26
@@ -34,7 +35,7 @@ def write_kit(inputs: StageInputs, work: StageWork, max_batch: int, reason: str)
     assert inputs.target is not None
     source, target, form = inputs.source.path, inputs.target, kit_form(inputs.target.engine)
     manifest = read_manifest(source)
-    parts, facts = {}, {}
+    parts, facts, types = {}, {}, {}
     with work.progress.bar("build kit", len(manifest.components) + 1) as ticker:
         for name in manifest.files:
             (work.out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,8 +46,10 @@ def write_kit(inputs: StageInputs, work: StageWork, max_batch: int, reason: str)
             graph = source / component.file
             require_sound_scales(graph)
             form.check(graph)
+            types[name] = {value.dtype for value in load_graph(graph).graph.initializers.values()}
+            floating = float_engine(graph, component, work.scratch) if is_integer(graph) else None
             parts[name] = KitComponent(
-                golden=tuple(_golden(graph, component, references[name], work, name)),
+                golden=tuple(_golden(floating, references[name], work, name)),
                 integer=is_integer(graph),
                 profile=form.profile(component, manifest, max_batch),
             )
@@ -54,12 +57,13 @@ def write_kit(inputs: StageInputs, work: StageWork, max_batch: int, reason: str)
             facts[name] = {"size_bytes": size, "integer": parts[name].integer}
             ticker.advance(note=name)
     shutil.rmtree(work.scratch / "runs")
+    emulator = f"{REFERENCE} {engine_version(REFERENCE)}"  # which has no kernels for bfloat16 on a CPU
     kit = Kit(
         engine=target.engine,
         target=target.name,
         threads=target.threads,
         reason=reason,
-        emulated_by=f"{REFERENCE} {engine_version(REFERENCE)}",
+        emulated_by=None if ir.DataType.BFLOAT16 in set().union(*types.values()) else emulator,
         components=parts,
     )
     (work.out / KIT_NAME).write_text(kit.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -71,9 +75,8 @@ def write_kit(inputs: StageInputs, work: StageWork, max_batch: int, reason: str)
     work.facts.update(engine=target.engine, optimize="runtime", components=facts, unchecked=reason, kit=True)
 
 
-def _golden(graph: Path, component: Component, runs: ReferenceRuns, work: StageWork, name: str) -> Iterator[str]:
-    """Write runs at batch 1, an integer graph's with the outputs of the same graph in float arithmetic; their names."""
-    floating = float_engine(graph, component, work.scratch) if is_integer(graph) else None
+def _golden(floating: Engine | None, runs: ReferenceRuns, work: StageWork, name: str) -> Iterator[str]:
+    """Write runs at batch 1, with the outputs of ``floating``, the same graph in float arithmetic; their names."""
     (work.out / GOLDEN_FOLDER / name).mkdir(parents=True)
     total = 0
     for position in range(runs.single_runs):

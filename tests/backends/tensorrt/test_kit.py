@@ -20,6 +20,7 @@ from rtx import nvidia
 from sealed import seal_again
 from tensorrt_names import published
 
+from vlm_edge.api import run_stage
 from vlm_edge.backends import kits
 from vlm_edge.backends.lowering import lowering_of
 from vlm_edge.backends.tensorrt import cuda_memory
@@ -29,8 +30,10 @@ from vlm_edge.backends.tensorrt_rtx.kit import TensorRtxKit
 from vlm_edge.cli.main import main
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.errors import VlmEdgeError
+from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.on_device import build_engine
 from vlm_edge.graphs.files import load_graph, save_graph
+from vlm_edge.graphs.passes.half_precision import HALVES, HalfPrecision
 from vlm_edge.processing.manifest import write_manifest
 from vlm_edge.stages.compile_references import reference_runs
 from vlm_edge.stages.quantize_attempt import quantize_graph
@@ -81,6 +84,23 @@ def test_its_profiles_are_those_that_a_plan_is_built_with(kit: Path) -> None:
     for name, part in written.components.items():
         assert part.profile == profile_shapes(manifest.components[name], ranges)
         assert part.integer == (name == "text_encoder")
+
+
+def test_a_kit_of_bfloat16_has_golden_runs_but_no_engine_emulates_it_here(graphs: Path, tmp_path: Path) -> None:
+    shutil.copytree(graphs, tmp_path / "graphs")
+    model = load_graph(graphs / "vision_encoder.onnx")
+    HalfPrecision(HALVES["bfloat16"])(model)
+    save_graph(model, tmp_path / "graphs" / "vision_encoder.onnx")
+    seal_again(tmp_path / "graphs")
+    run_stage("compile", {}, tmp_path / "graphs", tmp_path / "kit", target=TARGET)
+    written, manifest = kits.read_kit(tmp_path / "kit")
+    assert written.emulated_by is None
+    assert EngineEvaluators().emulated(tmp_path / "kit") is None
+    for name, row in manifest.components.items():
+        runs = kits.GoldenRuns(tmp_path / "kit", written.components[name], row)
+        (truth,) = runs.in_float()
+        outputs = runs[0][1].items()
+        assert any((truth[output] != value).any() for output, value in outputs) == (name == "text_encoder")
 
 
 def test_the_shell_script_gives_trtexec_each_graph_with_its_profile(kit: Path, tmp_path: Path) -> None:
