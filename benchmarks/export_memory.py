@@ -82,8 +82,7 @@ def _zoo(folder: Path, name: str, size: str) -> None:
 def _write(
     folder: Path, model: Any, image: dict[str, Any], vocabulary: int, length: int, generation: dict[str, Any]
 ) -> None:
-    from vlm_edge.zoo.create import randomize
-    from vlm_edge.zoo.tokenizer import write_tokenizer
+    from vlm_edge.zoo.create import randomize, write_tokenizer
 
     randomize(model, 0)
     model.save_pretrained(folder)

@@ -81,8 +81,7 @@ def _write(
     folder: Path, model: Any, processor: str, image: dict[str, Any], vocabulary: int = 0, length: int = 0,
     generation: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    from vlm_edge.zoo.create import randomize
-    from vlm_edge.zoo.tokenizer import write_tokenizer
+    from vlm_edge.zoo.create import randomize, write_tokenizer
 
     randomize(model, 0)
     model.save_pretrained(folder)

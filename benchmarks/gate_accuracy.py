@@ -34,8 +34,7 @@ from vlm_edge.core.budget import AccuracyBudget, Budgets, Verdict, bounds_of, ju
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.statistics.intervals import CONFIDENCE, normal_quantile
-from vlm_edge.statistics.power import smallest_drop
+from vlm_edge.statistics.intervals import CONFIDENCE, normal_quantile, smallest_drop
 
 ACCURACY = 0.93
 ALIKE = 4.0

@@ -21,7 +21,6 @@ for a measurement that goes on until its verdict is decided) is passed or missed
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import math
@@ -29,7 +28,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from vlm_edge.core.budget import Budgets, Verdict, bounds_of, judge
 from vlm_edge.core.decided import IsOpen, measure_until_decided
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
 from vlm_edge.core.stage import TaskSpec
-from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+from vlm_edge.evaluation.latency import Bench, LatencySettings, measure_latency
 from vlm_edge.evaluation.worker_process import WorkerProcess
 from vlm_edge.statistics.timing import LOOKED_AGAIN, LOOKED_AT, Estimate, geometric_mean
 
@@ -62,12 +62,13 @@ def verdicts(budgets: Budgets, pair: Sequence[Measurement], control: Sequence[Me
     return [judge(bound, pair, control=control).verdict for bound in bounds_of(budgets)]
 
 
-def gate(measure: Callable[..., Timed], engine: Path, copy: Path, control: Timed, slow: bool) -> dict[str, Any]:
+def gate(bench: Bench, engine: Path, copy: Path, control: Timed, slow: bool) -> dict[str, Any]:
     """One gate: the pair, its verdicts, and the time that it took."""
     began = time.monotonic()
+    bench = replace(bench, worker=slowed_candidate) if slow else bench
 
     def take(candidate: Path, is_open: IsOpen) -> Timed:
-        return measure(engine, candidate, is_open=is_open, worker=slowed_candidate if slow else WorkerProcess)
+        return measure_latency(engine, candidate, bench, is_open=is_open)
 
     pair = measure_until_decided(take, engine, copy, bounds_of(BUDGETS), control.measurements)
     found = verdicts(BUDGETS, pair.measurements, control.measurements)
@@ -209,7 +210,7 @@ def main() -> int:
         return 0
     task = TaskSpec(kind=arguments.kind, data=arguments.data.resolve())
     asked = LatencyAsked(percentiles=(0.5, 0.9))
-    measure = functools.partial(measure_latency, task=task, threads=arguments.threads, asked=asked, settings=settings)
+    bench = Bench(task, arguments.threads, asked, settings)
     gates: list[dict[str, Any]] = []
     if arguments.json and arguments.json.is_file():
         gates = json.loads(arguments.json.read_text(encoding="utf-8"))["gates"]
@@ -221,8 +222,8 @@ def main() -> int:
         for number in range(len(gates) + 1, math.ceil(1.5 * arguments.gates) + 1):
             slow = number % SHARE == 0
             if control is None or number % SHARE == 1:
-                control = measure(engine, engine)
-            found = gate(measure, engine, copy, control, slow)
+                control = measure_latency(engine, engine, bench)
+            found = gate(bench, engine, copy, control, slow)
             gates.append(found)
             pair = "  ".join(f"{p} {found['pair'][p]}" for p in found["pair"])
             kind = "slowed" if slow else "same"

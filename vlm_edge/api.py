@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from vlm_edge.checked import faults_of, place_in
 from vlm_edge.core.artifact import Artifact, ArtifactKind, checkpoint_artifact, digest_folder
-from vlm_edge.core.budget import Budgets, Judgement
+from vlm_edge.core.budget import Judgement
 from vlm_edge.core.gate import (
     Gate,
     Tolerances,
@@ -123,14 +123,11 @@ def _replaced(recipe: Recipe, folder: Path) -> list[str]:
 
 
 class StageReads(TypedDict, total=False):
-    """The inputs of :func:`run_stage` beside its source; a stage takes those that its spec names."""
+    """The inputs of :func:`run_stage` beside its source, which describes them; a stage takes those of its spec."""
 
     teacher: str | Path
-    """The dense model, for stages that train; default: the source."""
     data: Path
-    """A data manifest, for stages that read the task, or can."""
     target: str
-    """A target's name or file, for stages that read it; default: ``cpu-ort``."""
 
 
 def run_stage(
@@ -155,7 +152,7 @@ def run_stage(
         progress: where bars are drawn.
         toolbox: stages of your own; default: the package's.
         reads: ``teacher``, the dense model, for stages that train (default: ``source``); ``data``, a data manifest, for
-            stages that read the task; ``target``, a target's name or file, for stages that read it.
+            stages that read the task; ``target``, a target's name or file, for stages that read it (``cpu-ort``).
 
     Returns:
         The facts that the stage measured about its result.
@@ -255,7 +252,11 @@ def gate_run(
     tools, after = toolbox or default_toolbox(), _side(run, variant)
     check_bundle(after.record, after.folder)
     name = after.variant.name
-    budgets = recorded_budgets(after.record, name) if recipe is None else _budgets_for(recipe, name, tools)
+    if recipe is None:
+        budgets = recorded_budgets(after.record, name)
+    else:  # its model and data need not be here
+        read = read_recipe(recipe, tools.stages, shipped=shipped_folder())
+        budgets = next((entry.budgets for entry in read.stages if entry.name == name), read.budgets)
     changes: list[Judgement] = []
     other = Against(against) if isinstance(against, Path) else against
     if other is not None:
@@ -281,9 +282,3 @@ def _side(run: Path, variant: str | None) -> Side:
             f"run the recipe again to go on; `vlm-edge report {run}` shows what was measured",
         )
     return Side(record, find_variant(record, variant), run if run.is_dir() else run.parent)
-
-
-def _budgets_for(recipe: Path, variant: str, tools: Toolbox) -> Budgets:
-    """The budgets that a recipe has for a variant; its model and data need not be here."""
-    read = read_recipe(recipe, tools.stages, shipped=shipped_folder())
-    return next((entry.budgets for entry in read.stages if entry.name == variant), read.budgets)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from datetime import datetime
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from vlm_edge.errors import short, shown
 from vlm_edge.names import near
@@ -112,3 +114,35 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         return None
     candidates = (annotation, *get_args(annotation))
     return next((each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)), None)
+
+
+def _timestamp(text: str) -> str:
+    try:
+        zone = datetime.fromisoformat(text).tzinfo
+    except ValueError:
+        zone = None
+    if zone is None:
+        raise ValueError(f"{text[:40]!r} is no ISO 8601 time with its zone, such as 2026-11-30T12:00:00+00:00")
+    return text
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number in it is not finite")
+    if isinstance(value, dict):
+        for each in value.values():
+            _finite(each)
+    elif isinstance(value, list):
+        for each in value:
+            _finite(each)
+    return value
+
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A sha256 in hexadecimal: what names a folder of the store, and can name nothing else."""
+
+Timestamp = Annotated[str, AfterValidator(_timestamp)]
+"""ISO 8601 with a zone."""
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_finite)]
+"""A mapping of JSON values without NaN and infinity, which JSON has no words for."""

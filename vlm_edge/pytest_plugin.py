@@ -27,7 +27,7 @@ class GatedRun:
 
     def assert_met(self) -> None:
         """Fail the test unless every budget is met; undecided and not measured are no pass."""
-        from vlm_edge.report.gate import gate_lines
+        from vlm_edge.report.numbers import gate_lines
 
         if self.gate.verdict.value != "pass":
             pytest.fail("\n".join(gate_lines(self.gate)), pytrace=False)

@@ -15,15 +15,13 @@ from vlm_edge.core.stage import Named, Progress, TaskMetric, TaskSpec
 from vlm_edge.core.target import Target
 from vlm_edge.core.toolbox import Toolbox
 from vlm_edge.data import dataset_digest, load_dataset
-from vlm_edge.data.dataset import Split
-from vlm_edge.data.inspection import shared_images, unreadable_images
+from vlm_edge.data.dataset import Split, check_unreadable
+from vlm_edge.data.loading import shared_images, unreadable_images
 from vlm_edge.data.manifest import read_dataset_manifest
-from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import RecipeError, VlmEdgeError
 from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.host import host_fingerprint, host_record
-from vlm_edge.evaluation.resolution import budget_faults
-from vlm_edge.evaluation.stage_metric import DrawnMetric
+from vlm_edge.evaluation.stage_metric import DrawnMetric, budget_faults
 from vlm_edge.evaluation.tasks import tasks_of_kind
 from vlm_edge.names import near
 from vlm_edge.processing.manifest import Transparency

@@ -23,7 +23,7 @@ from vlm_edge.core.budget import Verdict
 from vlm_edge.core.record import RunRecord
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.evaluators import EngineEvaluators
-from vlm_edge.evaluation.latency_settings import LatencySettings
+from vlm_edge.evaluation.latency import LatencySettings
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.runtime import load_pipeline
 from vlm_edge.toolbox import default_toolbox

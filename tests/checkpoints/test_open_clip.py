@@ -17,8 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.families.loading import load_checkpoint, save_checkpoint
 from vlm_edge.runtime import DualEncoderPipeline, load_pipeline
-from vlm_edge.zoo.create import randomize
-from vlm_edge.zoo.tokenizer import write_tokenizer
+from vlm_edge.zoo.create import randomize, write_tokenizer
 
 START = 6
 """An ordinary token."""

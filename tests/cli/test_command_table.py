@@ -37,7 +37,7 @@ def test_the_list_of_commands_is_the_table() -> None:
     assert result.exit_code == 0
     for section, commands in COMMANDS.items():
         assert f"{section}:" in result.output
-        for name, (_, _, summary) in commands.items():
+        for name, (_, summary) in commands.items():
             assert f"{name} " in result.output
             assert summary.split()[0] in result.output
 

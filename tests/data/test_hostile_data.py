@@ -14,10 +14,8 @@ from PIL import Image
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.data import load_dataset
 from vlm_edge.data.dataset import Sample
-from vlm_edge.data.inspection import shared_images, unreadable_images
-from vlm_edge.data.loading import content_digest
+from vlm_edge.data.loading import content_digest, draw_stratified, shared_images, unreadable_images
 from vlm_edge.data.manifest import read_dataset_manifest
-from vlm_edge.data.sampling import draw_stratified
 from vlm_edge.errors import RecipeError, VlmEdgeError
 
 ROW = {"file_name": "0.png", "question": "what?", "answer": "red"}
@@ -218,7 +216,7 @@ def test_images_that_can_not_be_read_are_named_once(write_folder, write_manifest
     dataset = load_dataset(write_manifest(), "test")
     unreadable, total = unreadable_images(dataset, "drop", SilentProgress())
     assert (sorted(unreadable), total) == (["2.png", "3.png"], 4)
-    monkeypatch.setattr("vlm_edge.data.inspection.read_image", None)  # remembered: nothing is decoded again
+    monkeypatch.setattr("vlm_edge.data.loading.read_image", None)  # remembered: nothing is decoded again
     assert unreadable_images(dataset, "drop", SilentProgress()) == (unreadable, 4)
 
 

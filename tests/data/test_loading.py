@@ -12,7 +12,7 @@ from PIL import Image
 from vlm_edge.data import dataset_digest, load_dataset
 from vlm_edge.data.dataset import Sample
 from vlm_edge.data.easy_vqa import COLORS, SHAPES, implied_attributes
-from vlm_edge.data.sampling import draw_stratified
+from vlm_edge.data.loading import draw_stratified
 from vlm_edge.errors import VlmEdgeError
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_edge.evaluation.cider import PUNCTUATION, caption_tokens
+from vlm_edge.evaluation.tasks.captioning import PUNCTUATION, caption_tokens
 
 TOKENIZER = "edu.stanford.nlp.process.PTBTokenizer"
 CAPTIONS = {

@@ -29,8 +29,7 @@ from vlm_edge.evaluation.change import (
     measured_again,
 )
 from vlm_edge.evaluation.comparison import compare
-from vlm_edge.evaluation.latency import measure_latency
-from vlm_edge.evaluation.latency_settings import LatencySettings
+from vlm_edge.evaluation.latency import Bench, LatencySettings, measure_latency
 
 
 def side(folder: Path) -> Side:
@@ -248,7 +247,7 @@ class ShortMeasurements:
         **_: Any,
     ) -> Timed:
         settings = LatencySettings(look_rounds=2, round_seconds=0.1, seconds=0.1, patience=60, warmup_seconds=0.1)
-        return measure_latency(baseline, candidate, task, threads=target.threads, asked=asked, settings=settings)
+        return measure_latency(baseline, candidate, Bench(task, target.threads, asked, settings))
 
 
 def test_a_percentile_that_measuring_did_not_give_has_a_reason(tmp_path: Path) -> None:

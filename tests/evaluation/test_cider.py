@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.cider import MAX_CIDER, caption_tokens, cider_scores
+from vlm_edge.evaluation.tasks.captioning import MAX_CIDER, caption_tokens, cider_scores
 
 pytest.importorskip("pycocoevalcap")
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from vlm_edge.evaluation import conditions, latency_rounds
+from vlm_edge.evaluation import latency_rounds
+from vlm_edge.evaluation.host import passed, snapshot
 
 
 def write(folder, files):
@@ -17,8 +18,8 @@ def write(folder, files):
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    monkeypatch.setattr(conditions, "SYSTEM", tmp_path / "sys")
-    monkeypatch.setattr(conditions, "PROCESSES", tmp_path / "proc")
+    monkeypatch.setattr("vlm_edge.evaluation.host.SYSTEM", tmp_path / "sys")
+    monkeypatch.setattr("vlm_edge.evaluation.host.PROCESSES", tmp_path / "proc")
     return tmp_path
 
 
@@ -40,7 +41,7 @@ def test_what_is_read_between_two_snapshots(host):
             "proc/stat": "cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 50 0 25 400 25 0 0 0 0 0\n",
         },
     )
-    before = conditions.snapshot()
+    before = snapshot()
     write(
         host,
         {
@@ -50,8 +51,8 @@ def test_what_is_read_between_two_snapshots(host):
             "proc/stat": "cpu  180 0 60 890 50 0 0 20 0 0\n",
         },
     )
-    after = {**conditions.snapshot(), "clock_s": before["clock_s"] + 4}
-    found = conditions.passed(before, after)
+    after = {**snapshot(), "clock_s": before["clock_s"] + 4}
+    found = passed(before, after)
     assert found["seconds"] == 4
     assert found["mhz"] == {"before": [1500, 2100], "after": [1500, 2100], "max": [3000, 3000]}
     assert found["throttle_events"] == 7
@@ -65,14 +66,14 @@ def test_what_is_read_between_two_snapshots(host):
 
 @pytest.mark.usefixtures("host")
 def test_what_cannot_be_read_is_none():
-    found = conditions.passed(conditions.snapshot(), conditions.snapshot())
+    found = passed(snapshot(), snapshot())
     for key in ("throttle_events", "cpu_waiting_share", "cpu_busy_share", "cpu_stolen_share"):
         assert found[key] is None
     assert found["mhz"] == {"before": None, "after": None, "max": None}
 
 
 def test_this_host_can_be_read():
-    found = conditions.passed(conditions.snapshot(), conditions.snapshot())
+    found = passed(snapshot(), snapshot())
     assert found["seconds"] >= 0
     assert set(found["load_average"]) == {"before", "after"}
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from vlm_edge.evaluation.embeddings import Embeddings, Matrix
-from vlm_edge.evaluation.fidelity import embedding_fidelity, modality_gap
+from vlm_edge.evaluation.comparison import embedding_fidelity, modality_gap
+from vlm_edge.evaluation.outcomes import Embeddings, Matrix
 
 COUNT, DIM = 60, 5
 TEXT_ROWS = tuple((row,) if row % 3 else (row, COUNT + row // 3) for row in range(COUNT))

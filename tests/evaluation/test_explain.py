@@ -20,8 +20,7 @@ from vlm_edge.backends.explaining import USUAL_TOKENS, generated_feed
 from vlm_edge.backends.onnxruntime.explain import WARM_UPS, LoadedGraph, equal_weights, median_node_ms
 from vlm_edge.core.stage import SilentProgress
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.explain import Asked, explain, pipeline_feeds, read_feed
-from vlm_edge.evaluation.explain_host import lacks, measure_speed
+from vlm_edge.evaluation.explain import Asked, explain, lacks, measure_speed, pipeline_feeds, read_feed
 from vlm_edge.processing.manifest import EngineInfo, read_manifest, write_manifest
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -13,7 +13,7 @@ from sealed import seal_again
 from vlm_edge.core.measurement import LatencyAsked
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation import latency_rounds
-from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+from vlm_edge.evaluation.latency import Bench, LatencySettings, measure_latency
 from vlm_edge.evaluation.latency_engine import disturbed_queries
 from vlm_edge.statistics.intervals import percentile
 from vlm_edge.statistics.timing import LOOKED_AT
@@ -101,9 +101,8 @@ def fake():
 
 def measure(fake, bench, *, control=False, asked=None, settings=QUICK, alone=False, **rest):
     baseline = None if alone else bench.engine if control else bench.other
-    timed = measure_latency(
-        baseline, bench.engine, bench.task, threads=1, asked=asked, settings=settings, worker=fake, **rest
-    )
+    how = Bench(bench.task, 1, asked or LatencyAsked(), settings, fake)
+    timed = measure_latency(baseline, bench.engine, how, **rest)
     return {measurement.metric: measurement for measurement in timed.measurements}, timed.conditions
 
 
@@ -336,14 +335,8 @@ def test_conditions_are_json_and_say_what_was_true(fake, bench):
 def test_real_processes_measure_real_engines(bench):
     began = time.monotonic()
     settings = QUICK.model_copy(update={"look_rounds": 2, "cold_starts": 6})
-    timed = measure_latency(
-        bench.other,
-        bench.engine,
-        bench.task,
-        threads=1,
-        asked=LatencyAsked(batch=4, cold_start=True),
-        settings=settings,
-    )
+    how = Bench(bench.task, 1, LatencyAsked(batch=4, cold_start=True), settings)
+    timed = measure_latency(bench.other, bench.engine, how)
     assert timed.conditions["meanwhile"]["seconds"] <= time.monotonic() - began
     found = {each.metric: each for each in timed.measurements}
     assert set(found) == {
@@ -366,9 +359,8 @@ def test_real_processes_measure_real_engines(bench):
 
 def test_a_dual_encoder_is_measured_too(dual_bench):
     settings = QUICK.model_copy(update={"look_rounds": 2})
-    timed = measure_latency(
-        None, dual_bench.engine, dual_bench.task, threads=1, settings=settings, asked=LatencyAsked(batch=2)
-    )
+    how = Bench(dual_bench.task, 1, LatencyAsked(batch=2), settings)
+    timed = measure_latency(None, dual_bench.engine, how)
     found = {each.metric: each for each in timed.measurements}
     assert found["latency_p90_ms"].value > 0
     assert found["throughput_per_s"].value > 0
@@ -379,7 +371,7 @@ def test_an_engine_that_cannot_be_loaded_is_named(bench):
     (bench.other / "decoder.onnx").write_bytes(b"no graph")
     seal_again(bench.other)
     with pytest.raises(VlmEdgeError, match=r"(?s)candidate engine .*other.*decoder\.onnx") as caught:
-        measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=QUICK)
+        measure_latency(bench.engine, bench.other, Bench(bench.task, 1, settings=QUICK))
     assert "again" in (caught.value.hint or "")
 
 
@@ -387,4 +379,4 @@ def test_no_readable_image_is_an_error(bench):
     for image in bench.images.glob("*.png"):
         image.write_bytes(b"")
     with pytest.raises(VlmEdgeError, match="none of the images"):
-        measure_latency(bench.engine, bench.other, bench.task, threads=1, settings=QUICK)
+        measure_latency(bench.engine, bench.other, Bench(bench.task, 1, settings=QUICK))

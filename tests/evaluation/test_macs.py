@@ -12,8 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.footprint import footprint
-from vlm_edge.evaluation.macs import query_macs
+from vlm_edge.evaluation.footprint import footprint, query_macs
 from vlm_edge.evaluation.queries import draw_samples
 from vlm_edge.graphs.ops import UncountedOperator
 from vlm_edge.graphs.shapes import multiply_adds

@@ -31,7 +31,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation import on_device
 from vlm_edge.evaluation.evaluators import EngineEvaluators
 from vlm_edge.evaluation.kit_runs import SUMS, read_kit_run
-from vlm_edge.evaluation.latency_settings import LatencySettings
+from vlm_edge.evaluation.latency import LatencySettings
 from vlm_edge.evaluation.on_device import DeviceSettings, compile_on_device
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.toolbox import default_toolbox

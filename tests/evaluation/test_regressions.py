@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from vlm_edge.data.dataset import Dataset, Sample
+from vlm_edge.evaluation.evaluators import regressions, thumbnail
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.evaluation.regressions import regressions, thumbnail
 
 ANSWERS = {0: ("red",), 1: ("red", "blue", "blue"), 2: ("a", "b")}
 

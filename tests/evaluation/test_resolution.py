@@ -6,7 +6,7 @@ import pytest
 
 from vlm_edge.core.budget import Budgets
 from vlm_edge.data.dataset import Dataset, Sample, TaskKind
-from vlm_edge.evaluation.resolution import budget_faults
+from vlm_edge.evaluation.stage_metric import budget_faults
 from vlm_edge.statistics.intervals import tango_interval
 
 

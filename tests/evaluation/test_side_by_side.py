@@ -14,9 +14,8 @@ from scipy import stats
 from vlm_edge.core.gate import find_variant
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import read_record
-from vlm_edge.evaluation.change import Side
+from vlm_edge.evaluation.change import Side, differences
 from vlm_edge.evaluation.comparison import compare
-from vlm_edge.evaluation.side_by_side import differences
 
 
 def wilson(right: int, total: int) -> Measurement:

@@ -16,7 +16,7 @@ from vlm_edge.evaluation.accuracy import compare, outcomes_of
 from vlm_edge.evaluation.stage_metric import WITHOUT_A_BOUND, DrawnMetric
 from vlm_edge.evaluation.tasks.base import Rows
 from vlm_edge.runtime import load_pipeline
-from vlm_edge.statistics.power import smallest_drop
+from vlm_edge.statistics.intervals import smallest_drop
 
 METRIC = DrawnMetric()
 

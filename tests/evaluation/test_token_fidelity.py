@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_edge.evaluation.fidelity import exact_match, token_agreement, token_fidelity
+from vlm_edge.evaluation.comparison import exact_match, token_agreement, token_fidelity
 
 ROWS = st.lists(st.integers(0, 4), max_size=6)
 

@@ -12,8 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from planted_int8 import EVERYTHING, MATMUL, ROWS, WIDTH, float_chain, model_of, view_of, with_pairs
 
 from vlm_edge.explain.causes import CAUSES, explain_graph
-from vlm_edge.explain.proto_graph import Graph
-from vlm_edge.explain.view import Hit, Int8Speed, Int8View
+from vlm_edge.explain.view import Graph, Hit, Int8Speed, Int8View
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 SHAPE = ("batch", ROWS, WIDTH)

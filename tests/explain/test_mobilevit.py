@@ -12,7 +12,7 @@ from proto_passes import quantize_graph
 from small_mobilevit import INTEGER_CONVOLUTIONS, pictures, small_mobilevit
 
 from vlm_edge.backends.lowering import host_isa, lowering_of
-from vlm_edge.explain.proto_graph import Graph
+from vlm_edge.explain.view import Graph
 
 
 @pytest.mark.parametrize("isa", ["x86-vnni", "x86", "arm"])

@@ -17,8 +17,8 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from vlm_edge.processing.canvas import _fitting_size, best_arrangement
 from vlm_edge.processing.manifest import Prompt
+from vlm_edge.processing.tiles import _fitting_size, best_arrangement
 from vlm_edge.runtime.generate import visible_images
 
 SUBJECTS = ["Mllama (Llama 3.2 Vision)"]

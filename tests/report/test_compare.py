@@ -6,7 +6,7 @@ import pytest
 from report_records import full_record, measured
 from terminal import printed
 
-from vlm_edge.core.difference import Difference
+from vlm_edge.core.measurement import Difference
 from vlm_edge.core.record import RunRecord
 from vlm_edge.report.compare import (
     Compared,

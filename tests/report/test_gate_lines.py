@@ -5,7 +5,7 @@ from gates import gate_with, judged
 
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.report.gate import gate_lines
+from vlm_edge.report.numbers import gate_lines
 
 
 def test_every_budget_with_value_interval_n_bound_and_reason() -> None:

@@ -6,8 +6,8 @@ from gates import gate_with, judged
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.gate import gate_of
 from vlm_edge.core.record import RunRecord
-from vlm_edge.report import github
-from vlm_edge.report.github import annotate, crash_summary, job_summary, workflow_command
+from vlm_edge.report import ci
+from vlm_edge.report.ci import annotate, crash_summary, job_summary, workflow_command
 from vlm_edge.report.markdown import run_markdown
 
 
@@ -55,7 +55,7 @@ def test_the_summary_has_every_budget_and_the_whole_run(record: RunRecord) -> No
 
 
 def test_a_summary_that_github_would_not_show_is_cut(record: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(github, "SUMMARY_BYTES", 1000)
+    monkeypatch.setattr(ci, "SUMMARY_BYTES", 1000)
     text = job_summary(record, gate_of(record))
     assert run_markdown(record) not in text
     assert "too long for a job summary" in text

@@ -27,14 +27,13 @@ from vlm_edge.cli.progress import PlainProgress
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.gate import Gate, gate_of
 from vlm_edge.core.record import RunRecord, read_record
+from vlm_edge.report.ci import annotate, crash_junit, crash_summary, job_summary, run_junit
 from vlm_edge.report.compare import compare_table, compared
 from vlm_edge.report.escape import json_text, markdown, markup, terminal, visible
-from vlm_edge.report.gate import gate_lines
-from vlm_edge.report.github import annotate, crash_summary, job_summary
 from vlm_edge.report.html import compare_html, run_html
-from vlm_edge.report.junit import crash_junit, run_junit
 from vlm_edge.report.ladder import row_text
 from vlm_edge.report.markdown import compare_markdown, run_markdown
+from vlm_edge.report.numbers import gate_lines
 from vlm_edge.report.table import run_summary, stages_table
 
 UNSEEN = re.compile(

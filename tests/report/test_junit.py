@@ -11,7 +11,7 @@ from gates import gate_with, judged
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.gate import gate_of
 from vlm_edge.core.record import RunRecord
-from vlm_edge.report.junit import crash_junit, run_junit
+from vlm_edge.report.ci import crash_junit, run_junit
 
 # What both Jenkins's junit-10.xsd and Windy Road's JUnit.xsd (Ant) allow: attributes that must be there (of those, the
 # ones with a pattern), further attributes, and children in order.

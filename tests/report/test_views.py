@@ -14,9 +14,9 @@ from vlm_edge.report.views import (
     component_times,
     control_of,
     flat,
+    last_quantized,
     layer_rows,
     metrics_of,
-    quantize_facts,
     read_regressions,
     shared_conditions,
     slice_name,
@@ -64,12 +64,12 @@ def test_components_controls_and_layers(record: RunRecord) -> None:
     assert tuple(component_times(metrics_of(full.variants[1]))) == COMPONENTS
     assert component_times(metrics_of(record.variants[1])) == {}
     assert [found.metric for found in control_of(full)] == ["latency_p50_control", "latency_p90_control"]
-    facts = quantize_facts(full.variants[-1])
-    assert facts is not None
-    rows = layer_rows(facts)
+    found = last_quantized(full)
+    assert found is not None
+    rows = layer_rows(found[1])
     assert len(rows) == 15
     assert rows[0].worst_db == 20.75
-    assert quantize_facts(full.variants[0]) is None
+    assert last_quantized(full.model_copy(update={"variants": full.variants[:1]})) is None
 
 
 def test_conditions_that_are_the_same_are_told_once(record: RunRecord) -> None:

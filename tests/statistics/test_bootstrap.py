@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from vlm_edge.statistics.bootstrap import bootstrap_interval
-from vlm_edge.statistics.intervals import tango_interval, wilson_interval
+from vlm_edge.statistics.intervals import bootstrap_interval, tango_interval, wilson_interval
 
 
 def f1(counts):

@@ -21,8 +21,7 @@ from vlm_edge.families.loading import LoadedCheckpoint, load_checkpoint
 from vlm_edge.runtime import load_pipeline
 from vlm_edge.runtime.pipeline import build_pipeline
 from vlm_edge.stages.export import ExportConfig, run
-from vlm_edge.zoo.create import randomize
-from vlm_edge.zoo.tokenizer import write_tokenizer
+from vlm_edge.zoo.create import randomize, write_tokenizer
 
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VOCABULARY, POSITIONS = 128, 24

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from proto_passes import compress_weights, lower_linears, retarget_activations
 
-from vlm_edge.explain.proto_graph import Graph
-from vlm_edge.explain.view import Int8Speed, Int8View
+from vlm_edge.explain.view import Graph, Int8Speed, Int8View
 
 WIDTH, ROWS, LAYERS = 64, 10, 3
 Nodes = list[onnx.NodeProto]

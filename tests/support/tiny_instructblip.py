@@ -8,7 +8,7 @@ import byte_tokenizer
 import tiny_vlm
 import transformers
 
-from vlm_edge.zoo.tokenizer import write_tokenizer
+from vlm_edge.zoo.create import write_tokenizer
 
 MODEL = transformers.InstructBlipForConditionalGeneration
 SPECIAL = ("<image>",)

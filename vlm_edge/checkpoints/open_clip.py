@@ -16,7 +16,6 @@ from torch import Tensor
 from vlm_edge.errors import VlmEdgeError
 
 CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
 ARGMAX_POOLING = 2
 """The eos_token_id with which CLIPModel pools at the largest id, as open_clip does."""
 _VISION_DEFAULTS = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224}

@@ -236,19 +236,14 @@ def read_text_processing(
         lowercase=lowercase,
         mask_padding=not fixed_length or "attention_mask" in tokenizer.model_input_names,
     )
-    _check_texts(checkpoint, tokenizer, spec)
-    return spec
-
-
-def _check_texts(checkpoint: Path, tokenizer: Any, spec: TextProcessing) -> None:
-    """Hold tokenizer.json to the tokenizer that transformers makes of the folder, token for token."""
-    check_tokens(
+    check_tokens(  # tokenizer.json, held to the tokenizer that transformers makes of the folder
         checkpoint,
         spec,
         lambda text: tokenizer(text, truncation=True, max_length=spec.max_length)["input_ids"],
         f"transformers' {type(tokenizer).__name__} does",
         "write it anew with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
     )
+    return spec
 
 
 def check_tokens(

@@ -33,7 +33,7 @@ def resolve_model(ref: str) -> Path:
         return folder.resolve()
     if ref and os.path.exists(folder):  # noqa: PTH110
         raise VlmEdgeError(f"model: {ref}: is a file, not a folder", "give the folder that holds config.json")
-    if _looks_like_path(ref):
+    if not _HUB_ID.fullmatch(ref):
         raise VlmEdgeError(
             f"model: {ref}: no such folder", "give a folder, zoo:NAME (see `vlm-edge zoo`), or a Hub id as owner/name"
         )
@@ -47,11 +47,6 @@ def _zoo_folder(name: str) -> Path:
             f"model: {ZOO_PREFIX}{name}: no such zoo model; {near(name, shipped)}", "`vlm-edge zoo` lists them"
         )
     return shipped[name]
-
-
-def _looks_like_path(ref: str) -> bool:
-    """Whether ``ref`` can only be meant as a folder: it is no ``owner/name``, or starts or ends like a path."""
-    return not _HUB_ID.fullmatch(ref)
 
 
 def _hub_folder(ref: str) -> Path:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from vlm_edge.cli.photos import Photo, names_many, photos_of
 from vlm_edge.cli.settings import (
     Settings,
     echo,
@@ -119,22 +121,15 @@ def bundle_folder(path: Path) -> Path:
     return path / "bundle" if (path / "bundle" / "manifest.json").is_file() else path
 
 
+@dataclass(frozen=True)
 class _Asked:
     """A pipeline and the options of every question to it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        folder: Path,
-        pipeline: Pipeline,
-        labels: Sequence[str],
-        max_new_tokens: int | None,
-    ) -> None:
-        self._settings = settings
-        self._folder = folder
-        self._pipeline = pipeline
-        self._labels = labels
-        self._limit = max_new_tokens
+    settings: Settings
+    folder: Path
+    pipeline: Pipeline
+    labels: Sequence[str]
+    limit: int | None
 
     def result(self, photo: Photo) -> dict[str, Any]:
         """The answer about one photo, with the image and the question; JSON values.
@@ -145,20 +140,20 @@ class _Asked:
         """
         if photo.error is not None:
             raise photo.error
-        with stdout_is_stderr(), logs_on_stderr(self._settings.verbosity):
+        with stdout_is_stderr(), logs_on_stderr(self.settings.verbosity):
             return self._result(Path(photo.path), photo.question)
 
     def _result(self, image: Path, question: str | None) -> dict[str, Any]:
         from vlm_edge.runtime.capabilities import answers, captions, chooses, classifies, scores, zero_shot
 
-        pipeline, labels, name = self._pipeline, self._labels, str(image)
-        limit = {} if self._limit is None else {"max_new_tokens": self._limit}
+        pipeline, labels, name = self.pipeline, self.labels, str(image)
+        limit = {} if self.limit is None else {"max_new_tokens": self.limit}
         if limit and pipeline.manifest.generation is None:
-            raise UsageError(f"{self._folder}: this model writes nothing", "leave --max-new-tokens out")
+            raise UsageError(f"{self.folder}: this model writes nothing", "leave --max-new-tokens out")
         if answers(pipeline):
             if question is None:
                 raise UsageError(
-                    f"{self._folder}: this model answers questions, and there is none", "give one after the image"
+                    f"{self.folder}: this model answers questions, and there is none", "give one after the image"
                 )
             asked = {"image": name, "question": question}
             if chooses(pipeline):
@@ -171,7 +166,7 @@ class _Asked:
             return _ranked(image, pipeline.manifest.labels or (), pipeline.classify([image])[0])
         if not labels:
             raise UsageError(
-                f"{self._folder}: this model compares images with texts", "give --label once for every class"
+                f"{self.folder}: this model compares images with texts", "give --label once for every class"
             )
         if zero_shot(pipeline):
             return _ranked(image, labels, pipeline.classify([image], labels)[0])
@@ -184,3 +179,85 @@ def _ranked(image: Path, labels: Sequence[str], shares: Iterable[float]) -> dict
     """The likeliest label, and every label's probability, highest first."""
     ranked = sorted(zip(labels, map(float, shares), strict=True), key=lambda pair: -pair[1])
     return {"image": str(image), "answer": ranked[0][0], "probabilities": dict(ranked)}
+
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+"""Suffixes of a folder's files that are photos."""
+MOST_LINE_BYTES = 1 << 20
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo and the question about it. ``error``: why its line can't be used."""
+
+    path: str
+    question: str | None = None
+    error: VlmEdgeError | None = None
+
+
+def names_many(image: str) -> bool:
+    """True if ``image`` names any number of photos: a folder, a pattern, JSON Lines or stdin."""
+    return image == STDIN or Path(image).is_dir() or image.endswith(".jsonl") or not _is_one(image)
+
+
+def photos_of(image: str, question: str | None) -> Iterator[Photo]:
+    """The photos that ``image`` names; those of stdin as they arrive. A line's own question replaces ``question``.
+
+    Raises:
+        VlmEdgeError: there is none, or the file can't be read.
+    """
+    if image == STDIN:
+        yield from _lines(sys.stdin.buffer, STDIN, Path(), question)
+    elif Path(image).is_dir():
+        found = sorted(path for path in Path(image).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        yield from _listed(found, question, f"{image}: no photo in it ({', '.join(sorted(SUFFIXES))})")
+    elif image.endswith(".jsonl"):
+        try:
+            with open(image, "rb", opener=_at_once) as file:
+                yield from _lines(file, image, Path(image).parent, question)
+        except OSError as error:
+            raise VlmEdgeError(f"{image}: can't be read: {error.strerror}", "check the path") from error
+    elif _is_one(image):
+        yield Photo(image, question)
+    else:
+        matches = map(Path, glob.glob(image, recursive=True))  # noqa: PTH207 (the pattern may be absolute)
+        found = sorted(path for path in matches if path.is_file())
+        yield from _listed(found, question, f"{image}: no file matches")
+
+
+def _is_one(image: str) -> bool:
+    return not glob.has_magic(image) or os.path.lexists(image)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for a pipe's other end."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _listed(paths: list[Path], question: str | None, nothing: str) -> Iterator[Photo]:
+    if not paths:
+        raise VlmEdgeError(nothing, "check the path")
+    for path in paths:
+        yield Photo(str(path), question)
+
+
+def _lines(file: BinaryIO, name: str, folder: Path, question: str | None) -> Iterator[Photo]:
+    """A path, or ``{"image": PATH, "question": TEXT}``, a line; paths are relative to ``folder``."""
+    number = 0
+    while line := file.readline(MOST_LINE_BYTES):
+        number += 1
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            row: Any = json.loads(text) if text.startswith(b"{") else {"image": os.fsdecode(text)}
+            path, asked = row["image"], row.get("question", question)
+            if not isinstance(path, str) or not isinstance(asked, str | None):
+                raise TypeError("`image` and `question` are texts")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            reason = "no `image`" if isinstance(error, KeyError) else str(error)
+            hint = 'write a path, or {"image": PATH, "question": TEXT}'
+            yield Photo(f"{name}:{number}", error=VlmEdgeError(f"{name}:{number}: {reason}", hint))
+            continue
+        yield Photo(str(folder / path), asked)

@@ -18,9 +18,8 @@ from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
+from vlm_edge.report.ci import annotate, crash_junit, crash_summary, job_summary, run_junit, workflow_command
 from vlm_edge.report.escape import terminal
-from vlm_edge.report.github import annotate, crash_summary, job_summary, workflow_command
-from vlm_edge.report.junit import crash_junit, run_junit
 
 EXIT_CODES: dict[Verdict, int] = {
     Verdict.PASS: 0,

@@ -119,7 +119,11 @@ def _print(report: dict[str, Any]) -> None:
             say(line, 2, 10)
         console.print(_operators_table(part))
         say("what to do, the costliest first:" if part["findings"] else NOTHING_FOUND, 2)
-        shown = [each for each in part["findings"] if not _is_negligible_consequence(each)]
+        shown = [  # but for findings that other causes account for, and that take next to no time
+            each
+            for each in part["findings"]
+            if not each["counted_in"] or each["time_share"] is None or each["time_share"] >= NEGLIGIBLE
+        ]
         for number, finding in enumerate(shown, 1):
             say(f"{number}. {finding_title(finding)}", 2, 3, "bold")
             for line in finding_lines(finding):
@@ -192,12 +196,6 @@ def finding_title(finding: dict[str, Any]) -> str:
         share = f", {finding['time_share']:.0%} of the time" if finding["time_share"] is not None else ""
         share += f"; {sum(finding['counted_in'].values())} count under {', '.join(finding['counted_in'])}"
     return f"{finding['title']} [{finding['cause']}]: {_nodes(finding['nodes'])}{share}"
-
-
-def _is_negligible_consequence(finding: dict[str, Any]) -> bool:
-    """True for a finding that other causes account for, and that takes next to no time."""
-    time = finding["time_share"]
-    return bool(finding["counted_in"]) and time is not None and time < NEGLIGIBLE
 
 
 def finding_lines(finding: dict[str, Any]) -> Iterator[str]:

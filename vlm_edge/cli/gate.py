@@ -107,7 +107,7 @@ def gate(
     latency by the speed-ups over the same baseline engine on the same host.
     """
     from vlm_edge.api import gate_run
-    from vlm_edge.report.gate import gate_lines
+    from vlm_edge.report.numbers import gate_lines
 
     against = other.found(settings)
     with publishing(run, ci) as publish, settings.working() as progress:

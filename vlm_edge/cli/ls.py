@@ -1,20 +1,22 @@
-"""``vlm-edge ls``: list the runs, and the artifacts in the store."""
+"""``vlm-edge ls`` and ``gc``: the runs and the artifacts in the store, listed and removed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vlm_edge.cli.settings import Settings, json_option, pass_settings, print_json, stdout_console
+from vlm_edge.cli.settings import Settings, echo, json_option, pass_settings, print_json, stdout_console
 from vlm_edge.core.artifact import folder_size_bytes
 from vlm_edge.core.record import PREVIOUS_NAME, RECORD_NAME, RunRecord, read_record
-from vlm_edge.core.store import Store
+from vlm_edge.core.store import Garbage, Store
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.report.escape import terminal
+from vlm_edge.files import alone_in
+from vlm_edge.report.escape import on_terminal
 
 
 @click.command()
@@ -31,15 +33,18 @@ def ls(settings: Settings, as_json: bool) -> None:
     if as_json:
         print_json({"runs": runs, "artifacts": artifacts, "size_bytes": size})
         return
+    from vlm_edge.report.table import text_table
+
     console, now = stdout_console(), datetime.now(UTC)
     if runs:
-        console.print(_table(("run", "verdict", "variants", "best", "age"), [_run_cells(row, now) for row in runs]))
+        cells = on_terminal([_run_cells(row, now) for row in runs])
+        console.print(text_table(("run", "verdict", "variants", "best", "age"), cells, {2, 4}))
     else:
         console.print(f"no runs in {settings.runs}; `vlm-edge run RECIPE` makes one", soft_wrap=True, markup=False)
     console.print()
-    titles = ("artifact", "kind", "made by", "size, MB", "age", "runs")
     if artifacts:
-        console.print(_table(titles, [_artifact_cells(row, now) for row in artifacts]))
+        cells = on_terminal([_artifact_cells(row, now) for row in artifacts])
+        console.print(text_table(("artifact", "kind", "made by", "size, MB", "age", "runs"), cells, {3, 4}))
         console.print()
     total = f"{len(artifacts)} artifacts in {settings.store}: {size / 1e6:,.1f} MB"
     console.print(total, soft_wrap=True, markup=False)
@@ -132,16 +137,46 @@ def _artifact_cells(row: dict[str, Any], now: datetime) -> list[str]:
     return [row["digest"][:12], row["kind"], str(row["stage"]), size, age_text(row["created"], now), users]
 
 
-def _table(titles: tuple[str, ...], rows: list[list[str]]) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+@click.command()
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
+@json_option
+@pass_settings
+def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
+    """Remove artifacts that no record under the runs folder names, and the leftovers of unfinished stage runs.
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in titles:
-        table.add_column(
-            title, justify="right" if title in ("size, MB", "variants", "age") else "left", overflow="fold"
+    Of an interrupted run the variants that were measured stay: run it again first if stages beyond those are to stay.
+    """
+    if not settings.store.is_dir():
+        raise VlmEdgeError(f"{settings.store}: no such store", "give the one that a run used with --store")
+    runs, unreadable = find_runs(settings.runs)
+    if unreadable:
+        raise VlmEdgeError(
+            f"{unreadable[0]}; its artifacts are unknown, so nothing was removed",
+            "mend or remove that record, then run gc again",
         )
-    for row in rows:
-        table.add_row(*(Text(terminal(cell)) for cell in row))
-    return table
+    referenced = {digest for run in runs for digest in run.digests}
+    store = Store(settings.store)
+    stages = {record.digest: record.identity.get("stage", "?") for record in store.records()}
+    garbage = store.collect(referenced, dry_run=dry_run)
+    if not dry_run:
+        for lock in settings.runs.glob("*/.lock"):
+            with suppress(BlockingIOError), alone_in(lock.parent, None):  # alone: what killed writes left is removed
+                pass
+    if as_json:
+        print_json({"dry_run": dry_run, **asdict(garbage)})
+        return
+    echo(_summary(garbage, dry_run))
+    for digest in garbage.artifacts:
+        echo(f"  {digest[:12]} {stages.get(digest, 'without a record')}")
+
+
+def _summary(garbage: Garbage, dry_run: bool) -> str:
+    verb = "would remove" if dry_run else "removed"
+    parts = (
+        (len(garbage.artifacts), "artifacts"),
+        (len(garbage.measurements), "cached measurements"),
+        (len(garbage.scratch), "unfinished stage runs"),
+        (garbage.temporary, "temporary files"),
+    )
+    counts = ", ".join(f"{count} {name}" for count, name in parts)
+    return f"{verb} {counts}: {garbage.size_bytes / 1e6:,.1f} MB ({garbage.size_bytes} bytes)"

@@ -18,35 +18,35 @@ from vlm_edge import __version__
 from vlm_edge.cli.boundary import error_boundary
 from vlm_edge.cli.settings import Settings
 
-# section -> command -> (module, attribute, summary in the list of commands)
-COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+# section -> command -> (module that has it by its name, summary in the list of commands)
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Recipes": {
-        "init": ("init", "init", "Write a recipe for a model and a target."),
-        "check": ("check", "check", "Check a recipe without running it."),
-        "plan": ("plan", "plan", "List the stage runs of a recipe, and which the store already has."),
-        "run": ("run", "run", "Run a recipe: compress, measure, judge against its budgets."),
-        "gate": ("gate", "gate", "Judge a run again from its record, alone or against another."),
-        "report": ("report", "report", "Show the record of a run."),
-        "compare": ("compare", "compare", "Show two or more runs side by side."),
+        "init": ("init", "Write a recipe for a model and a target."),
+        "check": ("recipe", "Check a recipe without running it."),
+        "plan": ("recipe", "List the stage runs of a recipe, and which the store already has."),
+        "run": ("recipe", "Run a recipe: compress, measure, judge against its budgets."),
+        "gate": ("gate", "Judge a run again from its record, alone or against another."),
+        "report": ("report", "Show the record of a run."),
+        "compare": ("report", "Show two or more runs side by side."),
     },
     "Single stages": {
-        "export": ("stages", "export", "Export a model to one ONNX graph per component."),
-        "quantize": ("stages", "quantize", "Quantize exported graphs to INT8."),
-        "prune": ("stages", "prune", "Remove cross-attention heads from a model."),
-        "distill": ("stages", "distill", "Replace a model's vision tower by a small student."),
-        "compile": ("stages", "compile", "Compile exported graphs for a target's engine."),
+        "export": ("stages", "Export a model to one ONNX graph per component."),
+        "quantize": ("stages", "Quantize exported graphs to INT8."),
+        "prune": ("stages", "Remove cross-attention heads from a model."),
+        "distill": ("stages", "Replace a model's vision tower by a small student."),
+        "compile": ("stages", "Compile exported graphs for a target's engine."),
     },
     "Measuring": {
-        "evaluate": ("evaluate", "evaluate", "Measure the accuracy of an engine."),
-        "bench": ("bench", "bench", "Measure the latency of an engine, alone or against another."),
-        "explain": ("explain", "explain", "Explain why an INT8 graph or engine is slow, and what to do about it."),
-        "answer": ("answer", "answer", "Ask an engine one question about one image."),
+        "evaluate": ("measure", "Measure the accuracy of an engine."),
+        "bench": ("measure", "Measure the latency of an engine, alone or against another."),
+        "explain": ("explain", "Explain why an INT8 graph or engine is slow, and what to do about it."),
+        "answer": ("answer", "Ask an engine one question about one image."),
     },
     "Housekeeping": {
-        "ls": ("ls", "ls", "List the runs and the artifacts in the store."),
-        "gc": ("gc", "gc", "Remove artifacts that no run refers to."),
-        "doctor": ("doctor", "doctor", "Report on this machine, its engines and packages."),
-        "zoo": ("zoo", "zoo", "List the models that come with vlm-edge, or create one."),
+        "ls": ("ls", "List the runs and the artifacts in the store."),
+        "gc": ("ls", "Remove artifacts that no run refers to."),
+        "doctor": ("doctor", "Report on this machine, its engines and packages."),
+        "zoo": ("zoo", "List the models that come with vlm-edge, or create one."),
     },
 }
 
@@ -60,8 +60,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         for section in COMMANDS.values():
             if cmd_name in section:
-                module, attribute, _ = section[cmd_name]
-                command: click.Command = getattr(importlib.import_module(f"vlm_edge.cli.{module}"), attribute)
+                module = importlib.import_module(f"vlm_edge.cli.{section[cmd_name][0]}")
+                command: click.Command = getattr(module, cmd_name)
                 return command
         return None
 
@@ -78,7 +78,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, section in COMMANDS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, summary) for name, (_, _, summary) in section.items()])
+                formatter.write_dl([(name, summary) for name, (_, summary) in section.items()])
 
     def invoke(self, ctx: click.Context) -> object:
         with error_boundary(ctx):

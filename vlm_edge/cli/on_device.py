@@ -27,7 +27,7 @@ ON_DEVICE = [
 def build_kit(settings: Settings, source: Path, out: Path, data: Path | None, *, as_json: bool) -> None:
     """Build, print the record and exit with its verdict."""
     from vlm_edge.api import find_task
-    from vlm_edge.cli.run import print_summary
+    from vlm_edge.cli.recipe import print_summary
     from vlm_edge.evaluation.on_device import DeviceSettings, compile_on_device
 
     with settings.working() as progress:

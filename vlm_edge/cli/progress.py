@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vlm_edge.report.escape import terminal
 
@@ -44,32 +44,50 @@ class RichProgress:
         self._display.stop()
 
     @contextmanager
-    def bar(self, label: str, total: float | None) -> Iterator[_RichTicker]:
-        started, label = time.monotonic(), terminal(label)
+    def bar(self, label: str, total: float | None) -> Iterator[_Ticker]:
+        label = terminal(label)
         task = self._display.add_task(label, total=total, count=_count(0, total), note="")
-        ticker = _RichTicker(self._display, task, total)
+
+        def show(steps: float) -> None:
+            self._display.update(task, advance=steps, count=ticker.count, note=ticker.note)
+
+        ticker = _Ticker(label, total, show)
         try:
             yield ticker
         finally:
             self._display.remove_task(task)
-        took = time.monotonic() - started
-        if took >= WORTH_A_LINE_S:
-            self._console.print(_done(label, took, ticker.note), markup=False)
+        if ticker.elapsed >= WORTH_A_LINE_S:
+            self._console.print(ticker.ended, markup=False)
 
     def remark(self, line: str) -> None:
         self._console.print(terminal(line), soft_wrap=True, markup=False)
 
 
-class _RichTicker:
-    def __init__(self, display: Progress, task: TaskID, total: float | None) -> None:
-        self._display, self._task, self._total = display, task, total
-        self._done = 0.0
-        self.note = ""
+class _Ticker:
+    """Counts the steps of a bar and keeps its latest note; ``show`` draws each advance by some steps."""
+
+    def __init__(self, label: str, total: float | None, show: Callable[[float], None]) -> None:
+        self.label, self.note = label, ""
+        self._total, self._show = total, show
+        self._started, self._done = time.monotonic(), 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def count(self) -> str:
+        return _count(self._done, self._total)
+
+    @property
+    def ended(self) -> str:
+        """The line that a bar leaves behind."""
+        return f"{self.label}: {self.elapsed:,.1f} s{f', {self.note}' if self.note else ''}"
 
     def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
         self._done += steps
         self.note = terminal(note) if note is not None else self.note
-        self._display.update(self._task, advance=steps, count=_count(self._done, self._total), note=self.note)
+        self._show(steps)
 
 
 class PlainProgress:
@@ -77,13 +95,21 @@ class PlainProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._unopened: list[_PlainTicker] = []
+        self._unopened: list[_Ticker] = []
         self._lock = threading.Lock()
 
     @contextmanager
-    def bar(self, label: str, total: float | None) -> Iterator[_PlainTicker]:
-        label = terminal(label)
-        ticker = _PlainTicker(self._console, label, total)
+    def bar(self, label: str, total: float | None) -> Iterator[_Ticker]:
+        printed = time.monotonic()
+
+        def show(_steps: float) -> None:
+            nonlocal printed
+            if time.monotonic() - printed >= BETWEEN_LINES_S:
+                printed = time.monotonic()
+                parts = [part for part in (ticker.count, f"{ticker.elapsed:.0f} s", ticker.note) if part]
+                self._say(f"{ticker.label}: {', '.join(parts)}")
+
+        ticker = _Ticker(terminal(label), total, show)
         with self._lock:
             self._unopened.append(ticker)
         opening = threading.Timer(WORTH_A_LINE_S, self._open, (ticker,))
@@ -97,48 +123,22 @@ class PlainProgress:
                 if ticker in self._unopened:
                     self._unopened.remove(ticker)
         if ticker.elapsed >= WORTH_A_LINE_S:
-            ticker.say(_done(label, ticker.elapsed, ticker.note))
+            self._say(ticker.ended)
 
     def remark(self, line: str) -> None:
-        self._console.print(terminal(line), soft_wrap=True, markup=False)
+        self._say(terminal(line))
 
-    def _open(self, ticker: _PlainTicker) -> None:
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False)
+
+    def _open(self, ticker: _Ticker) -> None:
         """Name a bar, and before it the ones around it that are not named yet."""
         with self._lock:
             while ticker in self._unopened:
-                outer = self._unopened.pop(0)
-                outer.say(f"{outer.label} ...")
-
-
-class _PlainTicker:
-    def __init__(self, console: Console, label: str, total: float | None) -> None:
-        self.label, self.note = label, ""
-        self._console, self._total = console, total
-        self._started = self._printed = time.monotonic()
-        self._done = 0.0
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self._started
-
-    def say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False)
-
-    def advance(self, steps: float = 1.0, *, note: str | None = None) -> None:
-        self._done += steps
-        self.note = terminal(note) if note is not None else self.note
-        now = time.monotonic()
-        if now - self._printed >= BETWEEN_LINES_S:
-            self._printed = now
-            parts = [part for part in (_count(self._done, self._total), f"{self.elapsed:.0f} s", self.note) if part]
-            self.say(f"{self.label}: {', '.join(parts)}")
+                self._say(f"{self._unopened.pop(0).label} ...")
 
 
 def _count(done: float, total: float | None) -> str:
     """``120/1,000``; ``7.5/25`` where the steps are no whole numbers."""
     text = f"{done:,.0f}" if done == int(done) else f"{done:,.1f}"
     return f"{text}/{total:,g}" if total else text if done else ""
-
-
-def _done(label: str, seconds: float, note: str) -> str:
-    return f"{label}: {seconds:,.1f} s{f', {note}' if note else ''}"

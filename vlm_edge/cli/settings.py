@@ -97,6 +97,15 @@ def echo(line: object) -> None:
     click.echo(terminal(line))
 
 
+def kit_lines(folder: Path, reason: str) -> list[str]:
+    """The three lines that say what to do with a kit: why it is one, where it goes, what to run there."""
+    return [
+        f"{folder}: a build kit, no engine: {reason}",
+        "Copy this folder to the device, where vlm-edge and the engine are installed (docs/jetson.md), and run there:",
+        f"vlm-edge compile {folder.name} --on-device -o {folder.name}-device",
+    ]
+
+
 def stdout_console() -> Console:
     """The console for results. Piped output is as wide as COLUMNS says, else 120."""
     from rich.console import Console

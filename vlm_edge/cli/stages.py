@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from vlm_edge.cli.on_device import ON_DEVICE, build_kit
-from vlm_edge.cli.output import kit_lines
-from vlm_edge.cli.settings import Settings, echo, print_json
+from vlm_edge.cli.settings import Settings, echo, kit_lines, print_json
 from vlm_edge.core.artifact import ArtifactKind, digest_folder, folder_size_bytes
 from vlm_edge.errors import RecipeError, short, shown
 from vlm_edge.stages import STAGES

@@ -24,6 +24,7 @@ def zoo(ctx: click.Context) -> None:
 @json_option
 def list_models(as_json: bool = False) -> None:
     """List the models that come with vlm-edge (zoo:NAME in a recipe) and the sizes that `create` can make."""
+    from vlm_edge.report.table import text_table
     from vlm_edge.zoo import SIZES, STUDENT_WEIGHTS, ZOO
 
     models = [_row(f"zoo:{name}", entry) for name, entry in ZOO.items()]
@@ -34,7 +35,11 @@ def list_models(as_json: bool = False) -> None:
     console = stdout_console()
     for title, rows in (("Models", models), ("Weights that distillation starts from", students)):
         if rows:
-            console.print(_table(title, rows))
+            megabytes = ["missing" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:,.1f}" for row in rows]
+            cells = [(row["name"], size, row["summary"]) for row, size in zip(rows, megabytes, strict=True)]
+            table = text_table(("name", "size, MB", "summary"), cells, {1})
+            table.title, table.title_justify, table.columns[0].no_wrap = title, "left", True
+            console.print(table)
             console.print()
     console.print("Random weights at real sizes, `vlm-edge zoo create NAME --size SIZE --out FOLDER`")
     for name, sizes in SIZES.items():
@@ -76,17 +81,3 @@ def _row(reference: str, entry: Any) -> dict[str, Any]:
     there = entry.folder.is_dir()
     size = folder_size_bytes(entry.folder) if there else None
     return {"name": reference, "size_bytes": size, "summary": entry.summary}
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("name", no_wrap=True)
-    table.add_column("size, MB", justify="right")
-    table.add_column("summary")
-    for row in rows:
-        size = "missing" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:,.1f}"
-        table.add_row(row["name"], size, row["summary"])
-    return table

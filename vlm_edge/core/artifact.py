@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,8 +17,6 @@ class ArtifactKind(StrEnum):
     CHECKPOINT = "checkpoint"  # a Hugging Face model folder: config.json, safetensors, tokenizer, processor
     GRAPHS = "graphs"  # one ONNX file per component and the pipeline manifest
     ENGINE = "engine"  # what the target's engine loads, and the same manifest
-    BUNDLE = "bundle"  # an engine with its run record, to copy to a device
-    DATA = "data"  # a data set
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,13 @@ NOT_CONTENT = frozenset({".md", ".jsonl", ".gitattributes"})
 def digest_folder(folder: Path, ignore: frozenset[str] = frozenset()) -> str:
     """Hex sha256 over the lines of ``sha256sum`` for every file, by its relative POSIX path, in sorted order.
 
-    Args:
-        folder: the folder; its own name is no part of the digest.
-        ignore: suffixes of files that are left out.
+    The folder's own name is no part of it, nor are files whose suffix or name is in ``ignore``.
 
     Raises:
         VlmEdgeError: the folder is missing or holds no file.
     """
-    files = sorted((path.relative_to(folder).as_posix(), path) for path in _content(folder, ignore))
+    paths = (path for path in folder.rglob("*") if path.suffix not in ignore and path.name not in ignore)
+    files = sorted((path.relative_to(folder).as_posix(), path) for path in paths if path.is_file())
     if not files:
         raise VlmEdgeError(f"{folder}: no such folder, or it holds no file")
     total = hashlib.sha256()
@@ -64,12 +60,6 @@ def digest_line(digest: str, name: str) -> bytes:
     """The line that ``sha256sum`` prints for a file: a name that would break it is escaped, so none forges another."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return os.fsencode(f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n")
-
-
-def _content(folder: Path, ignore: frozenset[str]) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and path.suffix not in ignore and path.name not in ignore:
-            yield path
 
 
 def checkpoint_artifact(folder: Path) -> Artifact:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from enum import StrEnum
+from functools import partial
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -165,12 +166,8 @@ _METRICS: dict[str, tuple[str, Literal["at_most", "at_least"], float]] = {
     "fidelity.min_cosine": ("embedding_cosine", "at_least", 1),
     "fidelity.min_token_agreement": ("token_agreement", "at_least", 1),
     "fidelity.min_exact_match": ("exact_match", "at_least", 1),
-    "latency.p50_ms": ("latency_p50_ms", "at_most", 1),
-    "latency.p90_ms": ("latency_p90_ms", "at_most", 1),
-    "latency.p99_ms": ("latency_p99_ms", "at_most", 1),
-    "latency.p50_speedup": ("latency_p50_speedup", "at_least", 1),
-    "latency.p90_speedup": ("latency_p90_speedup", "at_least", 1),
-    "latency.p99_speedup": ("latency_p99_speedup", "at_least", 1),
+    **{f"latency.{each}_ms": (f"latency_{each}_ms", "at_most", 1) for each in ("p50", "p90", "p99")},
+    **{f"latency.{each}_speedup": (f"latency_{each}_speedup", "at_least", 1) for each in ("p50", "p90", "p99")},
     "latency.cold_start_ms": ("cold_start_ms", "at_most", 1),
     "throughput.at_least_per_s": ("throughput_per_s", "at_least", 1),
     "cost.max_per_1000": ("cost_per_1000", "at_most", 1),
@@ -249,11 +246,12 @@ def judge(
             among ``measurements`` comes first: it was taken with them.
         unmeasurable: why this host can't measure the variant: what was measured is of another engine.
     """
+    judgement = partial(Judgement, budget=bound.budget, metric=bound.metric, bound=str(bound))
     taken = list(measurements)
     measured = next((found for found in taken if found.metric == bound.metric), None)
     if measured is None or bound.unmeasurable:
         reason = unmeasurable or bound.unmeasurable or f"the evaluation gave no {bound.metric}"
-        return _judgement(bound, Verdict.NOT_MEASURED, None, reason)
+        return judgement(verdict=Verdict.NOT_MEASURED, reason=reason)
     limit, above = (bound.at_most, False) if bound.at_most is not None else (bound.at_least, True)
     assert limit is not None
     verdict = _verdict(measured.low, measured.high, limit, above)
@@ -267,13 +265,13 @@ def judge(
             parts.append(f"these {measured.n:,} samples show {_shown_bound(measured, above)}")
             needed = needed if needed and needed <= MOST_MORE * measured.n else None  # nobody collects a hundred times
         parts += [f"about {needed:,} samples would decide it"] if needed else []
-        return _judgement(bound, verdict, measured, "; ".join(parts), needed)
+        return judgement(verdict=verdict, measured=measured, reason="; ".join(parts), needed_n=needed)
     noise = resolution(bound.metric, [*taken, *control])
     low, high = min(measured.low, measured.value / (1 + noise)), max(measured.high, measured.value * (1 + noise))
     if _verdict(low, high, limit, above) is Verdict.UNDECIDED:
         reason = f"the bound is closer than the {100 * noise:.2g}% that this host can tell apart (A/A control)"
-        return _judgement(bound, Verdict.UNDECIDED, measured, reason)
-    return _judgement(bound, verdict, measured)
+        return judgement(verdict=Verdict.UNDECIDED, measured=measured, reason=reason)
+    return judgement(verdict=verdict, measured=measured)
 
 
 def _shown_bound(measured: Measurement, above: bool) -> str:
@@ -287,20 +285,6 @@ def _verdict(low: float, high: float, limit: float, above: bool) -> Verdict:
     """PASS, FAIL or UNDECIDED for an interval and a limit that it has to lie above (or below)."""
     inside, outside = (low >= limit, high < limit) if above else (high <= limit, low > limit)
     return Verdict.PASS if inside else Verdict.FAIL if outside else Verdict.UNDECIDED
-
-
-def _judgement(
-    bound: Bound, verdict: Verdict, measured: Measurement | None, reason: str | None = None, needed: int | None = None
-) -> Judgement:
-    return Judgement(
-        budget=bound.budget,
-        metric=bound.metric,
-        bound=str(bound),
-        verdict=verdict,
-        measured=measured,
-        reason=reason,
-        needed_n=needed,
-    )
 
 
 _TIMED = re.compile(r"latency_(p\d+)_(?:ms|speedup|slowdown)|cold_start_ms|throughput_per_s|cost_per_1000")

@@ -38,12 +38,8 @@ def measure_until_decided(
 ) -> Timed:
     """The candidate's times, with an A/A control of their own where the known one alone leaves a verdict open.
 
-    Args:
-        take: measures an engine against the baseline for as long as a verdict is open, or its cap is reached.
-        baseline: the engine that the control holds against itself.
-        candidate: the variant's engine.
-        bounds: of the variant.
-        known_control: the control that was taken before: at another time, maybe on a busier host.
+    ``take`` measures an engine against the baseline for as long as a verdict is open, or its cap is reached;
+    ``known_control`` was taken before: at another time, maybe on a busier host.
     """
     timed = take(candidate, lambda found: is_undecided(bounds, found))
     if is_undecided(bounds, timed.measurements) or not is_undecided(bounds, timed.measurements, known_control):

@@ -197,17 +197,11 @@ def judge_change(change: Change, bounds: Iterable[Bound]) -> list[Judgement]:
 
 def check_comparable(record: RunRecord, before: RunRecord) -> None:
     """Raise UsageError unless the second run can be one of the same recipe at another commit."""
-    for what, own, other in (
-        ("recipes", record.name, before.name),
-        ("task kinds", _task_kind(record), _task_kind(before)),
-    ):
+    tasks = [each.recipe.get("task") for each in (record, before)]
+    own_kind, other_kind = (task.get("kind") if isinstance(task, dict) else "unknown" for task in tasks)
+    for what, own, other in (("recipes", record.name, before.name), ("task kinds", own_kind, other_kind)):
         if own != other:
             raise UsageError(
                 f"the runs are of different {what}, {own} and {other}: there is no change to judge",
                 "give two runs of one recipe; `vlm-edge compare` shows any two runs side by side",
             )
-
-
-def _task_kind(record: RunRecord) -> str:
-    task = record.recipe.get("task")
-    return str(task.get("kind")) if isinstance(task, dict) else "unknown"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from vlm_edge.core.checked import JsonObject
+from vlm_edge.checked import JsonObject
 
 PATIENCE_S = 300.0
 """The most seconds that one latency measurement goes on, where its verdict is open."""
@@ -123,3 +123,20 @@ def is_kept_form(measure: str, value: Any) -> bool:
     except ValidationError:
         return False
     return True
+
+
+How = Literal["paired", "same baseline", "unpaired", "exact"]
+
+
+class Difference(BaseModel):
+    """``measured`` is the later run against the earlier: a drop in points, or a ratio (later over earlier).
+
+    ``how``: ``paired`` sample by sample; through speed-ups over the ``same baseline`` engine; ``unpaired``, from the
+    two intervals as if independent; ``exact`` for counts. ``reason`` says why there is no number, or no better one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measured: Measurement | None = None
+    how: How | None = None
+    reason: str | None = None

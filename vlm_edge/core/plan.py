@@ -40,11 +40,7 @@ def plan_variants(
     none yet that reads the checkpoint, or none that makes the engine, the table's implied ones do. A leading stage that
     reads the checkpoint for graphs (``export``) is the baseline itself, unless it has settings that the baseline never
     has (16-bit graphs): then the baseline is the same with the baseline's, and the stage as listed the first variant.
-
-    Args:
-        recipe: the checked recipe.
-        stages: the table of stages.
-        without: names of entries that were dropped and take no part in later variants.
+    ``without``: names of entries that were dropped and take no part in later variants.
     """
     first = recipe.stages[0] if recipe.stages and recipe.stages[0].spec.first else None
     plain = first and replace(first, config=first.config.model_copy(update=dict(first.spec.baseline)))

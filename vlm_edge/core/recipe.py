@@ -301,10 +301,7 @@ def _check_target(value: Any, roots: list[Path], checks: Checks | None, faults: 
 def read_target(name: str, roots: list[Path], checks: Checks | None = None) -> Target:
     """A target by name (``targets/NAME.yaml`` or ``recipes/targets/NAME.yaml`` under one of ``roots``) or by file.
 
-    Args:
-        name: the name or file.
-        roots: the folders that it is looked up in.
-        checks: hold it against what engines there are; None: its form alone is checked.
+    ``checks`` hold it against what engines there are; with None its form alone is checked.
 
     Raises:
         VlmEdgeError: there is no such target.

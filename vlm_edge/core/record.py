@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from vlm_edge.checked import first_fault
+from vlm_edge.checked import Digest, JsonObject, Timestamp, first_fault
 from vlm_edge.core.budget import Judgement, Verdict
-from vlm_edge.core.checked import Digest, JsonObject, Timestamp
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.plan import BASELINE
 from vlm_edge.errors import VlmEdgeError, shown

@@ -191,7 +191,7 @@ class StageSpec:
 
     ``check`` gives (setting, what is wrong) of all that can be told before anything runs; ``splits`` names the parts of
     the task's data that a config reads. ``untrained``, of a stage that trains for long, writes its output as it is
-    before training, and times a few steps: see :mod:`vlm_edge.core.forecast`.
+    before training, and times a few steps: see :mod:`vlm_edge.core.runner`.
     """
 
     name: str

@@ -36,8 +36,8 @@ from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlm_edge.checked import Digest, Timestamp
 from vlm_edge.core.artifact import Artifact, ArtifactKind, digest_folder
-from vlm_edge.core.checked import Digest, Timestamp
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import environment_fault, leftovers, remove, write_atomically
 

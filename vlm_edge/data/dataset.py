@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vlm_edge.data.kinds import TaskKind
+from vlm_edge.errors import VlmEdgeError
 
 Split = Literal["calibration", "train", "test"]
 
@@ -40,3 +42,23 @@ class Dataset:
     """Candidate classes (classification) in the order of the model's answer; empty for other kinds."""
     prompts: tuple[str, ...] = ()
     """Prompt templates with ``{}`` for the label (classification), or what every caption begins with (captioning)."""
+
+
+MAX_UNREADABLE = 0.01
+"""The share of a split's images that may be skipped."""
+
+
+def check_unreadable(dataset: str, split: str, unreadable: Mapping[str, str], total: int) -> None:
+    """Let a few unreadable images pass: ``unreadable`` has the reason of each, out of ``total``.
+
+    Raises:
+        VlmEdgeError: more than :data:`MAX_UNREADABLE` of them can't be read.
+    """
+    if len(unreadable) <= MAX_UNREADABLE * total:
+        return
+    name, reason = next(iter(unreadable.items()))
+    raise VlmEdgeError(
+        f"{dataset}: {len(unreadable)} of {total} {split} images can't be read, more than {MAX_UNREADABLE:.0%}; "
+        f"the first is {name}: {reason}",
+        "repair these images, or remove them from the data set",
+    )

@@ -1,23 +1,30 @@
-"""A manifest's split as samples, and the digest that stands for it."""
+"""A manifest's split as samples, the digest that stands for it, and faults that only its images show."""
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import heapq
 import json
 import os
+import random
 import stat
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vlm_edge.core.artifact import digest_line
+from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset, Sample, Split
 from vlm_edge.data.manifest import DatasetManifest, SplitSpec, read_dataset_manifest
-from vlm_edge.data.sampling import draw_stratified, draw_whole_images
 from vlm_edge.data.sources import OpenSource, open_source
-from vlm_edge.digests import file_digests
+from vlm_edge.digests import file_digests, read_record, write_record
 from vlm_edge.documents import reason
 from vlm_edge.errors import VlmEdgeError, short
+from vlm_edge.machine import usable_cpus
+from vlm_edge.processing.images import read_image
+from vlm_edge.processing.manifest import Transparency
 
 _HINT = "restore this file of the data, or remove it"
 
@@ -161,3 +168,133 @@ def _draw(
         return samples
     draw = draw_stratified if split == "calibration" else draw_whole_images
     return draw(samples, min(wanted), spec.seed)
+
+
+def draw_whole_images(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """At most ``count`` samples: images in a seeded order, each with all its samples (the last one's may be cut).
+
+    A smaller draw of the same seed is part of a larger one. The order of ``samples`` is kept.
+    """
+    positions: dict[Path, list[int]] = defaultdict(list)
+    for position, sample in enumerate(samples):
+        positions[sample.image].append(position)
+    images = list(positions)
+    random.Random(seed).shuffle(images)
+    chosen: list[int] = []
+    for image in images:
+        if len(chosen) >= count:
+            break
+        chosen.extend(positions[image])
+    return [samples[position] for position in sorted(chosen[:count])]
+
+
+def draw_stratified(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """At most ``count`` samples with the answers' own proportions, and every answer once if ``count`` allows it.
+
+    Within an answer, images that were not drawn yet come first. The order of ``samples`` is kept.
+    """
+    strata: dict[str, list[int]] = defaultdict(list)
+    for position, sample in enumerate(samples):
+        strata[sample.answers[0]].append(position)
+    generator = random.Random(seed)
+    chosen: list[int] = []
+    used: set[Path] = set()
+    answers = sorted(strata)
+    if count < len(answers):  # captions, say: which of the equally frequent ones is not to depend on the alphabet
+        generator.shuffle(answers)
+    shares = _shares({answer: len(strata[answer]) for answer in answers}, min(count, len(samples)))
+    for answer, share in sorted(shares.items(), key=lambda item: len(strata[item[0]])):
+        shuffled = generator.sample(strata[answer], len(strata[answer]))
+        for position in _fresh_first(samples, shuffled, used)[:share]:
+            chosen.append(position)
+            used.add(samples[position].image)
+    return [samples[position] for position in sorted(chosen)]
+
+
+def _fresh_first(samples: Sequence[Sample], positions: Sequence[int], used: set[Path]) -> list[int]:
+    """Positions on images that are not used, one an image, before the others."""
+    fresh: dict[Path, int] = {}
+    for position in positions:
+        image = samples[position].image
+        if image not in used:
+            fresh.setdefault(image, position)
+    first = set(fresh.values())
+    return [*fresh.values(), *(position for position in positions if position not in first)]
+
+
+def _shares(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """``count`` over the strata: one each while it lasts, largest first, then to the one furthest below its share."""
+    total = sum(sizes.values())
+    largest = sorted(sizes, key=lambda answer: -sizes[answer])
+    shares = dict.fromkeys(sizes, 0) | dict.fromkeys(largest[:count], 1)
+    # (how far above its share, its place, answer) of those that are not used up
+    waiting = [
+        (1 - count * sizes[answer] / total, place, answer) for place, answer in enumerate(sizes) if sizes[answer] > 1
+    ]
+    heapq.heapify(waiting)
+    for _ in range(count - len(sizes)):
+        _, place, answer = heapq.heappop(waiting)
+        shares[answer] += 1
+        if shares[answer] < sizes[answer]:
+            heapq.heappush(waiting, (shares[answer] - count * sizes[answer] / total, place, answer))
+    return shares
+
+
+MAX_READ = 2000
+"""Images of a split that are decoded, evenly over it. A run names the others that it can't read."""
+_HEAD_BYTES = 2**16
+
+
+def unreadable_images(dataset: Dataset, transparency: Transparency, progress: Progress) -> tuple[dict[str, str], int]:
+    """Reasons why images can't be read, by their name, and the number of images; ``transparency`` as the model has it.
+
+    The result is remembered with the data set's digest, so that unchanged images are decoded once.
+    """
+    images = list(dict.fromkeys(sample.image for sample in dataset.samples))
+    images = images[:: -(-len(images) // MAX_READ)]
+    name = f"{dataset.digest}.images-{transparency}"
+    known = read_record(name).get("unreadable")
+    if isinstance(known, dict) and all(isinstance(text, str) for text in known.values()):
+        return known, len(images)
+    unreadable = {}
+
+    def problem_of(image: Path) -> str | None:
+        try:
+            read_image(image, transparency)
+        except VlmEdgeError as error:
+            return error.message
+        return None
+
+    threads = min(4, usable_cpus())
+    with progress.bar(f"reading {dataset.split} images", len(images)) as bar, ThreadPoolExecutor(threads) as pool:
+        for image, problem in zip(images, pool.map(problem_of, images), strict=True):
+            bar.advance()
+            if problem is not None:
+                unreadable[image.name] = problem
+    write_record(name, {"unreadable": unreadable})
+    return unreadable, len(images)
+
+
+def shared_images(test: Dataset, other: Dataset) -> list[tuple[Path, Path]]:
+    """(image of ``other``, image of ``test``) of every two files with the same bytes."""
+    tested, others = _by_size(test), _by_size(other)
+    pairs = []
+    for size in tested.keys() & others.keys():  # files of other sizes need not be read
+        heads = {_head(image): image for image in tested[size]}
+        for image in others[size]:
+            twin = heads.get(_head(image))
+            if twin is not None and filecmp.cmp(image, twin, shallow=False):
+                pairs.append((image, twin))
+    return sorted(pairs)
+
+
+def _by_size(dataset: Dataset) -> dict[int, list[Path]]:
+    sizes: dict[int, list[Path]] = defaultdict(list)
+    for image in dict.fromkeys(sample.image for sample in dataset.samples):
+        sizes[image.stat().st_size].append(image)
+    return sizes
+
+
+def _head(image: Path) -> bytes:
+    with image.open("rb") as file:
+        return hashlib.sha256(file.read(_HEAD_BYTES)).digest()

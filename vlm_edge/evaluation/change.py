@@ -1,4 +1,4 @@
-"""Changes from one run of a recipe to another: accuracy, latency, size and memory of one variant of each.
+"""Changes from one run of a recipe to another, for the gate (:func:`change_between`) and side by side.
 
 Accuracy is paired, sample by sample, through the outcomes that both runs kept. Latency is the ratio of two speed-ups
 over the same baseline engine, both taken on hosts of one fingerprint; or both engines are measured again in turns
@@ -8,6 +8,7 @@ a number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from vlm_edge.checked import first_fault
 from vlm_edge.core.artifact import digest_folder
 from vlm_edge.core.gate import Change, recorded_target
-from vlm_edge.core.measurement import LatencyAsked, Measurement
+from vlm_edge.core.measurement import Difference, LatencyAsked, Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.core.target import Target
@@ -27,7 +28,7 @@ from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.comparison import compare
 from vlm_edge.evaluation.host import engine_packages
 from vlm_edge.evaluation.outcomes import Outcomes
-from vlm_edge.evaluation.paired_metrics import measurement
+from vlm_edge.evaluation.paired_metrics import measurement, suffixed
 from vlm_edge.statistics.intervals import Interval, ratio_of_ratios
 
 MOST_OUTCOMES_BYTES = 2**29
@@ -58,11 +59,14 @@ def change_between(before: Side, after: Side, percentiles: Sequence[str]) -> Cha
     Args:
         percentiles: whose slow-down is wanted, such as ``p90``.
     """
+    unpaired, drops = paired(before, after)
+    drops = [each for each in drops if each.metric == "accuracy_drop_pt"]
+    other = other_conditions(before, after)
     parts = [
-        _accuracy(before, after),
-        *(_slowdown(before, after, each) for each in percentiles),
-        _ratio("size_growth", "size_bytes", before, after, None),
-        _ratio("peak_rss_growth", "peak_rss_mb", before, after, other_conditions(before, after)),
+        Change(measurements=drops, reasons={} if drops else {"accuracy_drop_pt": unpaired}),
+        *(_slowdown(before, after, each, other) for each in percentiles),
+        _growth("size_growth", "size_bytes", before, after, None),
+        _growth("peak_rss_growth", "peak_rss_mb", before, after, other),
     ]
     return joined(parts)
 
@@ -131,14 +135,6 @@ def engine_of(side: Side, store: Path | None) -> Path:
     )
 
 
-def _accuracy(before: Side, after: Side) -> Change:
-    metric = "accuracy_drop_pt"
-    reason, measurements = paired(before, after)
-    if not measurements:
-        return _missing(metric, reason)
-    return Change(measurements=[each for each in measurements if each.metric == metric])
-
-
 def paired(before: Side, after: Side) -> tuple[str, list[Measurement]]:
     """``after`` compared with ``before`` through the outcomes that both runs kept; or the reason, and no measurement.
 
@@ -181,17 +177,18 @@ def kept_outcomes(side: Side) -> tuple[str, Outcomes | None]:
     return "", found
 
 
-def _slowdown(before: Side, after: Side, percentile: str) -> Change:
-    """The earlier speed-up over the later one; both are over the same baseline engine."""
+def _slowdown(before: Side, after: Side, percentile: str, other: str | None) -> Change:
+    """The earlier speed-up over the later one; both are over the same baseline engine.
+
+    ``other`` says why times can't be compared, if they can't.
+    """
     metric, speedup = f"latency_{percentile}_slowdown", f"latency_{percentile}_speedup"
-    if reason := other_conditions(before, after):
-        return _missing(metric, reason)
-    if _baseline_engine(before) != _baseline_engine(after):
-        return _missing(metric, "the two runs have another baseline engine, so their speed-ups can't be compared")
+    baselines = {side.record.variants[0].artifacts.get("engine") for side in (before, after)}
+    if other is None and len(baselines) > 1:
+        other = "the two runs have another baseline engine, so their speed-ups can't be compared"
     earlier, later = before.measured(speedup), after.measured(speedup)
-    if earlier is None or later is None:
-        side = before if earlier is None else after
-        return _missing(metric, side.variant.unmeasured or f"{side.folder} has no {speedup} of {side.variant.name}")
+    if other or earlier is None or later is None:
+        return Change(reasons={metric: other or _lacking(speedup, before, after)})
     n = min(earlier.n, later.n)
     if before.engine == after.engine and before.record.versions == after.record.versions:
         return Change(measurements=[measurement(metric, Interval(1.0, 1.0), 1.0, n, "x")])
@@ -200,6 +197,12 @@ def _slowdown(before: Side, after: Side, percentile: str) -> Change:
         measurements=[measurement(metric, interval, value, n, "x")],
         control=_controls(before, after, percentile),
     )
+
+
+def _lacking(metric: str, before: Side, after: Side) -> str:
+    """Reason why one of two variants has no measurement of a metric."""
+    side = before if before.measured(metric) is None else after
+    return side.variant.unmeasured or f"{side.folder} has no {metric} of {side.variant.name}"
 
 
 def quotient(above: Measurement, below: Measurement) -> tuple[float, Interval]:
@@ -220,16 +223,13 @@ def _controls(before: Side, after: Side, percentile: str) -> list[Measurement]:
     return [Measurement(metric=metric, low=low, value=value, high=high, n=min(each.n for each in found), unit="x")]
 
 
-def _ratio(metric: str, of: str, before: Side, after: Side, reason: str | None) -> Change:
+def _growth(metric: str, of: str, before: Side, after: Side, other: str | None) -> Change:
     """Later over earlier; the interval is as wide as both ends allow, and a point for two exact counts."""
-    if reason:
-        return _missing(metric, reason)
     earlier, later = before.measured(of), after.measured(of)
-    if earlier is None or later is None:
-        side = before if earlier is None else after
-        return _missing(metric, side.variant.unmeasured or f"{side.folder} has no {of} of {side.variant.name}")
+    if other or earlier is None or later is None:
+        return Change(reasons={metric: other or _lacking(of, before, after)})
     if not earlier.low > 0:
-        return _missing(metric, f"the earlier run's {of} is 0")
+        return Change(reasons={metric: f"the earlier run's {of} is 0"})
     interval = Interval(later.low / earlier.high, later.high / earlier.low)
     return Change(
         measurements=[measurement(metric, interval, later.value / earlier.value, min(earlier.n, later.n), "x")]
@@ -238,34 +238,88 @@ def _ratio(metric: str, of: str, before: Side, after: Side, reason: str | None) 
 
 def other_conditions(before: Side, after: Side) -> str | None:
     """Reason why times and memory of two runs can't be compared: another host, other engines, another target."""
-    hosts = [_comparable(side.record.host) for side in (before, after)]
+    versions = [side.record.host.get("packages") or {} for side in (before, after)]
+    hosts = [
+        {key: side.record.host.get(key) for key in HOST_KEYS} | {name: kept.get(name) for name in engine_packages()}
+        for side, kept in zip((before, after), versions, strict=True)
+    ]
     odd = [key for key in hosts[0] if hosts[0][key] != hosts[1][key]]
     if odd:
         shown = "; ".join(f"{key}: {_short(hosts[0][key])} / {_short(hosts[1][key])}" for key in odd)
         return f"the two runs were measured on other hosts ({shown})"
-    targets = [_target(side.record) for side in (before, after)]
-    if targets[0] != targets[1]:
-        odd = sorted(key for key in {**targets[0], **targets[1]} if targets[0].get(key) != targets[1].get(key))
-        return f"the two runs are for other targets ({', '.join(odd)})"
-    return None
-
-
-def _comparable(host: dict[str, Any]) -> dict[str, Any]:
-    packages = host.get("packages") or {}
-    return {**{key: host.get(key) for key in HOST_KEYS}, **{name: packages.get(name) for name in engine_packages()}}
+    first, second = (recorded_target(side.record).decides for side in (before, after))
+    odd = sorted(key for key in {**first, **second} if first.get(key) != second.get(key))
+    return f"the two runs are for other targets ({', '.join(odd)})" if odd else None
 
 
 def _short(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _target(record: RunRecord) -> dict[str, Any]:
-    return recorded_target(record).decides
+PERCENTILES = ("p50", "p90", "p99")
+_HOST_BOUND = ("latency_", "cold_start_ms", "throughput_per_s", "cost_per_1000", "peak_rss_mb")
+_RATIOS = (*_HOST_BOUND, "size_bytes", "parameters", "macs")
+_DERIVED = ("_drop_pt", "_ratio", "_speedup", "_control")
 
 
-def _baseline_engine(side: Side) -> str | None:
-    return side.record.variants[0].artifacts.get("engine")
+def differences(before: Side, after: Side) -> dict[str, Difference]:
+    """Differences of ``after`` from ``before`` by metric, for every metric that both have and that can differ.
+
+    Task metrics are compared sample by sample through the outcomes files when both runs were evaluated on the same
+    data, else marked as unpaired. Latencies go through the speed-ups over one baseline engine on hosts of one kind.
+    Everything else is taken from the two records as if independent.
+    """
+    earlier = {found.metric: found for found in before.variant.measurements}
+    reason, both = paired(before, after)
+    drops = {each.metric: each for each in both if each.metric.partition("[")[0].endswith("_drop_pt")}
+    times = _times(before, after)
+    other_host = other_conditions(before, after)
+    found: dict[str, Difference] = {}
+    for later in after.variant.measurements:
+        metric, first = later.metric, earlier.get(later.metric)
+        if first is None or metric.partition("[")[0].endswith(_DERIVED):
+            continue
+        if metric in times:
+            found[metric] = times[metric]
+        elif metric.startswith(_HOST_BOUND) and other_host:
+            found[metric] = Difference(reason=other_host)
+        elif metric.startswith(_RATIOS):
+            found[metric] = _ratio(first, later)
+        elif (drop := drops.get(suffixed(metric, "_drop_pt"))) is not None:
+            found[metric] = Difference(measured=drop, how="paired")
+        elif suffixed(metric, "_drop_pt") in {each.metric for each in after.variant.measurements}:
+            found[metric] = Difference(measured=_unpaired_drop(first, later), how="unpaired", reason=reason)
+    return found
 
 
-def _missing(metric: str, reason: str) -> Change:
-    return Change(reasons={metric: reason})
+def _times(before: Side, after: Side) -> dict[str, Difference]:
+    """The latency percentiles through the speed-ups, where both runs have the same baseline engine."""
+    change = change_between(before, after, PERCENTILES)
+    slowdowns = {each.metric: each for each in change.measurements}
+    return {
+        f"latency_{each}_ms": Difference(measured=slowdowns[f"latency_{each}_slowdown"], how="same baseline")
+        for each in PERCENTILES
+        if f"latency_{each}_slowdown" in slowdowns
+    }
+
+
+def _ratio(before: Measurement, after: Measurement) -> Difference:
+    """Later over earlier; a point for two counts."""
+    if not min(before.low, after.low) > 0:
+        return Difference(reason=f"{before.metric} is 0 in one of them, so there is no ratio")
+    value, interval = quotient(after, before)
+    exact = before.low == before.high and after.low == after.high
+    measured = measurement(f"{after.metric}_change", interval, value, min(before.n, after.n), "x")
+    return Difference(measured=measured, how="exact" if exact else "unpaired")
+
+
+def _unpaired_drop(before: Measurement, after: Measurement) -> Measurement:
+    """Earlier less later in hundredths, the two being independent.
+
+    Ends from the two intervals: Newcombe, Statistics in Medicine 17 (1998) 873, method 10 (square and add).
+    """
+    value = before.value - after.value
+    down = math.hypot(before.value - before.low, after.high - after.value)
+    up = math.hypot(before.high - before.value, after.value - after.low)
+    interval = Interval(100 * (value - down), 100 * (value + up))
+    return measurement(suffixed(after.metric, "_drop_pt"), interval, 100 * value, min(before.n, after.n), "pt")

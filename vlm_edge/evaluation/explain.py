@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from vlm_edge.backends import REFERENCE, backend, backends, engine_available, resolve
-from vlm_edge.backends.base import Feed
+from vlm_edge.backends.base import Array, Feed
 from vlm_edge.backends.explaining import ExplainJob
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.explain_host import describe_host, measure_speed
-from vlm_edge.evaluation.macs import recorded_engines
+from vlm_edge.evaluation.footprint import recorded_engines
+from vlm_edge.evaluation.host import host_record
 from vlm_edge.evaluation.queries import draw_samples, queries_of, read_images
 from vlm_edge.explain.view import Int8Speed
+from vlm_edge.machine import Machine, kernels, machine
 from vlm_edge.processing.manifest import PipelineManifest, read_manifest
 from vlm_edge.processing.sealing import MANIFEST_NAME
 from vlm_edge.runtime.capabilities import Batch
@@ -99,6 +101,7 @@ def _jobs(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[E
     if asked.inputs is not None or asked.dims:
         raise VlmEdgeError(f"{path}: --inputs and --dim are for a single graph", "give --data, or one of its files")
     feeds = pipeline_feeds(path, manifest, asked.task, asked.threads) if asked.runs else {}
+    fed = "a sample of the data" if asked.task is not None else "a query with a noise image"
     options = manifest.engine.options if manifest.engine else {}
     limit = manifest.engine.threads if manifest.engine else asked.threads
     return [
@@ -107,7 +110,8 @@ def _jobs(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[E
             path / row.file,
             min(asked.threads, row.threads or limit),
             {**options, **row.options},
-            *_fed(feeds, name, asked),
+            feeds.get(name),
+            fed if name in feeds else "noise",
             manifest.precision.get(name, ""),
             row,
             asked.runs,
@@ -115,13 +119,6 @@ def _jobs(path: Path, manifest: PipelineManifest | None, asked: Asked) -> list[E
         for name, row in manifest.components.items()
         if not asked.components or name in asked.components
     ]
-
-
-def _fed(feeds: Mapping[str, Feed], name: str, asked: Asked) -> tuple[Feed | None, str]:
-    """A component's feed, and its origin in words."""
-    if name not in feeds:
-        return None, "noise"
-    return feeds[name], "a sample of the data" if asked.task is not None else "a query with a noise image"
 
 
 def pipeline_feeds(folder: Path, manifest: PipelineManifest, task: TaskSpec | None, threads: int) -> dict[str, Feed]:
@@ -159,3 +156,85 @@ def read_feed(path: Path) -> Feed:
             return {name: arrays[name] for name in arrays.files}
     except ValueError as error:
         raise VlmEdgeError(f"{path}: it holds objects that are no arrays of numbers", hint) from error
+
+
+_ROWS, _INNER, _COLUMNS = 64, 512, 512
+_REPETITIONS = 12
+
+
+_LACKS = {
+    "AVX2": "onnxruntime's integer kernels fall back to SSE: INT8 may lose against float",
+    "AVX512": "kernels work on 256 bits at a time",
+    "VNNI": "a product of 8-bit integers takes 3 instructions, gains less over float, and u8 x s8 may saturate at 16 "
+    "bits: quantize for `isa: x86` (7-bit weights)",
+    "AMX": "no tile unit: matrix products of many rows run on VNNI",
+    "dot product": "INT8 products are widened by hand and gain little over float",
+    "i8mm": "no 8-bit matrix instruction: products run on the dot product",
+}
+"""Consequence of the absence of each INT8 kernel (:data:`vlm_edge.machine.KERNELS`), the worst first."""
+
+
+def lacks(of: Machine, isa: frozenset[str]) -> dict[str, str]:
+    """Kernels that a CPU lacks, the worst first, each with the consequence."""
+    have = kernels(of, isa)
+    return {name: means for name, means in _LACKS.items() if not have.get(name, True)}
+
+
+def describe_host() -> tuple[dict[str, Any], Machine, frozenset[str]]:
+    """CPU, cores, instruction sets and lacking kernels as JSON values; the kind of machine; its instruction sets."""
+    record = host_record()
+    family, isa = machine(record["machine"]), frozenset(record["isa"])
+    rows = [{"name": name, "means": means} for name, means in lacks(family, isa).items()]
+    return {name: record[name] for name in ("cpu", "machine", "isa", "cores")} | {"lacks": rows}, family, isa
+
+
+def measure_speed() -> Int8Speed:
+    """Time one matrix product in each pair of types, on one thread, in turns; the least of 12 runs (about 0.1 s)."""
+    generator = np.random.default_rng(0)
+    runs = [_float_product(generator), *(_integer_product(generator, *types) for types in (_U8S8, _U8U8, _S8S8))]
+    best = [float("inf")] * len(runs)
+    for _ in range(_REPETITIONS):
+        for index, run in enumerate(runs):
+            began = time.perf_counter()
+            run()
+            best[index] = min(best[index], time.perf_counter() - began)
+    floating, u8s8, u8u8, s8s8 = best
+    return Int8Speed(max(1.0, floating / u8s8), max(1.0, u8u8 / u8s8), max(1.0, s8s8 / u8s8), measured=True)
+
+
+_U8S8, _U8U8, _S8S8 = (np.uint8, np.int8), (np.uint8, np.uint8), (np.int8, np.int8)
+
+
+def _float_product(generator: np.random.Generator) -> Callable[[], object]:
+    weight = generator.normal(size=(_INNER, _COLUMNS)).astype(np.float32)
+    data = generator.normal(size=(_ROWS, _INNER)).astype(np.float32)
+    return _product("MatMul", data, {"w": weight})
+
+
+def _integer_product(
+    generator: np.random.Generator, data_type: type[np.integer[Any]], weight_type: type[np.integer[Any]]
+) -> Callable[[], object]:
+    data: Array = generator.integers(0, 100, (_ROWS, _INNER)).astype(data_type)
+    weight: Array = generator.integers(0, 100, (_INNER, _COLUMNS)).astype(weight_type)
+    zeros: dict[str, Array] = {"zero": np.array(3, data_type), "w_zero": np.array(0, weight_type)}
+    return _product("MatMulInteger", data, {"w": weight, **zeros})
+
+
+def _product(op_type: str, data: Any, constants: dict[str, Any]) -> Callable[[], object]:
+    import onnx
+    import onnxruntime as ort
+    from onnx import helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node(op_type, ["x", *constants], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(data.dtype), data.shape)],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": data})

@@ -7,25 +7,22 @@ Reddi et al., MLPerf Inference Benchmark (arXiv:1911.02549), section 4.1. How th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlm_edge.backends import backend
 from vlm_edge.core.measurement import LatencyAsked, Measurement, Timed
-from vlm_edge.core.stage import Progress, SilentProgress, TaskSpec
-from vlm_edge.evaluation.conditions import passed, snapshot
-from vlm_edge.evaluation.host import host_record
+from vlm_edge.core.stage import Progress, SilentProgress
+from vlm_edge.evaluation.host import host_record, passed, snapshot
 from vlm_edge.evaluation.latency_engine import Engine, speedup
-from vlm_edge.evaluation.latency_rounds import Bench, Rounds, cold_starts, take_rounds
-from vlm_edge.evaluation.latency_settings import LatencySettings
-from vlm_edge.evaluation.queries import Samples, draw_samples
-from vlm_edge.evaluation.worker_process import WorkerProcess
+from vlm_edge.evaluation.latency_rounds import Bench, LatencySettings, Rounds, cold_starts, take_rounds
 from vlm_edge.machine import usable_cpus
 from vlm_edge.processing.manifest import read_manifest
 from vlm_edge.statistics.intervals import CONFIDENCE, percentile, percentile_interval
 from vlm_edge.statistics.timing import LOOKED_AT, Estimate, geometric_mean, round_percentile
 
-__all__ = ["LATENCY_VERSION", "LatencySettings", "measure_latency"]
+__all__ = ["LATENCY_VERSION", "Bench", "LatencySettings", "measure_latency"]
 
 LATENCY_VERSION = "3"
 """Raised whenever the same engines on the same host would be measured in another way."""
@@ -34,67 +31,58 @@ LATENCY_VERSION = "3"
 def measure_latency(
     baseline: Path | None,
     candidate: Path,
-    task: TaskSpec | Samples,
+    bench: Bench,
     *,
-    threads: int,
-    asked: LatencyAsked | None = None,
-    settings: LatencySettings | None = None,
     progress: Progress | None = None,
-    worker: Callable[..., WorkerProcess] = WorkerProcess,
     is_open: Callable[[Sequence[Measurement]], bool] = lambda _: False,
 ) -> Timed:
     """The candidate's latency percentiles, their speed-up over the baseline, and what else is asked.
 
-    A query is an RGB image in memory (and a text) in, and the answer out; the samples are a seeded draw from the
-    task's test split. With ``baseline == candidate`` two processes of that engine are held against each other: their
-    ratio is the A/A control, and the speed-up is 1 by definition. With None the candidate is measured alone.
+    A query is an RGB image in memory (and a text) in, and the answer out. With ``baseline == candidate`` two processes
+    of that engine are held against each other: their ratio is the A/A control, and the speed-up is 1 by definition.
+    With None the candidate is measured alone.
 
     Args:
-        task: whose test split the samples are drawn from, or the samples.
-        threads: most intra-op threads of a component; no more count than this process has usable CPUs.
-        worker: what starts a process.
+        bench: the task, the threads and the settings; no more threads count than this process has usable CPUs.
         is_open: whether what was measured so far leaves a verdict undecided: then measuring goes on, at most for
-            ``settings.patience`` seconds.
+            ``settings.open_seconds``.
 
     Raises:
         VlmEdgeError: an engine cannot be loaded, its process dies or hangs, or the data set cannot be read.
     """
-    asked, settings = asked or LatencyAsked(), settings or LatencySettings()
-    drawn = draw_samples(task, settings.samples, settings.seed) if isinstance(task, TaskSpec) else task
-    bench = Bench(drawn, min(threads, usable_cpus()), asked, settings, worker)
+    bench = replace(bench, threads=min(bench.threads, usable_cpus()))
     control = baseline == candidate
     engines = [Engine("candidate", candidate)]
     if baseline is not None:
         engines.insert(0, Engine("control" if control else "baseline", baseline))
     before = snapshot()
-    with (progress or SilentProgress()).bar("latency", settings.seconds) as bar:
-        rounds = take_rounds(engines, bench, bar, lambda taken: is_open(_timed(taken, asked, control)))
-        colds = cold_starts(engines[-1], bench) if asked.cold_start else []
+    with (progress or SilentProgress()).bar("latency", bench.settings.seconds) as bar:
+        rounds = take_rounds(engines, bench, bar, lambda taken: is_open(_timed(taken, bench.asked, control)))
+        colds = cold_starts(engines[-1], bench) if bench.asked.cold_start else []
     after = snapshot()
-    measurements = [
-        *_timed(rounds, asked, control),
-        *_components(engines[-1]),
-        *_cold(colds),
-        _memory(engines[-1]),
-    ]
+    peaks = engines[-1].peaks_mb
+    measurements = [*_timed(rounds, bench.asked, control), *_components(engines[-1])]
+    if (interval := percentile_interval(colds, 0.5) if colds else None) is not None:
+        middle = Estimate(interval.low, percentile(colds, 0.5), interval.high)
+        measurements.append(_measurement("cold_start_ms", middle, len(colds), "ms"))
+    peak = Estimate(min(peaks), percentile(peaks, 0.5), max(peaks))
+    measurements.append(_measurement("peak_rss_mb", peak, len(peaks), "MiB"))
     return Timed(measurements=measurements, conditions=_conditions(rounds, bench, passed(before, after)))
 
 
 def _timed(rounds: Rounds, asked: LatencyAsked, control: bool) -> list[Measurement]:
-    """Every measurement that more rounds make more certain."""
-    return [
-        *_latencies(rounds, asked),
-        *_ratios(rounds, asked, control),
-        *_throughput(rounds, asked),
-    ]
-
-
-def _latencies(rounds: Rounds, asked: LatencyAsked) -> list[Measurement]:
-    """Percentiles of the candidate's query times, those that have enough of them."""
+    """Every measurement that more rounds make more certain; percentiles with too few queries are left out."""
     engine, confidence = rounds.engines[-1], rounds.confidence(CONFIDENCE)
-    found = ((quantile, round_percentile(engine.times, quantile, confidence)) for quantile in asked.percentiles)
-    n = _count(engine.times)
-    return [_measurement(f"latency_{_name(q)}_ms", estimate, n, "ms") for q, estimate in found if estimate is not None]
+    n, measurements = sum(map(len, engine.times)), []
+    for quantile in asked.percentiles:
+        if (estimate := round_percentile(engine.times, quantile, confidence)) is not None:
+            measurements.append(_measurement(f"latency_{_name(quantile)}_ms", estimate, n, "ms"))
+    measurements += _ratios(rounds, asked, control)
+    if asked.batch is not None:
+        rates = [1e3 * asked.batch * len(times) / sum(times) for times in engine.batches]
+        if (rate := geometric_mean(rates, confidence)) is not None:
+            measurements.append(_measurement("throughput_per_s", rate, sum(map(len, engine.batches)), "/s"))
+    return measurements
 
 
 def _ratios(rounds: Rounds, asked: LatencyAsked, control: bool) -> list[Measurement]:
@@ -116,38 +104,11 @@ def _ratios(rounds: Rounds, asked: LatencyAsked, control: bool) -> list[Measurem
 
 def _components(engine: Engine) -> list[Measurement]:
     """The median time of each component, where a profile has enough queries for one."""
-    found = ((name, times, round_percentile(times, 0.5)) for name, times in engine.components.items())
     return [
-        _measurement(f"latency_p50_ms[{name}]", estimate, _count(times), "ms")
-        for name, times, estimate in found
-        if estimate is not None
+        _measurement(f"latency_p50_ms[{name}]", estimate, sum(map(len, times)), "ms")
+        for name, times in engine.components.items()
+        if (estimate := round_percentile(times, 0.5)) is not None
     ]
-
-
-def _cold(times: list[float]) -> list[Measurement]:
-    """The median time to a first answer, with the interval between order statistics of as many processes."""
-    interval = percentile_interval(times, 0.5) if times else None
-    if interval is None:
-        return []
-    middle = Estimate(interval.low, percentile(times, 0.5), interval.high)
-    return [_measurement("cold_start_ms", middle, len(times), "ms")]
-
-
-def _throughput(rounds: Rounds, asked: LatencyAsked) -> list[Measurement]:
-    """Images a second at the asked batch, over rounds."""
-    if asked.batch is None:
-        return []
-    engine = rounds.engines[-1]
-    rates = [1e3 * asked.batch * len(times) / sum(times) for times in engine.batches]
-    rate, n = geometric_mean(rates, rounds.confidence(CONFIDENCE)), _count(engine.batches)
-    return [] if rate is None else [_measurement("throughput_per_s", rate, n, "/s")]
-
-
-def _memory(engine: Engine) -> Measurement:
-    """The processes' peaks: the median, and the least and the highest of them."""
-    peaks = engine.peaks_mb
-    estimate = Estimate(min(peaks), percentile(peaks, 0.5), max(peaks))
-    return _measurement("peak_rss_mb", estimate, len(peaks), "MiB")
 
 
 def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict[str, Any]:
@@ -188,10 +149,6 @@ def _conditions(rounds: Rounds, bench: Bench, meanwhile: dict[str, Any]) -> dict
 
 def _name(quantile: float) -> str:
     return f"p{100 * quantile:g}"
-
-
-def _count(rounds: list[list[float]]) -> int:
-    return sum(map(len, rounds))
 
 
 def _measurement(metric: str, estimate: Estimate, n: int, unit: str) -> Measurement:

@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from vlm_edge.backends import backend
-from vlm_edge.core.measurement import LatencyAsked
-from vlm_edge.core.stage import Ticker
+from vlm_edge.core.measurement import PATIENCE_S, LatencyAsked
+from vlm_edge.core.stage import TaskSpec, Ticker
 from vlm_edge.evaluation.latency_engine import Block, Engine, disturbed_queries, speedup
-from vlm_edge.evaluation.latency_settings import LatencySettings
-from vlm_edge.evaluation.queries import Samples
+from vlm_edge.evaluation.queries import Samples, draw_samples
 from vlm_edge.evaluation.worker_process import WorkerProcess
 from vlm_edge.machine import allowed_cpus, first_line
 from vlm_edge.processing.manifest import read_manifest
@@ -107,15 +109,59 @@ class Rounds:
         return sum(map(len, self.engines[0].times))
 
 
+class LatencySettings(BaseModel):
+    """A measurement is a row of rounds, each with processes of its own.
+
+    After every ``look_rounds`` rounds it ends if the interval of the median's speed-up is within ``precision`` of its
+    value to either side, and those of rarer percentiles within ``tail_precision``; else when ``seconds`` have passed.
+    While a verdict is open then, it goes on until ``open_seconds`` have passed; while there are too few queries for
+    what was asked, until ``patience`` seconds have. Percentiles that then have too few are not reported.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=32, ge=1, description="images and texts that the queries go round")
+    seed: int = 0
+    look_rounds: int = Field(default=6, ge=2, description="rounds between two looks at the width of the interval")
+    round_seconds: float = Field(default=1.0, gt=0, description="time of all engines' queries in a round")
+    precision: float = Field(default=0.015, gt=0)
+    tail_precision: float = Field(default=0.05, gt=0)
+    seconds: float = Field(default=15.0, ge=0, description="time after which it ends, its verdict being decided")
+    patience: float = Field(default=PATIENCE_S, gt=0, description="time after which it ends with what there is")
+    open_seconds: float = Field(default=PATIENCE_S, gt=0, description="time after which an open verdict is left open")
+    warmup_seconds: float = Field(default=5.0, ge=0, description="most that warming up one process may take")
+    block_seconds: float = Field(default=0.006, gt=0, description="length of the slower engine's turns")
+    pin: bool = Field(default=True, description="bind CPU engines to as many CPUs as they have threads")
+    cold_starts: int = Field(default=7, ge=6, description="fresh processes for the time to a first answer")
+    batch_seconds: float = Field(default=0.5, ge=0, description="time of batches in a round, for the throughput")
+    profile_queries: int = Field(default=16, ge=1, description="queries of a round that each component is clocked in")
+    timeout_s: float = Field(default=300.0, gt=0, description="longest wait for an engine to load or a turn to end")
+
+
 @dataclass(frozen=True)
 class Bench:
-    """Inputs of a measurement that stay the same from round to round."""
+    """Inputs of a measurement that stay the same from round to round.
 
-    samples: Samples
+    Args:
+        task: whose test split the samples are drawn from, seeded; or the samples.
+        threads: most intra-op threads of a component.
+        asked: the times to measure.
+        settings: length and precision.
+        worker: what starts a process.
+    """
+
+    task: TaskSpec | Samples
     threads: int
-    asked: LatencyAsked
-    settings: LatencySettings
+    asked: LatencyAsked = field(default_factory=LatencyAsked)
+    settings: LatencySettings = field(default_factory=LatencySettings)
     worker: Callable[..., WorkerProcess] = WorkerProcess
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The queries' images and texts, for every worker to load."""
+        if not isinstance(self.task, TaskSpec):
+            return self.task
+        return draw_samples(self.task, self.settings.samples, self.settings.seed)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -230,7 +276,7 @@ def _warm_up(engine: Engine, worker: WorkerProcess, settings: LatencySettings) -
     ends = time.monotonic() + settings.warmup_seconds
     best, median, steady, windows = math.inf, math.inf, 0, 0
     while steady < 2:
-        median = statistics.median(_query(worker, 0, WARMUP_QUERIES))
+        median = statistics.median(_query(worker, WARMUP_QUERIES))
         steady = 0 if median < best * (1 - FASTER) else steady + 1
         best, windows = min(best, median), windows + 1
         if time.monotonic() >= ends:
@@ -259,7 +305,9 @@ def _turns(
     start, blocks = len(rounds) * count, 0
     while blocks == 0 or blocks % 2 or time.monotonic() < until or blocks * count < least:
         for engine in order if blocks % 2 == 0 else reversed(order):
-            taken[engine.role].append(_block(workers[engine.role], start, count))
+            reply = workers[engine.role].ask(do="run", start=start, count=UNCOUNTED + count)
+            disturbed = disturbed_queries(reply["ms"], reply["interrupted"])
+            taken[engine.role].append(Block(reply["ms"][UNCOUNTED:], disturbed[UNCOUNTED:]))
         start, blocks = start + count, blocks + 1
         if time.monotonic() >= ends:
             break
@@ -279,15 +327,9 @@ def _beside(engine: Engine, worker: WorkerProcess, bench: Bench) -> None:
         engine.batches.append(worker.ask(do="batch", size=bench.asked.batch, seconds=seconds)["ms"])
 
 
-def _query(worker: WorkerProcess, start: int, count: int) -> list[float]:
-    times: list[float] = worker.ask(do="run", start=start, count=count)["ms"]
+def _query(worker: WorkerProcess, count: int) -> list[float]:
+    times: list[float] = worker.ask(do="run", start=0, count=count)["ms"]
     return times
-
-
-def _block(worker: WorkerProcess, start: int, count: int) -> Block:
-    """``count`` counted queries, and those before them that are not."""
-    reply = worker.ask(do="run", start=start, count=UNCOUNTED + count)
-    return Block(reply["ms"][UNCOUNTED:], disturbed_queries(reply["ms"], reply["interrupted"])[UNCOUNTED:])
 
 
 def cold_starts(engine: Engine, bench: Bench) -> list[float]:
@@ -297,5 +339,5 @@ def cold_starts(engine: Engine, bench: Bench) -> list[float]:
         idle = idle_ticks()
         with bench.start(engine) as worker:
             loaded_ms = worker.ask(**bench.load(engine, bench.pinned([engine], idle)))["ms"]
-            times.append(float(loaded_ms) + _query(worker, 0, 1)[0])
+            times.append(float(loaded_ms) + _query(worker, 1)[0])
     return times

@@ -29,7 +29,7 @@ from vlm_edge.evaluation.accuracy import Outcomes, compare, evaluate
 from vlm_edge.evaluation.footprint import footprint
 from vlm_edge.evaluation.host import host_fingerprint, host_record
 from vlm_edge.evaluation.kit_runs import BUNDLE, KitRun, read_kit_run
-from vlm_edge.evaluation.latency import LatencySettings, measure_latency
+from vlm_edge.evaluation.latency import Bench, LatencySettings, measure_latency
 from vlm_edge.files import whole_folder
 from vlm_edge.processing.manifest import EngineInfo, used_files, write_manifest
 
@@ -182,19 +182,11 @@ class _Device:
         queries = self.settings.task or (self.run.samples if self.run else None)
         if queries is None:
             return {}
-        asked, bounds = asked_by([self.budgets]), bounds_of(self.budgets)
+        bench = Bench(queries, self.target.threads, asked_by([self.budgets]), self.settings.latency)
+        bounds, baseline = bounds_of(self.budgets), self.baseline if self.run else None
 
         def take(folder: Path, is_open: IsOpen) -> Timed:
-            timed = measure_latency(
-                self.baseline if self.run else None,
-                folder,
-                queries,
-                threads=self.target.threads,
-                asked=asked,
-                settings=self.settings.latency,
-                progress=self.progress,
-                is_open=is_open,
-            )
+            timed = measure_latency(baseline, folder, bench, progress=self.progress, is_open=is_open)
             priced = with_cost(timed.measurements, self.target.price_per_hour)
             return timed.model_copy(update={"measurements": priced})
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_edge.core.measurement import Measurement
-from vlm_edge.statistics.bootstrap import bootstrap_interval
-from vlm_edge.statistics.intervals import Interval, group_sums, mean_score_interval, paired_change
+from vlm_edge.statistics.intervals import Interval, bootstrap_interval, group_sums, mean_score_interval, paired_change
 
 Floats = NDArray[np.float64]
 RowIndex = NDArray[np.int64]
@@ -59,13 +58,11 @@ class MeanMetric:
 
 @dataclass(frozen=True)
 class SummaryMetric:
-    """A function of sums of per-sample columns, such as F1; before, after: (samples, columns), groups: (samples,).
+    """A :class:`~vlm_edge.evaluation.tasks.base.Summary`; before, after: (samples, columns), groups: (samples,).
 
-    ``kinds`` lists what the columns of a sample can be, one array (kinds, columns) for each right answer: an engine
-    that gets a sample right may get it wrong on data that were not drawn. The intervals hold what z^2 further groups of
-    the common size would make of the metric, were all their samples of one kind before and of one kind after.
-
-    Where the statistic is not defined (NaN, such as the precision of an engine that never says yes) there is no
+    An engine that gets a sample right may get it wrong on data that were not drawn. So the intervals hold what z^2
+    further groups of the common size would make of the metric, were all their samples of one of the ``kinds`` before
+    and of one after. Where the statistic is NaN (the precision of an engine that never says yes) there is no
     measurement.
     """
 

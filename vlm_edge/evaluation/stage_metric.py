@@ -1,4 +1,4 @@
-"""The task's metric for a stage that looks at its own result, on samples that no budget is judged on."""
+"""Bounds that a data set is too small to decide; samples that no budget is judged on, for a stage's own metric."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_edge.core.budget import AccuracyBounds
+from vlm_edge.core.budget import AccuracyBounds, Budgets
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.stage import Progress, TaskSpec
 from vlm_edge.data import load_dataset
@@ -19,10 +19,71 @@ from vlm_edge.data.manifest import read_dataset_manifest
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.accuracy import EVALUATOR_VERSION, run_task
 from vlm_edge.evaluation.paired_metrics import MeanMetric, score_metric
-from vlm_edge.evaluation.resolution import bound_faults
 from vlm_edge.evaluation.tasks import TASKS
 from vlm_edge.evaluation.tasks.base import Rows
-from vlm_edge.statistics.power import samples_for_drop
+from vlm_edge.names import near
+from vlm_edge.statistics.intervals import samples_for_drop, smallest_drop
+
+DIRECTIONS = ("image-to-text", "text-to-image")
+"""Slices that a retrieval task makes itself."""
+
+
+def budget_faults(dataset: Dataset, budgets: Budgets) -> list[tuple[str, str]]:
+    """(key below ``budgets``, what is wrong) for each accuracy bound that no engine could be shown to keep.
+
+    The samples of an image share its luck, so images are counted: with n of them, an engine that answers all alike
+    still has z^2 / (n + z^2) as the upper end of its drop. Names of slices and metrics that the test split or the task
+    don't have are faults too.
+    """
+    accuracy = budgets.accuracy
+    if accuracy is None:
+        return []
+    task = TASKS[dataset.kind]
+    images = len({sample.image for sample in dataset.samples})
+    faults = bound_faults("accuracy", accuracy, images, shares="accuracy" not in task.units)
+    slices = {name for sample in dataset.samples for name in sample.slices}
+    slices |= set(DIRECTIONS) if dataset.kind == "retrieval" else set()
+    for name, bounds in accuracy.slices.items():
+        place = f"accuracy.slices.{name}"
+        if name not in slices:
+            faults.append((place, f"{dataset.name}'s test split has no such slice; {near(name, slices)}"))
+            continue
+        held = {sample.image for sample in dataset.samples if name in sample.slices}
+        count = len(held) if held else images
+        faults += bound_faults(place, bounds, count, shares="accuracy" not in task.units)
+    known = {*task.metrics, *(summary.metric for summary in task.summaries)}
+    for name, bounds in accuracy.metrics.items():
+        place, metric = f"accuracy.metrics.{name}", name.partition("[")[0]
+        if metric not in known:
+            faults.append((place, f"the task {dataset.kind} has no such metric; {near(metric, known)}"))
+        else:
+            faults += bound_faults(place, bounds, images, shares=metric not in task.units)
+    return faults
+
+
+def bound_faults(place: str, bounds: AccuracyBounds, images: int, *, shares: bool) -> list[tuple[str, str]]:
+    """Faults of the bounds on one metric, of which ``images`` independent samples are there."""
+    if not shares:
+        return []
+    drop = smallest_drop(images)
+    checked = (
+        ("max_drop_pt", bounds.max_drop_pt, f"a drop below {100 * drop:.3g} points, even if no answer changes"),
+        ("min_ratio", bounds.min_ratio, f"a ratio above {1 - drop:.4g}, even if no answer changes"),
+        ("at_least", bounds.at_least, f"more than {1 - drop:.4g}, even if every answer is right"),
+    )
+    faults = []
+    for key, bound, limit in checked:
+        if bound is None:
+            continue
+        allowed = bound / 100 if key == "max_drop_pt" else 1 - bound
+        if allowed < 0:
+            faults.append((f"{place}.{key}", f"the metric is a share from 0 to 1 (got {bound:g})"))
+        elif allowed < drop:
+            needed = samples_for_drop(allowed)
+            enough = f"{needed:,} are needed for {bound:g}" if needed else f"no number of samples can show {bound:g}"
+            faults.append((f"{place}.{key}", f"{images:,} images can't show {limit}; {enough}"))
+    return faults
+
 
 WITHOUT_A_BOUND = 256
 """Images that are drawn where no bound says how many are needed."""

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from vlm_edge.explain.proto_graph import attribute
-from vlm_edge.explain.view import INTEGER_ELEMENTWISE, Hit, Int8View
+from vlm_edge.explain.view import INTEGER_ELEMENTWISE, Hit, Int8View, attribute
 from vlm_edge.graphs.ops import FLOAT_PRODUCTS, INTEGER_OPERATORS
 
 FUSED_GEMM = "MatMulAddFusion"

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
-from vlm_edge.explain.proto_graph import attribute
-from vlm_edge.explain.view import Hit, Int8View
+from vlm_edge.explain.view import Hit, Int8View, attribute
 
 SMALLEST_WEIGHT = 1024
 """Elements of a weight; a smaller one in float32 is not reported."""

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.processing.anyres import anyres_embeds, anyres_picture
-from vlm_edge.processing.canvas import canvas_picture
 from vlm_edge.processing.images import Pixels, preprocess
 from vlm_edge.processing.manifest import AnyResTiles, ImageProcessing, PatchRows, Prompt
 from vlm_edge.processing.patch_rows import row_picture, stacked
 from vlm_edge.processing.patches import patch_picture
 from vlm_edge.processing.picture import Inputs, Picture
-from vlm_edge.processing.split_tiles import split_picture
+from vlm_edge.processing.tiles import anyres_embeds, anyres_picture, canvas_picture, split_picture
 
 
 def picture_of(image: Pixels, spec: ImageProcessing, prompt: Prompt) -> Picture:

@@ -261,7 +261,7 @@ class Generation(Frozen):
 
     An answer ends after ``max_new_tokens``, or where it makes ``max_length`` tokens with its prompt. ``positions``: the
     size of the decoder's table of positions; None where they are computed. The rest is generation_config.json's, which
-    :class:`vlm_edge.runtime.token_rules.TokenRules` follows. ``first_token_id`` is forced behind the start token,
+    :class:`vlm_edge.runtime.greedy.TokenRules` follows. ``first_token_id`` is forced behind the start token,
     ``last_token_id`` where an answer reaches its longest, and no ``no_repeat_ngram`` tokens in a row come twice
     (0: no such rule). ``not_followed``: the checkpoint's further settings, by name, as JSON.
     """

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_edge.processing.images import Pixels, preprocess
-from vlm_edge.processing.manifest import ImageProcessing
-
 Inputs = dict[str, NDArray[np.float32] | NDArray[np.int64]]
 
 
@@ -30,8 +27,3 @@ class Picture:
     def tiles(self) -> int:
         """Number of rows of a batch that the picture takes."""
         return len(self.inputs["pixel_values"])
-
-
-def tile_pixels(tiles: list[Pixels], spec: ImageProcessing) -> Inputs:
-    """Tiles that have their final size, (height, width, 3) uint8 each -> ``pixel_values``."""
-    return {"pixel_values": preprocess(tiles, spec)}

@@ -91,15 +91,10 @@ def require_plain_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def require_unaltered(folder: Path, content: Mapping[str, Any], files: Mapping[str, str]) -> None:
-    """Refuse a folder whose manifest, or a file that it lists, was altered since it was written.
-
-    Args:
-        folder: where they lie.
-        content: the manifest's JSON.
-        files: what it lists.
+    """Refuse a folder whose manifest (its JSON is ``content``) or one of its ``files`` was altered.
 
     Raises:
-        VlmEdgeError: one of them is not.
+        VlmEdgeError: one of them was.
     """
     if content.get("digest") != manifest_digest(content):
         raise VlmEdgeError(f"{folder / MANIFEST_NAME}: it was altered since it was written", AGAIN)

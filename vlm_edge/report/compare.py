@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from vlm_edge.core.difference import Difference
-from vlm_edge.core.measurement import Measurement
+from vlm_edge.core.measurement import Difference, Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.report.escape import on_terminal
 from vlm_edge.report.ladder import INCOMPLETE
 from vlm_edge.report.numbers import METRICS, VERDICT_WORDS, measured_text, measurement_text, split_metric
+from vlm_edge.report.table import text_table
 from vlm_edge.report.views import Lines, flat, host_lines, plain, version_lines
 
 
@@ -146,18 +144,15 @@ def difference_text(difference: Difference | None) -> str:
     found = difference.measured
     if difference.how == "exact":
         return f"{found.value:.4g} x (exact)"
-    text = measurement_text(found) if found.unit == "pt" else measured_text(found.model_copy(update=_rounded(found)))
-    drop = "drop " if found.unit == "pt" else ""
-    return f"{drop}{text} ({difference.how})"
+    if found.unit == "pt":
+        return f"drop {measurement_text(found)} ({difference.how})"
+    rounded = {end: float(f"{getattr(found, end):.4g}") for end in ("low", "value", "high")}
+    return f"{measured_text(found.model_copy(update=rounded))} ({difference.how})"
 
 
 def change_text(change: Difference | None) -> str:
     """The difference in a cell, ``not compared`` where there is none: its reason is among :func:`reasons`."""
     return difference_text(change) if change is None or change.measured is not None else "not compared"
-
-
-def _rounded(found: Measurement) -> dict[str, float]:
-    return {end: float(f"{getattr(found, end):.4g}") for end in ("low", "value", "high")}
 
 
 def reasons(comparison: Compared) -> list[str]:
@@ -210,27 +205,14 @@ def compare_table(comparison: Compared) -> RenderableType:
     """A comparison for a terminal: metrics down, runs across, the change below each value."""
     comparison = on_terminal(comparison)
     parts: list[RenderableType] = [
-        _rich(["", *comparison.names], [[row.name, *row.values] for row in comparison.heads])
+        text_table(["", *comparison.names], [[row.name, *row.values] for row in comparison.heads])
     ]
-    rows = [
-        [row.metric, *(_rich_cell(found, change) for found, change in zip(row.found, row.changes, strict=True))]
-        for row in shown_metrics(comparison)
-    ]
-    parts += [Text(), _rich(["metric", *comparison.names], rows)]
+    rows = []
+    for row in shown_metrics(comparison):
+        cells = zip([measurement_text(found) if found else "-" for found in row.found], row.changes, strict=True)
+        rows.append([row.metric, *(f"{cell}\n{change_text(change)}".rstrip("\n") for cell, change in cells)])
+    parts += [Text(), text_table(["metric", *comparison.names], rows)]
     for title, values in value_tables(comparison):
-        parts += [Text(), _rich([title.lower(), *comparison.names], [[row.name, *row.values] for row in values])]
+        parts += [Text(), text_table([title.lower(), *comparison.names], [[row.name, *row.values] for row in values])]
     lines = [*reasons(comparison), same_text(comparison)]
     return Group(*parts, Text(), *(Text(line, style="dim") for line in lines if line))
-
-
-def _rich_cell(found: Measurement | None, change: Difference | None) -> str:
-    return "\n".join(line for line in (measurement_text(found) if found else "-", change_text(change)) if line)
-
-
-def _rich(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for title in header:
-        grid.add_column(Text(title), overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
-    return grid

@@ -12,29 +12,13 @@ from typing import Any
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
-from vlm_edge.report import render
+from vlm_edge.report import render, views
 from vlm_edge.report.compare import Compared, reasons, same_text, shown_metrics, value_tables
 from vlm_edge.report.ladder import INCOMPLETE, deciding_variant, headline, judged_metrics, ladder_of, remarks
 from vlm_edge.report.numbers import VERDICT_WORDS, format_of, limit_of, measured_text, named_format
 from vlm_edge.report.pareto import pareto_picture, pareto_points
 from vlm_edge.report.render import Head
 from vlm_edge.report.scale import Scale, scale_over
-from vlm_edge.report.views import (
-    SensitivityRow,
-    TaskRow,
-    at_one_load,
-    component_rows,
-    component_times,
-    control_of,
-    host_lines,
-    last_quantized,
-    layer_rows,
-    sensitivity_rows,
-    shared_conditions,
-    slice_name,
-    task_rows,
-    version_lines,
-)
 
 MOST_COLUMNS = 9
 """Metrics in the ladder; those without room are among all measurements at the end."""
@@ -150,8 +134,8 @@ def _pareto(record: RunRecord) -> View:
 
 def _components(record: RunRecord) -> View:
     """A bar for each variant with the medians of its components, and a mark at the median of a whole query."""
-    shown = at_one_load(record)
-    times = {name: parts for name, metrics in shown.items() if (parts := component_times(metrics))}
+    shown = views.at_one_load(record)
+    times = {name: parts for name, metrics in shown.items() if (parts := views.component_times(metrics))}
     names = list(dict.fromkeys(name for parts in times.values() for name in parts))
     if not names:
         return None
@@ -188,7 +172,7 @@ def _tasks(record: RunRecord, *, slices: bool) -> View:
         variant.name: _task(rows, variant, slices)
         for variant in record.variants
         if (variant is not record.variants[0] or variant.name == record.decided_by)
-        and (rows := task_rows(record, variant, slices=slices))
+        and (rows := views.task_rows(record, variant, slices=slices))
     }
     if not tasks:
         return None
@@ -196,12 +180,12 @@ def _tasks(record: RunRecord, *, slices: bool) -> View:
     return {"first": "slice" if slices else "metric", "tasks": tasks, "main": main}
 
 
-def _task(rows: Sequence[TaskRow], variant: VariantRecord, slices: bool) -> dict[str, Any]:
+def _task(rows: Sequence[views.TaskRow], variant: VariantRecord, slices: bool) -> dict[str, Any]:
     judged = judged_metrics(variant)
     drops = [row.drop for row in rows if row.drop is not None]
     limits = [limit_of(judged[drop.metric]) for drop in drops if drop.metric in judged]
     ends = [0.0, *limits, *(end for drop in drops for end in (drop.low, drop.high))]
-    titles = [slice_name(row) if slices else named_format(row.metric).title for row in rows]
+    titles = [views.slice_name(row) if slices else named_format(row.metric).title for row in rows]
     scale = scale_over(ends, 0, 100) if drops else None
     return {"rows": list(zip(titles, rows, strict=True)), "judged": judged, "scale": scale}
 
@@ -215,17 +199,22 @@ def _regressions(record: RunRecord, regressions: Regressions) -> View:
 
 def _layers(record: RunRecord) -> View:
     """Quantization error by component and layer, and the ranking of layers that are quantized alone."""
-    found = last_quantized(record)
+    found = views.last_quantized(record)
     if found is None:
         return None
     variant, facts = found
-    layers, ranked, drawn = layer_rows(facts), sensitivity_rows(facts), facts.metric_samples
-    noise = [db for row in layers for db in (row.weight_db, row.input_db, row.output_db) if db is not None]
-    by_task = any(row.drop is not None for row in ranked)
-    ranked.sort(key=lambda row: (0.0 if row.drop is None else -row.drop.value, row.sqnr_db))
+    layers, ranked, drawn = views.layer_rows(facts), views.sensitivity_rows(facts), facts.metric_samples
+    noise = [
+        db
+        for _, each in layers
+        for db in (each.weight_sqnr_db, each.input_sqnr_db, each.output_sqnr_db)
+        if db is not None
+    ]
+    by_task = any(row.layer.drop_pt is not None for row in ranked)
+    ranked.sort(key=lambda row: (-row.layer.drop_pt.value if row.layer.drop_pt else 0.0, row.layer.sqnr_db))
     return {
         "variant": variant.name,
-        "components": component_rows(facts),
+        "components": views.component_rows(facts),
         "layers": layers,
         "worst": sorted(layers, key=lambda row: row.worst_db)[:WORST_LAYERS],
         "scale": scale_over(noise, 0, 100),
@@ -237,20 +226,20 @@ def _layers(record: RunRecord) -> View:
     }
 
 
-def _ranking(rows: Sequence[SensitivityRow], by_task: bool) -> dict[str, Any]:
-    drops = [row.drop for row in rows if row.drop is not None]
+def _ranking(rows: Sequence[views.SensitivityRow], by_task: bool) -> dict[str, Any]:
+    drops = [row.layer.drop_pt for row in rows if row.layer.drop_pt is not None]
     ends = [0.0, *(end for drop in drops for end in (drop.low, drop.high))]
-    ends = ends if by_task else [row.sqnr_db for row in rows]
+    ends = ends if by_task else [row.layer.sqnr_db for row in rows]
     return {"rows": rows, "scale": scale_over(ends, 0, 100)}
 
 
 def _host(record: RunRecord) -> View:
-    shared, own = shared_conditions(record)
+    shared, own = views.shared_conditions(record)
     conditions = list(dict.fromkeys(name for lines in own.values() for name, _ in lines))
-    control = control_of(record)
+    control = views.control_of(record)
     apart = [100 * max(found.high - 1, 1 / found.low - 1, 0.0) for found in control]
     return {
-        "host": host_lines(record),
+        "host": views.host_lines(record),
         "shared": shared,
         "heads": [Head("condition", "name"), *map(Head, own)],
         "rows": [(name, [dict(lines).get(name, "") for lines in own.values()]) for name in conditions],
@@ -263,4 +252,4 @@ def _provenance(record: RunRecord) -> View:
     digests = [
         (f"{variant.name}: {kind}", digest) for variant in record.variants for kind, digest in variant.artifacts.items()
     ]
-    return {"versions": version_lines(record), "digests": digests}
+    return {"versions": views.version_lines(record), "digests": digests}

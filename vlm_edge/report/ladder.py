@@ -11,12 +11,12 @@ from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import RunRecord, VariantRecord
 from vlm_edge.facts import CompileFacts
 from vlm_edge.report.escape import on_terminal
-from vlm_edge.report.gate import gate_headline
 from vlm_edge.report.numbers import (
     METRICS,
     VERDICT_WORDS,
     bound_text,
     format_of,
+    gate_headline,
     interval_text,
     is_exact,
     judgement_text,

@@ -125,16 +125,12 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 def beaten(point: Point, points: Sequence[Point]) -> bool:
     """Whether another point is no worse in accuracy, latency and size, and better in one of them."""
-    return any(_beats(other, point) for other in points)
 
+    def costs(each: Point) -> tuple[float, float, float]:
+        return each.latency.value, -each.accuracy.value, each.size or math.inf
 
-def _beats(one: Point, other: Point) -> bool:
-    pairs = [
-        (one.latency.value, other.latency.value),
-        (-one.accuracy.value, -other.accuracy.value),
-        (one.size or math.inf, other.size or math.inf),
-    ]
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    own = costs(point)
+    return any(all(a <= b for a, b in zip(costs(other), own, strict=True)) and costs(other) != own for other in points)
 
 
 def pareto_picture(points: Sequence[Point], width: int, height: int) -> Picture:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import vlm_edge
-from vlm_edge.report import compare, escape, gate, ladder, numbers, scale, views
+from vlm_edge.report import compare, escape, ladder, numbers, scale, views
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     *(ladder.deciding_variant, ladder.headline, ladder.ladder_of, ladder.remarks),
@@ -20,7 +20,7 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     *(numbers.measured_text, numbers.measurement_text, numbers.named_format, numbers.reason_text, numbers.value_text),
     *(views.component_rows, views.control_of, views.host_lines, views.last_quantized, views.layer_rows, views.plain),
     *(views.shared_conditions, views.slice_name, views.task_rows, views.version_lines),
-    *(compare.change_text, gate.found_text, gate.gate_headline, scale.scale_over),
+    *(compare.change_text, numbers.found_text, numbers.gate_headline, scale.scale_over),
 )
 """Functions that templates call by name."""
 
@@ -56,7 +56,11 @@ def _environment(escaped: Callable[[object], str]) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"fenced": _fenced, "fixed": _fixed, "px": _pixels}
+    environment.filters |= {
+        "fenced": lambda text: Markup("\n".join(escape.markdown_block(text.rstrip()))),  # for a block of code
+        "fixed": lambda value, digits: "" if value is None else f"{value:.{digits}f}",
+        "px": lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
+    }
     environment.globals |= {function.__name__: function for function in _FUNCTIONS}
     environment.globals |= {
         "as_json": partial(json.dumps, ensure_ascii=False),
@@ -67,16 +71,3 @@ def _environment(escaped: Callable[[object], str]) -> Environment:
         "zip": partial(zip, strict=True),
     }
     return environment
-
-
-def _fenced(text: str) -> Markup:
-    """For a block of code fenced by three backticks."""
-    return Markup("\n".join(escape.markdown_block(text.rstrip())))
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _pixels(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")

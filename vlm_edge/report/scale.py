@@ -19,11 +19,9 @@ class Scale:
 
     def place(self, value: float) -> float:
         """The place of a value; one beyond an end is put on that end."""
-        low, high, at = (math.log(each) if self.log else each for each in (self.low, self.high, self._within(value)))
+        inside = min(max(value, self.low), self.high)
+        low, high, at = (math.log(each) if self.log else each for each in (self.low, self.high, inside))
         return self.first + (self.last - self.first) * (at - low) / (high - low)
-
-    def _within(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
 
     def ticks(self, most: int) -> list[float]:
         """At most ``most`` round values within the scale."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -54,48 +54,57 @@ def _fitted(record: RunRecord, console: Console) -> tuple[Table, list[str]]:
     return table, [column.title for column in full.columns if column not in ladder.columns]
 
 
+def text_table(
+    titles: Sequence[str | Text], rows: Iterable[Sequence[str | Text]], right: Collection[int] = ()
+) -> Table:
+    """Columns under titles; those at the places in ``right`` are aligned right. Markup in a cell is plain text."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place, title in enumerate(titles):
+        head = Text(title) if isinstance(title, str) else title
+        table.add_column(head, justify="right" if place in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
 def ladder_table(ladder: Ladder) -> Table:
     """Variants down, metrics across: value, 95% interval, n and verdict in each cell."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("variant", overflow="fold")
-    for column in ladder.columns:
-        table.add_column(_header(column), justify="right", overflow="fold")
-    for index, row in enumerate(ladder.rows):
-        if index:
-            table.add_row()
-        table.add_row(_name(row), *(_cell(cell) for cell in row.cells))
-    return table
+    rows: list[list[Text]] = []
+    for row in ladder.rows:
+        rows += [[]] if rows else []
+        rows.append([_name(row), *map(_cell, row.cells)])
+    return text_table(["variant", *map(_header, ladder.columns)], rows, range(1, len(ladder.columns) + 1))
 
 
 def stages_table(record: RunRecord) -> Table:
     """Every stage run: its variant, its artifact, whether it came from the store, its duration in seconds."""
-    record = on_terminal(record)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for title in ("variant", "stage", "artifact", "from the store"):
-        table.add_column(title, overflow="fold")
-    table.add_column("seconds", justify="right")
-    for variant in record.variants:
-        for run in variant.runs:
-            name = f"{run.stage} (implied)" if run.implied else run.stage
-            cached = "yes" if run.cached else "no"
-            artifact = f"{run.kind} {run.digest[:12]}"
-            table.add_row(Text(variant.name), Text(name), Text(artifact), cached, f"{run.wall_s:,.1f}")
-    return table
+    rows = [
+        (
+            variant.name,
+            f"{run.stage} (implied)" if run.implied else run.stage,
+            f"{run.kind} {run.digest[:12]}",
+            "yes" if run.cached else "no",
+            f"{run.wall_s:,.1f}",
+        )
+        for variant in on_terminal(record).variants
+        for run in variant.runs
+    ]
+    return text_table(("variant", "stage", "artifact", "from the store", "seconds"), rows, {4})
 
 
 def measurements_table(measurements: Sequence[Measurement]) -> Table:
     """One measurement a line, for a single engine."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("metric")
-    for title in ("value", "95% interval", "n"):
-        table.add_column(title, justify="right")
-    table.add_column("unit")
-    for found in on_terminal(measurements):
-        count = "" if is_exact(found) else str(found.n)
-        table.add_row(
-            Text(found.metric), value_text(found), Text(interval_text(found)), count, Text(format_of(found).unit)
+    rows = [
+        (
+            found.metric,
+            value_text(found),
+            interval_text(found),
+            "" if is_exact(found) else str(found.n),
+            format_of(found).unit,
         )
-    return table
+        for found in on_terminal(measurements)
+    ]
+    return text_table(("metric", "value", "95% interval", "n", "unit"), rows, {1, 2, 3})
 
 
 def _header(column: Column) -> Text:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm_edge.core.measurement import Measurement
 from vlm_edge.core.record import REGRESSIONS_NAME, RunRecord, VariantRecord
 from vlm_edge.documents import read_json
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.facts import Interval, QuantizeFacts
+from vlm_edge.facts import LayerNoise, LayerSensitivity, QuantizeFacts
 from vlm_edge.report.numbers import named_format, split_metric
 
 MOST_REGRESSIONS_BYTES = 2**26
@@ -49,37 +49,24 @@ class ComponentRow:
     size: str
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """One quantized layer. In dB; None where it was not measured, or where there is no quantizer."""
+class LayerRow(NamedTuple):
+    """The facts of one quantized layer, and the component that it belongs to."""
 
     component: str
-    name: str
-    operator: str
-    weight_db: float | None
-    input_db: float | None
-    output_db: float | None
+    layer: LayerNoise
 
     @property
     def worst_db(self) -> float:
         """The output's ratio; where it was not measured, the smaller of the other two."""
-        own = [each for each in (self.weight_db, self.input_db) if each is not None]
-        return self.output_db if self.output_db is not None else min(own, default=float("inf"))
+        own = [each for each in (self.layer.weight_sqnr_db, self.layer.input_sqnr_db) if each is not None]
+        return self.layer.output_sqnr_db if self.layer.output_sqnr_db is not None else min(own, default=float("inf"))
 
 
-@dataclass(frozen=True)
-class SensitivityRow:
-    """One layer quantized alone: noise in dB, and the drop of the task's metric in points where it was measured.
-
-    ``why`` tells what a layer that is float in the result was left so for.
-    """
+class SensitivityRow(NamedTuple):
+    """The facts of one layer quantized alone; ``why`` it was left float, where it was."""
 
     component: str
-    name: str
-    operator: str
-    sqnr_db: float
-    drop: Interval | None
-    is_float: bool
+    layer: LayerSensitivity
     why: str
 
 
@@ -126,18 +113,13 @@ def task_rows(record: RunRecord, variant: VariantRecord, *, slices: bool) -> lis
     rows = []
     for metric, measurement in found.items():
         base, part = split_metric(metric)
-        if metric.startswith(NOT_OF_THE_TASK) or (part in names) != slices or _belongs_to_another(base, part, found):
+        suffix, kinds = f"[{part}]" if part is not None else "", ("_drop_pt", "_ratio")
+        of_another = any(base.endswith(kind) and f"{base.removesuffix(kind)}{suffix}" in found for kind in kinds)
+        if metric.startswith(NOT_OF_THE_TASK) or (part in names) != slices or of_another:
             continue
-        suffix = f"[{part}]" if part is not None else ""
-        drop, ratio = (found.get(f"{base}{kind}{suffix}") for kind in ("_drop_pt", "_ratio"))
+        drop, ratio = (found.get(f"{base}{kind}{suffix}") for kind in kinds)
         rows.append(TaskRow(metric, before.get(metric), measurement, drop, ratio))
     return rows
-
-
-def _belongs_to_another(base: str, part: str | None, found: Mapping[str, Measurement]) -> bool:
-    """Whether it is the drop or the ratio of another metric that was measured."""
-    suffix = f"[{part}]" if part is not None else ""
-    return any(base.endswith(kind) and f"{base.removesuffix(kind)}{suffix}" in found for kind in ("_drop_pt", "_ratio"))
 
 
 def slice_name(row: TaskRow) -> str:
@@ -161,18 +143,13 @@ def control_of(record: RunRecord) -> list[Measurement]:
     return [found for found in record.variants[0].measurements if found.metric.endswith("_control")]
 
 
-def quantize_facts(variant: VariantRecord) -> QuantizeFacts | None:
-    """The facts of a variant's last quantization."""
-    found = (run.facts_as(QuantizeFacts) for run in reversed(variant.runs))
-    return next((facts for facts in found if facts is not None), None)
-
-
 def last_quantized(record: RunRecord) -> tuple[VariantRecord, QuantizeFacts] | None:
     """The deciding variant and the facts of its quantization, or those of the last variant that was quantized."""
     decides = [variant for variant in record.variants if variant.name == record.decided_by]
     for variant in (*decides, *reversed(record.variants)):
-        if (facts := quantize_facts(variant)) is not None:
-            return variant, facts
+        for run in reversed(variant.runs):
+            if (facts := run.facts_as(QuantizeFacts)) is not None:
+                return variant, facts
     return None
 
 
@@ -190,25 +167,13 @@ def component_rows(facts: QuantizeFacts) -> list[ComponentRow]:
 
 def layer_rows(facts: QuantizeFacts) -> list[LayerRow]:
     """Every quantized layer, in the graphs' order."""
-    return [
-        LayerRow(component, each.name, each.operator, each.weight_sqnr_db, each.input_sqnr_db, each.output_sqnr_db)
-        for component, fact in facts.components.items()
-        for each in fact.layers
-    ]
+    return [LayerRow(component, each) for component, fact in facts.components.items() for each in fact.layers]
 
 
 def sensitivity_rows(facts: QuantizeFacts) -> list[SensitivityRow]:
     """Every layer that was ranked, in the components' order."""
     return [
-        SensitivityRow(
-            component,
-            each.name,
-            each.operator,
-            each.sqnr_db,
-            each.drop_pt,
-            each.is_float,
-            fact.float_because.get(each.name, ""),
-        )
+        SensitivityRow(component, each, fact.float_because.get(each.name, ""))
         for component, fact in facts.components.items()
         for each in fact.sensitivity
     ]

@@ -39,13 +39,13 @@ def reference_runs(
         name: Recorder(reference_engine(folder / component.file, component, threads, AS_IS), runs[name].keep)
         for name, component in manifest.components.items()
     }
-    text = Tokenizer(folder, manifest.text) if manifest.text else None
+    tokenizer = Tokenizer(folder, manifest.text) if manifest.text else None
     pipeline = build_pipeline(manifest, engines, folder)
     generator = np.random.default_rng(seed)
     for batch in BATCHES:
         images = [random_image(generator, manifest.image.height, manifest.image.width) for _ in range(batch)]
         texts = [
-            text.decode(generator.integers(0, text.vocabulary_size, 3 + index).tolist()) if text else ""
+            tokenizer.decode(generator.integers(0, tokenizer.vocabulary_size, 3 + index).tolist()) if tokenizer else ""
             for index in range(batch)
         ]
         pipeline.dry_run(Batch(images, texts, STEPS))

@@ -44,11 +44,11 @@ Outputs = dict[str, Array]
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (height, width, 3) uint8, and as many texts; ``text`` encodes them, None where none are read."""
+    """Images (height, width, 3) uint8, and as many texts; ``tokenizer`` encodes them, None where none are read."""
 
     images: Sequence[Array]
     texts: Sequence[str]
-    text: Tokenizer | None
+    tokenizer: Tokenizer | None
 
     def parts(self, size: int) -> list[slice]:
         """The samples, ``size`` at a time."""
@@ -66,18 +66,19 @@ class Samples:
         images = [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
         if manifest.text is None:
             return Samples(images, [""] * QUESTIONS, None)
-        text = Tokenizer(folder, manifest.text)
+        tokenizer = Tokenizer(folder, manifest.text)
         texts = [
-            random_text(text, 3 + index, generator, lambda words: text.encode([words])) for index in range(QUESTIONS)
+            random_text(tokenizer, 3 + index, generator, lambda words: tokenizer.encode([words]))
+            for index in range(QUESTIONS)
         ]
-        return Samples(images, texts, text)
+        return Samples(images, texts, tokenizer)
 
     def inputs(self, manifest: PipelineManifest, images: slice, texts: slice) -> dict[str, Tensor]:
         """Real preprocessing of some: pixel_values (images, 3, height, width) float32, or patches with their masks and
         grids; input_ids and attention_mask (texts, tokens) int64, where texts are read."""
         inputs = dict(image_inputs(list(self.images[images]), manifest.image))
-        if self.text is not None:
-            inputs["input_ids"], inputs["attention_mask"] = self.text.encode(self.texts[texts])
+        if self.tokenizer is not None:
+            inputs["input_ids"], inputs["attention_mask"] = self.tokenizer.encode(self.texts[texts])
         return {name: torch.from_numpy(values) for name, values in inputs.items()}
 
 
@@ -164,7 +165,7 @@ def _torch_answers(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples
 def _graph_answers(_folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples) -> Tokens:
     """Questions of different lengths in one padded batch."""
     assert manifest.generation is not None
-    pipeline = VqaPipeline(manifest, graphs, samples.text)
+    pipeline = VqaPipeline(manifest, graphs, samples.tokenizer)
     features = pipeline.encode_images(samples.images, batch_size=AT_ONCE)
     return pipeline.answer_ids(features, samples.texts, max_new_tokens=token_limit(manifest.generation))
 
@@ -174,7 +175,7 @@ def _graph_captions(
 ) -> Tokens:
     assert manifest.generation is not None
     limit = token_limit(manifest.generation)
-    pipeline = CaptioningPipeline(manifest, graphs, samples.text)
+    pipeline = CaptioningPipeline(manifest, graphs, samples.tokenizer)
     return pipeline.caption_ids(samples.images, batch_size=AT_ONCE, max_new_tokens=limit)
 
 
@@ -186,7 +187,7 @@ def _torch_similarities(loaded: LoadedCheckpoint, manifest: PipelineManifest, sa
 def _graph_similarities(
     _folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples
 ) -> Outputs:
-    pipeline = DualEncoderPipeline(manifest, graphs, samples.text)
+    pipeline = DualEncoderPipeline(manifest, graphs, samples.tokenizer)
     cosines = pipeline.embed_images(samples.images, batch_size=AT_ONCE) @ pipeline.embed_texts(samples.texts).T
     return {"similarities": (manifest.logit_scale or 1.0) * cosines + (manifest.logit_bias or 0.0)}
 
@@ -211,9 +212,9 @@ def _torch_pairs(loaded: LoadedCheckpoint, manifest: PipelineManifest, samples: 
 
 
 def _graph_pairs(_folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples) -> Outputs:
-    assert samples.text is not None
+    assert samples.tokenizer is not None
     vision = _seen(samples, manifest, graphs)
-    ids, mask = samples.text.encode(samples.texts)
+    ids, mask = samples.tokenizer.encode(samples.texts)
     text = {"input_ids": ids, "attention_mask": mask}
     logits = graphs["fusion"].infer(text | {"image_features": vision["image_features"]})["logits"]
     if "text_encoder" not in graphs:
@@ -230,7 +231,7 @@ def _torch_judgements(loaded: LoadedCheckpoint, manifest: PipelineManifest, samp
 def _graph_judgements(
     _folder: Path, manifest: PipelineManifest, graphs: Mapping[str, Engine], samples: Samples
 ) -> Outputs:
-    pipeline = AnswerHeadPipeline(manifest, graphs, samples.text)
+    pipeline = AnswerHeadPipeline(manifest, graphs, samples.tokenizer)
     return {"logits": pipeline.logits(pipeline.encode_images(samples.images), samples.texts)}
 
 

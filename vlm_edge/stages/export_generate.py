@@ -34,11 +34,11 @@ def torch_generation(
     """``generate``'s answers to ``requests`` (default: :func:`random_requests`), asked for each alone."""
     assert manifest.generation is not None
     assert manifest.text is not None
-    text = Tokenizer(loaded.folder, manifest.text)
+    tokenizer = Tokenizer(loaded.folder, manifest.text)
     settings = {"max_new_tokens": token_limit(manifest.generation), "output_scores": True}
     return [
-        Answer.of(reference_answer(loaded.model, loaded.family, manifest, text, request, **settings))
-        for request in requests or random_requests(manifest, text)
+        Answer.of(reference_answer(loaded.model, loaded.family, manifest, tokenizer, request, **settings))
+        for request in requests or random_requests(manifest, tokenizer)
     ]
 
 
@@ -51,17 +51,17 @@ def graph_generation(
     """The runtime's answers to the same, padded in a batch and alone; ``folder`` has the tokenizer."""
     assert manifest.generation is not None
     assert manifest.text is not None
-    text = Tokenizer(folder, manifest.text)
-    pipeline = GeneratePipeline(manifest, graphs, text)
+    tokenizer = Tokenizer(folder, manifest.text)
+    pipeline = GeneratePipeline(manifest, graphs, tokenizer)
     limit = token_limit(manifest.generation)
     return [
         answer
-        for part in batches(requests or random_requests(manifest, text), AT_ONCE)
+        for part in batches(requests or random_requests(manifest, tokenizer), AT_ONCE)
         for answer in pipeline.generate_ids(part, max_new_tokens=limit)
     ]
 
 
-def random_requests(manifest: PipelineManifest, text: Tokenizer) -> list[Request]:
+def random_requests(manifest: PipelineManifest, tokenizer: Tokenizer) -> list[Request]:
     """A few random tokens about random images, four times as wide as high and the other way round: where images are
     cut into tiles, such shapes need few."""
     generator = np.random.default_rng(0)
@@ -77,20 +77,24 @@ def random_requests(manifest: PipelineManifest, text: Tokenizer) -> list[Request
         shown = [picture_of(image, manifest.image, prompt) for image in pictures]
 
         def encode(words: str, shown: list[Picture] = shown) -> object:
-            return text.encode([prompt_text(prompt, words, shown)], special_tokens=prompt.special_tokens)
+            return tokenizer.encode([prompt_text(prompt, words, shown)], special_tokens=prompt.special_tokens)
 
-        requests.append(Request(random_text(text, 5 + images, generator, encode, prompt.image_token), pictures))
+        requests.append(Request(random_text(tokenizer, 5 + images, generator, encode, prompt.image_token), pictures))
     return requests
 
 
 def random_text(
-    text: Tokenizer, tokens: int, generator: np.random.Generator, encode: Callable[[str], object], without: str = ""
+    tokenizer: Tokenizer,
+    tokens: int,
+    generator: np.random.Generator,
+    encode: Callable[[str], object],
+    without: str = "",
 ) -> str:
     """A text of random tokens, fewer where ``encode`` refuses it as longer than what the model reads; the text
     ``without`` is left out."""
-    ids = generator.integers(0, text.vocabulary_size, tokens).tolist()
+    ids = generator.integers(0, tokenizer.vocabulary_size, tokens).tolist()
     while True:
-        words = text.decode(ids).replace(without, "") if without else text.decode(ids)
+        words = tokenizer.decode(ids).replace(without, "") if without else tokenizer.decode(ids)
         try:
             encode(words)
         except VlmEdgeError:
@@ -102,7 +106,7 @@ def random_text(
 
 
 def reference_answer(
-    model: Any, family: Any, manifest: PipelineManifest, text: Tokenizer, request: Request, **settings: Any
+    model: Any, family: Any, manifest: PipelineManifest, tokenizer: Tokenizer, request: Request, **settings: Any
 ) -> Any:
     """``generate``'s result for one request, greedily, from what the runtime makes of its images and text."""
     assert isinstance(family, LanguageFamily)
@@ -111,9 +115,9 @@ def reference_answer(
     prompt = manifest.prompt
     pictures = [picture_of(image, manifest.image, prompt) for image in read_images(request.images, manifest.image)]
     whole = prompt_text(prompt, request.question, pictures, request.prompt)
-    ids, mask = map(torch.from_numpy, text.encode([whole], special_tokens=prompt.special_tokens))
+    ids, mask = map(torch.from_numpy, tokenizer.encode([whole], special_tokens=prompt.special_tokens))
     if prompt.instruction and pictures:
-        instruction = Tokenizer(text.folder, prompt.instruction).encode([request.question])
+        instruction = Tokenizer(tokenizer.folder, prompt.instruction).encode([request.question])
         settings["instruction"] = tuple(map(torch.from_numpy, instruction))
     inputs = {"input_ids": ids, "attention_mask": mask} | (family.model_inputs(pictures) if pictures else {})
     with torch.no_grad():

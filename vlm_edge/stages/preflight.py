@@ -142,8 +142,8 @@ def check_answers(
             break
     if not images:
         return {"compared": 0}
-    text = Tokenizer(engine, manifest.text) if manifest.text is not None else None
-    samples = Samples(images, texts, text)
+    tokenizer = Tokenizer(engine, manifest.text) if manifest.text is not None else None
+    samples = Samples(images, texts, tokenizer)
     loaded = load_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     with fused_attention(loaded.model.get_submodule(loaded.family.vision_tower_path)):
         wanted = torch_says(loaded, manifest, samples)

@@ -13,8 +13,7 @@ import numpy as np
 from vlm_edge.backends.base import Array, Engine, Feed, Recorder
 from vlm_edge.backends.compiling import reference_engine
 from vlm_edge.core.stage import Progress
-from vlm_edge.data.dataset import Dataset
-from vlm_edge.data.unreadable import check_unreadable
+from vlm_edge.data.dataset import Dataset, check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.processing.images import read_image
 from vlm_edge.processing.manifest import PipelineManifest

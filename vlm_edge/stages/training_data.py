@@ -22,8 +22,7 @@ from torch import Tensor
 
 from vlm_edge.core.stage import StageWork, TaskSpec
 from vlm_edge.data import load_dataset
-from vlm_edge.data.dataset import Dataset, Sample, Split
-from vlm_edge.data.unreadable import check_unreadable
+from vlm_edge.data.dataset import Dataset, Sample, Split, check_unreadable
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.files import write_atomically
 from vlm_edge.processing.images import preprocess, read_image, read_images

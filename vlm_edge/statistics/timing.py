@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlm_edge.statistics.intervals import CONFIDENCE, Interval, percentile, percentile_interval
+from vlm_edge.statistics.intervals import CONFIDENCE, Interval, bisect, percentile, percentile_interval
 
 LOOKED_AT = 0.97
 """Confidence of an interval whose narrowness may end the measurement. With looks after 6, 12, 18 ... rounds a nominal
@@ -49,15 +49,15 @@ class Estimate(NamedTuple):
     high: float
 
 
-def fewest_queries(quantile: float, confidence: float = QUERIES_CONFIDENCE) -> int:
+def fewest_queries(quantile: float) -> int:
     """The fewest queries that a percentile may be reported from: 11 for p50, 64 for p90, 662 for p99.
 
-    The least n with P(B <= 1) <= 1 - confidence, B being binomial(n, the rarer side's share): so sure is it that two
-    queries or more lie beyond the percentile. MLPerf's early stopping with one discarded query.
+    The least n with P(B <= 1) <= 1 - QUERIES_CONFIDENCE, B being binomial(n, the rarer side's share): so sure is it
+    that two queries or more lie beyond the percentile. MLPerf's early stopping with one discarded query.
     """
     rarer = min(quantile, 1 - quantile)
     n = 2
-    while (1 - rarer) ** n + n * rarer * (1 - rarer) ** (n - 1) > 1 - confidence + _ROUNDING:
+    while (1 - rarer) ** n + n * rarer * (1 - rarer) ** (n - 1) > 1 - QUERIES_CONFIDENCE + _ROUNDING:
         n += 1
     return n
 
@@ -103,22 +103,13 @@ def ratio_interval(
         return None
     pairs = list(zip(baseline, candidate, strict=True))
     if quantile == 0.5:
-        return paired_ratio([_log_ratios(before, after) for before, after in pairs], confidence)
+        logs = [np.log([[np.median(np.asarray(block)) for block in blocks] for blocks in pair]) for pair in pairs]
+        return paired_ratio([before - after for before, after in logs], confidence)
     ratios = [
         percentile(np.concatenate(before), quantile) / percentile(np.concatenate(after), quantile)
         for before, after in pairs
     ]
     return geometric_mean(ratios, confidence)
-
-
-def _log_ratios(baseline: Sequence[ArrayLike], candidate: Sequence[ArrayLike]) -> Floats:
-    """(block pairs,): the logarithm of the ratio of their medians."""
-    pairs = zip(baseline, candidate, strict=True)
-    return np.array([math.log(_median(before) / _median(after)) for before, after in pairs])
-
-
-def _median(values: ArrayLike) -> float:
-    return float(np.median(np.asarray(values, np.float64)))
 
 
 def paired_ratio(rounds: Sequence[Floats], confidence: float = LOOKED_AT) -> Estimate:
@@ -155,16 +146,10 @@ def geometric_mean(values: ArrayLike, confidence: float = CONFIDENCE) -> Estimat
 @cache
 def student_quantile(probability: float, degrees: int) -> float:
     """The quantile of Student's t with a whole number of degrees of freedom, for a probability above 1/2."""
-    low, high = 0.0, 1.0
+    high = 1.0
     while _student_cdf(high, degrees) < probability:
         high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        if _student_cdf(middle, degrees) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return bisect(lambda t: -_student_cdf(t, degrees), -probability, 0.0, high)
 
 
 def _student_cdf(t: float, degrees: int) -> float:

@@ -13,8 +13,11 @@ class ZooEntry:
     """One shipped checkpoint: ``zoo:NAME`` in a recipe."""
 
     name: str
-    folder: Path
     summary: str
+
+    @property
+    def folder(self) -> Path:
+        return MODELS / self.name
 
 
 def _by_name(*entries: ZooEntry) -> dict[str, ZooEntry]:
@@ -24,12 +27,10 @@ def _by_name(*entries: ZooEntry) -> dict[str, ZooEntry]:
 ZOO: dict[str, ZooEntry] = _by_name(
     ZooEntry(
         "blip-easyvqa",
-        MODELS / "blip-easyvqa",
         "BlipForQuestionAnswering trained from scratch on easy-VQA: questions about coloured shapes, 64x64",
     ),
     ZooEntry(
         "clip-easyvqa",
-        MODELS / "clip-easyvqa",
         "CLIPModel trained on easy-VQA's images and captions of their colour and shape: zero-shot classification",
     ),
 )
@@ -37,7 +38,6 @@ ZOO: dict[str, ZooEntry] = _by_name(
 STUDENT_WEIGHTS: dict[str, ZooEntry] = _by_name(
     ZooEntry(
         "mobilevit-xxs-easyvqa",
-        MODELS / "mobilevit-xxs-easyvqa",
         "MobileViT-XXS distilled from blip-easyvqa's vision tower by recipes/distill-easyvqa.yaml",
     ),
 )

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import math
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
 from vlm_edge.checkpoints.weights import WEIGHTS_NAME, tied_aliases
@@ -26,7 +28,6 @@ from vlm_edge.families import FAMILIES
 from vlm_edge.files import whole_folder
 from vlm_edge.surgery.replay import SURGERY_NAME, apply_surgery
 from vlm_edge.zoo import SIZES
-from vlm_edge.zoo.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -98,7 +99,7 @@ def create(name: str, size: str, out: Path, seed: int = 0) -> Path:
         raise VlmEdgeError(f"{out}: exists and is not an empty folder", "give a new folder")
     sizes = _SIZES[name][size]
     family = FAMILIES["blip-vqa" if name == "blip-mobilevit" else name]
-    config = _clip_config(sizes) if name == "clip" else _blip_config(sizes, family.architectures[0])
+    config = _config(sizes, family.architectures[0])
     with torch.random.fork_rng(devices=[]):
         model = family.build(config).float()
         surgery = _student(size, sizes.image) if name == "blip-mobilevit" else []
@@ -146,47 +147,26 @@ def _distribution(module: nn.Module, name: str, parameter: nn.Parameter) -> tupl
     return 0.0, math.sqrt(1 / parameter.shape[-1])
 
 
-def _blip_config(sizes: Size, architecture: str) -> dict[str, Any]:
+def _config(sizes: Size, architecture: str) -> dict[str, Any]:
+    """config.json of a BLIP or a CLIP."""
     ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    return {
-        "architectures": [architecture],
-        "model_type": "blip",
-        "dtype": "float32",
-        "projection_dim": sizes.projection,
-        "image_text_hidden_size": sizes.projection,
-        "vision_config": sizes.vision.config() | {"image_size": sizes.image, "patch_size": sizes.patch},
-        "text_config": sizes.text.config()
-        | {
-            "vocab_size": sizes.vocabulary,
-            "encoder_hidden_size": sizes.vision.hidden,
-            "max_position_embeddings": sizes.positions,
-            "pad_token_id": ids["[PAD]"],
-            "bos_token_id": ids["[DEC]"],
-            "eos_token_id": ids["[SEP]"],
-            "sep_token_id": ids["[SEP]"],
-        },
+    vision = sizes.vision.config() | {"image_size": sizes.image, "patch_size": sizes.patch}
+    text = sizes.text.config() | {
+        "vocab_size": sizes.vocabulary,
+        "max_position_embeddings": sizes.positions,
+        "pad_token_id": ids["[PAD]"],
+        "eos_token_id": ids["[SEP]"],
     }
-
-
-def _clip_config(sizes: Size) -> dict[str, Any]:
-    ids = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "dtype": "float32",
-        "projection_dim": sizes.projection,
-        "vision_config": sizes.vision.config()
-        | {"image_size": sizes.image, "patch_size": sizes.patch, "projection_dim": sizes.projection},
-        "text_config": sizes.text.config()
-        | {
-            "vocab_size": sizes.vocabulary,
-            "max_position_embeddings": sizes.positions,
-            "projection_dim": sizes.projection,
-            "pad_token_id": ids["[PAD]"],
-            "bos_token_id": ids["[CLS]"],
-            "eos_token_id": ids["[SEP]"],
-        },
-    }
+    own: dict[str, Any]
+    if architecture == "CLIPModel":
+        own = {"model_type": "clip"}
+        vision["projection_dim"] = text["projection_dim"] = sizes.projection
+        text["bos_token_id"] = ids["[CLS]"]
+    else:
+        own = {"model_type": "blip", "image_text_hidden_size": sizes.projection}
+        text |= {"encoder_hidden_size": sizes.vision.hidden, "bos_token_id": ids["[DEC]"], "sep_token_id": ids["[SEP]"]}
+    common = {"architectures": [architecture], "dtype": "float32", "projection_dim": sizes.projection}
+    return common | own | {"vision_config": vision, "text_config": text}
 
 
 def _student(name: str, image: int) -> list[dict[str, Any]]:
@@ -219,3 +199,36 @@ def _image_processor(name: str, image: int) -> dict[str, Any]:
 
 def _write_json(path: Path, value: dict[str, Any] | list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]")
+"""Their ids are their places here. Texts are framed by [CLS] and [SEP]; [DEC] starts an answer."""
+_WORDS = """
+    a an the is are of in this there what which how many color shape photo picture image
+    yes no black blue brown gray green red teal yellow circle rectangle triangle square
+"""
+
+
+def write_tokenizer(folder: Path, vocabulary: int, max_length: int) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``: exactly ``vocabulary`` tokens, so that every id that a
+    model with as many can generate is a word."""
+    characters = string.ascii_lowercase + string.digits
+    tokens = [*SPECIAL_TOKENS, *_WORDS.split(), *characters, *string.punctuation, *(f"##{c}" for c in characters)]
+    tokens = list(dict.fromkeys(tokens))[:vocabulary]
+    tokens += [f"word{index}" for index in range(len(tokens), vocabulary)]
+    ids = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token", "bos_token")
+    settings: dict[str, str | int] = dict(zip(names, SPECIAL_TOKENS, strict=True))
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

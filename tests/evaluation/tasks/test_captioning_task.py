@@ -14,8 +14,8 @@ from vlm_edge.cli.main import main
 from vlm_edge.core.stage import TaskSpec
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.evaluation.accuracy import evaluate
-from vlm_edge.evaluation.cider import caption_tokens
 from vlm_edge.evaluation.comparison import compare
+from vlm_edge.evaluation.tasks.captioning import caption_tokens
 from vlm_edge.runtime import load_pipeline
 
 pytest.importorskip("pycocoevalcap")
@@ -66,7 +66,7 @@ def test_a_prompt_begins_every_caption_and_is_no_part_of_it(task, tiny_captioner
 
 def test_references_count_where_the_image_cannot_be_read(task, tiny_captioner_graphs, monkeypatch):
     whole = evaluate(tiny_captioner_graphs.folder, task, threads=1)
-    monkeypatch.setattr("vlm_edge.data.unreadable.MAX_UNREADABLE", 0.5)
+    monkeypatch.setattr("vlm_edge.data.dataset.MAX_UNREADABLE", 0.5)
     (task.data.parent / "data/test/3.png").write_bytes(b"no image")
     found = evaluate(tiny_captioner_graphs.folder, task, threads=1)
     assert [each.image for each in found.skipped] == ["3.png"]

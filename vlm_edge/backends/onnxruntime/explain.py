@@ -25,8 +25,7 @@ from vlm_edge.backends.onnxruntime.engine import DTYPES, ORT_ERRORS, OnnxRuntime
 from vlm_edge.errors import VlmEdgeError
 from vlm_edge.explain.causes import explain_graph
 from vlm_edge.explain.facts import Timing, graph_facts
-from vlm_edge.explain.proto_graph import Graph
-from vlm_edge.explain.view import Int8View
+from vlm_edge.explain.view import Graph, Int8View
 
 LARGEST_INLINE_BYTES = 65536
 """Larger constants are written to a file beside the session's graph, so that it is read quickly."""

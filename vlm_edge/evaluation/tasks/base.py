@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 
 from vlm_edge.backends.base import Array
 from vlm_edge.core.stage import Progress
-from vlm_edge.data.dataset import Dataset, Sample
+from vlm_edge.data.dataset import Dataset, Sample, check_unreadable
 from vlm_edge.data.kinds import TaskKind
-from vlm_edge.data.unreadable import check_unreadable
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.embeddings import Embeddings
-from vlm_edge.evaluation.outcomes import Outcomes
+from vlm_edge.evaluation.outcomes import Embeddings, Outcomes
 from vlm_edge.processing.images import Pixels, read_image
 from vlm_edge.processing.manifest import ImageProcessing
 from vlm_edge.runtime.capabilities import Capability
@@ -117,7 +115,12 @@ def decoded_images(
     with progress.bar(f"{dataset.name}: {len(dataset.samples):,} samples", len(paths)) as bar:
         for start in range(0, len(paths), IMAGES_AT_ONCE):
             part = paths[start : start + IMAGES_AT_ONCE]
-            decoded = _decode(part, spec, unreadable)
+            decoded = {}
+            for path in part:
+                try:
+                    decoded[path] = read_image(path, spec.transparency)
+                except VlmEdgeError as error:
+                    unreadable[path] = error.message
             reasons = {path.name: reason for path, reason in unreadable.items()}
             check_unreadable(dataset.name, dataset.split, reasons, len(paths))
             if decoded:
@@ -147,13 +150,3 @@ def every_image(
         row_of |= {path: row for row, path in enumerate(images, start=len(row_of))}
     samples = readable_samples(dataset, unreadable)
     return np.concatenate(parts), samples, [row_of[sample.image] for sample in samples], unreadable
-
-
-def _decode(paths: Sequence[Path], spec: ImageProcessing, unreadable: dict[Path, str]) -> dict[Path, Pixels]:
-    decoded = {}
-    for path in paths:
-        try:
-            decoded[path] = read_image(path, spec.transparency)
-        except VlmEdgeError as error:
-            unreadable[path] = error.message
-    return decoded

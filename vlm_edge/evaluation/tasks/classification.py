@@ -14,7 +14,7 @@ from vlm_edge.backends.base import Array
 from vlm_edge.core.stage import Progress
 from vlm_edge.data.dataset import Dataset, Sample
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.embeddings import Embeddings, Matrix
+from vlm_edge.evaluation.outcomes import Embeddings, Matrix
 from vlm_edge.evaluation.tasks.base import Query, Rows, TaskEvaluation, every_image
 from vlm_edge.runtime.capabilities import Classifies, ZeroShot, zero_shot
 

@@ -7,6 +7,7 @@ Li, Du, Zhou et al., Evaluating Object Hallucination in Large Vision-Language Mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -68,17 +69,10 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 def run(pipeline: Answers, dataset: Dataset, progress: Progress) -> Rows:
     """Answer every question; what an answer says is read as POPE reads it."""
-    answers = answer_dataset(pipeline, dataset, progress)
-    expected = [sample.answers[0] for sample in answers.samples]
-    right = [says_yes(text) == (answer == "yes") for text, answer in zip(answers.predictions, expected, strict=True)]
-    return Rows(
-        samples=answers.samples,
-        scores={"accuracy": [float(each) for each in right]},
-        predictions=answers.predictions,
-        unreadable=answers.unreadable,
-        expected=expected,
-        tokens=answers.tokens,
-    )
+    rows = answer_dataset(pipeline, dataset, progress)
+    expected = [sample.answers[0] for sample in rows.samples]
+    right = [says_yes(text) == (answer == "yes") for text, answer in zip(rows.predictions, expected, strict=True)]
+    return replace(rows, scores={"accuracy": [float(each) for each in right]}, expected=expected)
 
 
 def _columns(outcomes: Outcomes) -> Floats:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from vlm_edge.core.stage import Progress
@@ -81,17 +81,6 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
 QUESTIONS_AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Answered:
-    """An entry a sample: the answer's text and its token ids (its place, where answers are chosen from a list).
-    ``unreadable`` gives the reason by image."""
-
-    samples: Sequence[Sample]
-    predictions: Sequence[str]
-    tokens: Sequence[Sequence[int]]
-    unreadable: Mapping[Path, str]
-
-
 def answer_questions(
     pipeline: Answers, images: Mapping[Path, Pixels], asked: Mapping[Path, Sequence[Sample]]
 ) -> dict[str, list[int]]:
@@ -110,8 +99,8 @@ def answer_questions(
     return answers
 
 
-def answer_dataset(pipeline: Answers, dataset: Dataset, progress: Progress) -> Answered:
-    """Answer every question whose image can be read."""
+def answer_dataset(pipeline: Answers, dataset: Dataset, progress: Progress) -> Rows:
+    """Answer every question whose image can be read; the scores are yet to be given."""
     asked = samples_by_image(dataset)
     unreadable: dict[Path, str] = {}
     answers: dict[str, list[int]] = {}
@@ -119,20 +108,14 @@ def answer_dataset(pipeline: Answers, dataset: Dataset, progress: Progress) -> A
         answers |= answer_questions(pipeline, images, asked)
     samples = readable_samples(dataset, unreadable)
     tokens = [answers[sample.id] for sample in samples]
-    return Answered(samples, [pipeline.decode(ids) for ids in tokens], tokens, unreadable)
+    return Rows(samples, {}, [pipeline.decode(ids) for ids in tokens], unreadable, tokens=tokens)
 
 
 def run(pipeline: Answers, dataset: Dataset, progress: Progress) -> Rows:
     """Answer every question."""
-    answers = answer_dataset(pipeline, dataset, progress)
-    given = zip(answers.predictions, answers.samples, strict=True)
-    return Rows(
-        samples=answers.samples,
-        scores={"accuracy": [vqa_score(text, sample.answers) for text, sample in given]},
-        predictions=answers.predictions,
-        unreadable=answers.unreadable,
-        tokens=answers.tokens,
-    )
+    rows = answer_dataset(pipeline, dataset, progress)
+    given = zip(rows.predictions, rows.samples, strict=True)
+    return replace(rows, scores={"accuracy": [vqa_score(text, sample.answers) for text, sample in given]})
 
 
 def answer(pipeline: Answers, query: Query) -> str:

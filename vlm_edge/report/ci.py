@@ -1,4 +1,4 @@
-"""A run as JUnit XML, which Jenkins, GitLab, Azure and Buildkite read.
+"""Results for CI systems: JUnit XML, which Jenkins, GitLab, Azure and Buildkite read; a summary for GitHub Actions.
 
 One testsuite a variant, one testcase a budget. A missed budget is a ``failure`` of type ``missed``, an undecided one a
 ``failure`` of type ``undecided``, one that was not measured an ``error``, so that every verdict but a pass is red.
@@ -18,9 +18,10 @@ from xml.etree import ElementTree
 from vlm_edge.core.budget import Judgement, Verdict
 from vlm_edge.core.gate import Gate
 from vlm_edge.core.record import RunRecord, VariantRecord
-from vlm_edge.report.escape import xml_text
-from vlm_edge.report.gate import gate_lines
-from vlm_edge.report.numbers import VERDICT_WORDS, judgement_text
+from vlm_edge.report import render
+from vlm_edge.report.escape import command_data, command_property, markdown, xml_text
+from vlm_edge.report.markdown import run_markdown
+from vlm_edge.report.numbers import VERDICT_WORDS, gate_lines, judgement_text
 
 _ELEMENTS = {
     Verdict.FAIL: ("failure", "missed"),
@@ -47,14 +48,7 @@ def run_junit(record: RunRecord, gate: Gate) -> bytes:
 
 
 def crash_junit(name: str, kind: str, message: str, started: str) -> bytes:
-    """The XML of a run or gate that gave no verdict: one testcase with an ``error``.
-
-    Args:
-        name: the recipe's or the run's.
-        kind: of the error, one word.
-        message: of the error.
-        started: ISO 8601.
-    """
+    """The XML of a run or gate that gave no verdict: one testcase with an ``error`` of a ``kind`` in one word."""
     case = ElementTree.Element("testcase", name="gives a verdict", classname=xml_text(name), time="0")
     error = ElementTree.SubElement(case, "error", message=xml_text(message), type=xml_text(kind))
     error.text = xml_text(message)
@@ -134,3 +128,45 @@ def _document(root: ElementTree.Element) -> bytes:
     ElementTree.indent(root)
     content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return content + b"\n"
+
+
+SUMMARY_BYTES = 1_000_000
+"""A step's summary over 1 MiB is not shown at all."""
+
+_LEVELS = {Verdict.FAIL: "error", Verdict.NOT_MEASURED: "error", Verdict.UNDECIDED: "warning"}
+
+
+def annotate(gate: Gate) -> list[str]:
+    """One workflow command (a line that GitHub's runner reads from a step's output) for each budget that is not met.
+
+    The missed ones come first: GitHub shows ten of a kind.
+    """
+    order = list(VERDICT_WORDS)
+    unmet = sorted((each for each in gate.judgements if each.verdict in _LEVELS), key=lambda e: order.index(e.verdict))
+    return [
+        workflow_command(
+            _LEVELS[each.verdict],
+            f"{gate.run}: {VERDICT_WORDS[each.verdict]}: {each.budget}",
+            f"{gate.variant}: {judgement_text(each)}",
+        )
+        for each in unmet
+    ]
+
+
+def workflow_command(level: str, title: str, message: str) -> str:
+    """``::error title=TITLE::MESSAGE``, escaped."""
+    return f"::{level} title={command_property(title)}::{command_data(message)}"
+
+
+def job_summary(record: RunRecord, gate: Gate) -> str:
+    """The verdict, every budget, and the whole run in a fold."""
+    head = render.markdown("summary.md", gate=gate)
+    whole = f"\n<details><summary>The whole run</summary>\n\n{run_markdown(record)}\n</details>\n"
+    if len((head + whole).encode()) > SUMMARY_BYTES:
+        whole = "\nThe whole run is too long for a job summary: see run.json among the job's artifacts.\n"
+    return head + whole
+
+
+def crash_summary(name: str, message: str) -> str:
+    """The job summary of a run or gate that gave no verdict."""
+    return f"## {markdown(name)}: NO VERDICT\n\n{markdown(message)}\n"
