@@ -257,7 +257,7 @@ def judge(
     verdict = _verdict(measured.low, measured.high, limit, above)
     if unmeasurable is not None:
         kept = verdict if verdict is Verdict.FAIL else Verdict.NOT_MEASURED
-        return _judgement(bound, kept, measured, unmeasurable)
+        return judgement(verdict=kept, measured=measured, reason=unmeasurable)
     if verdict is Verdict.UNDECIDED:
         needed = samples_to_decide(measured, limit)
         parts = ["the interval holds the bound"]
