@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from toy_toolbox import Config, Evaluators, toy_toolbox, write_recipe
 
-from vlm_edge.core import forecast
 from vlm_edge.core.budget import Verdict
 from vlm_edge.core.recipe import read_recipe
 from vlm_edge.core.record import RunRecord
-from vlm_edge.core.runner import Runner
+from vlm_edge.core.runner import FORECAST_FROM_S, Runner
 from vlm_edge.core.stage import SilentProgress, StageInputs, StageWork, TrainingCost
 from vlm_edge.core.store import Store
 from vlm_edge.errors import VlmEdgeError
@@ -112,7 +111,7 @@ def test_else_it_is_said_and_training_goes_on(bench: Bench, on_miss: str, budget
     assert (told, log) == ([], [])  # it is trained
 
 
-@pytest.mark.parametrize("training_s", [forecast.FORECAST_FROM_S - 1, None])
+@pytest.mark.parametrize("training_s", [FORECAST_FROM_S - 1, None])
 def test_a_short_training_and_one_of_known_worth_are_not_forecast(bench: Bench, training_s: float | None) -> None:
     bench.training_s = training_s
     _, told, log = bench.run("drop", budgets=OUT_OF_REACH)

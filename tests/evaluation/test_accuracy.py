@@ -60,7 +60,7 @@ def test_another_engine_gives_other_answers_and_json_keeps_them(bench):
     first, other = (evaluate(folder, bench.task, threads=1) for folder in (bench.engine, bench.other))
     assert first.ids == other.ids
     assert first.predictions != other.predictions
-    assert Outcomes.from_json(json.loads(json.dumps(other.to_json()))) == other
+    assert Outcomes.model_validate(json.loads(json.dumps(other.to_json()))) == other
 
 
 def test_a_limit_draws_whole_images(bench):

@@ -11,10 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from vlm_edge.errors import VlmEdgeError
-from vlm_edge.evaluation.tasks.captioning import MAX_CIDER, caption_tokens, cider_scores
+from vlm_edge.evaluation.tasks.captioning import caption_tokens, cider_scores
 
 pytest.importorskip("pycocoevalcap")
 
+MAX_CIDER = 10.0
+"""The score of a caption that is its only reference, if it has four words or more."""
 REFERENCES = [
     ["A dog runs on the beach.", "A brown dog runs along the sea", "The dog is running"],
     ["Two people ride a red motorcycle down a street", "A couple on a motorcycle."],

@@ -34,7 +34,7 @@ def measured(metric: str, value: float, half: float = 0.0, n: int = 400, unit: s
 def outcomes_of(scores: Sequence[float], engine: str, data: str = "d" * 64, task: str = "vqa") -> Outcomes:
     """One sample an image."""
     ids = tuple(f"q{index}" for index in range(len(scores)))
-    return Outcomes.from_json(
+    return Outcomes.model_validate(
         {
             "task": task,
             "engine": engine,

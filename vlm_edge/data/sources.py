@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_edge.data.coco_captions import COCO_FILES, read_coco_captions
 from vlm_edge.data.dataset import Sample
 from vlm_edge.data.easy_vqa import read_easy_vqa
 from vlm_edge.data.image_folder import METADATA_NAME, read_image_folder
 from vlm_edge.data.kinds import TaskKind
 from vlm_edge.data.manifest import DatasetManifest
-from vlm_edge.data.pope import POPE_FILES, read_pope
+from vlm_edge.data.other_formats import COCO_FILES, POPE_FILES, read_coco_captions, read_pope
 from vlm_edge.data.scene_folder import write_scenes
 from vlm_edge.digests import cache_folder
 from vlm_edge.documents import reason

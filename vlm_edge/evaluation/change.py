@@ -166,7 +166,7 @@ def kept_outcomes(side: Side) -> tuple[str, Outcomes | None]:
         return side.variant.unmeasured or f"{side.folder} kept no outcomes of {side.variant.name}", None
     file = side.folder / side.variant.outcomes
     try:
-        found = Outcomes.from_json(parse_json(read_text(file, MOST_OUTCOMES_BYTES)))
+        found = Outcomes.model_validate(parse_json(read_text(file, MOST_OUTCOMES_BYTES)))
     except FileNotFoundError:
         return f"{file} is not there: keep the whole folder of a run, not run.json alone", None
     except (OSError, ValueError) as error:  # ValueError: too large, not JSON, not UTF-8, no outcomes

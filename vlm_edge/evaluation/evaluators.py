@@ -64,11 +64,11 @@ class EngineEvaluators(Evaluators):
         return evaluate(engine, task, progress=progress).to_json()
 
     def compare(self, baseline: dict[str, Any], candidate: dict[str, Any], seed: int) -> list[Measurement]:
-        return compare(Outcomes.from_json(baseline), Outcomes.from_json(candidate), seed)
+        return compare(Outcomes.model_validate(baseline), Outcomes.model_validate(candidate), seed)
 
     def regressions(self, baseline: dict[str, Any], candidate: dict[str, Any], task: TaskSpec) -> list[dict[str, Any]]:
         dataset = load_dataset(task.data, "test")
-        return regressions(Outcomes.from_json(baseline), Outcomes.from_json(candidate), dataset)
+        return regressions(Outcomes.model_validate(baseline), Outcomes.model_validate(candidate), dataset)
 
     def latency(
         self,

@@ -106,9 +106,5 @@ class Outcomes(BaseModel):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, which :meth:`from_json` reads back; what is not given is left out."""
+        """JSON values; what is not given is left out."""
         return self.model_dump(mode="json", exclude_none=True)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Outcomes:
-        return cls.model_validate(values)

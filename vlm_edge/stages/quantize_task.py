@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,46 +28,39 @@ Place = tuple[str, str]
 """Component and node name."""
 
 
+@dataclass
 class TaskJudge:
     """Measures pipelines of quantized components against the float one; the float outcomes are taken once."""
 
-    def __init__(
-        self,
-        drawn: MetricSamples,
-        source: Path,
-        out: Path,
-        manifest: PipelineManifest,
-        threads: int,
-        seed: int,
-        progress: Progress,
-    ) -> None:
-        self.manifest = manifest
-        self._drawn = drawn
-        self._source = source
-        self._out = out
-        self._threads = threads
-        self._seed = seed
-        self._progress = progress
-        self.floating = {name: self._engine(source, component) for name, component in manifest.components.items()}
+    drawn: MetricSamples
+    source: Path
+    out: Path
+    manifest: PipelineManifest
+    threads: int
+    seed: int
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.floating = {name: self._engine(self.source, each) for name, each in self.manifest.components.items()}
         self._baseline = self._outcomes(self.floating)
 
     def as_facts(self) -> dict[str, Any]:
-        return {"split": self._drawn.split, "images": self._drawn.images, "samples": self._drawn.samples}
+        return {"split": self.drawn.split, "images": self.drawn.images, "samples": self.drawn.samples}
 
     def drop(self, engines: Mapping[str, Engine]) -> Measurement:
         """The drop of a pipeline of these engines against the float one."""
-        return self._drawn.drop(self._baseline, self._outcomes(engines), self._seed)
+        return self.drawn.drop(self._baseline, self._outcomes(engines), self.seed)
 
     def drop_now(self) -> Measurement:
         """The drop of the pipeline whose graphs lie in the stage's result at this moment."""
-        return self.drop({name: self._engine(self._out, each) for name, each in self.manifest.components.items()})
+        return self.drop({name: self._engine(self.out, each) for name, each in self.manifest.components.items()})
 
     def _engine(self, folder: Path, component: Component) -> Engine:
         options = {"graph_optimization": "basic"}
-        return load_engine(REFERENCE, folder / component.file, component, self._threads, options)
+        return load_engine(REFERENCE, folder / component.file, component, self.threads, options)
 
     def _outcomes(self, engines: Mapping[str, Engine]) -> Any:
-        return self._drawn.outcomes(build_pipeline(self.manifest, engines, self._source), self._progress)
+        return self.drawn.outcomes(build_pipeline(self.manifest, engines, self.source), self.progress)
 
 
 class SwitchedEngine:

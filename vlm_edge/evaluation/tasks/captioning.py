@@ -95,10 +95,6 @@ def _spelled(token: str, kind: str) -> list[str]:
     return [_SPELLED.get(token, token)]
 
 
-MAX_CIDER = 10.0
-"""The score of a caption that is its only reference, if it has four words or more."""
-
-
 def cider_scores(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """One score in 0..10 for each image; the score of the whole set is their mean.
 

@@ -1,7 +1,12 @@
-"""Captions in the JSON of COCO (Chen, Fang, Lin et al., arXiv:1504.00325; https://cocodataset.org/#format-data).
+"""Files of other projects that are read as they are: COCO's captions and POPE's polls.
 
-A part's folder holds the images and one file ``captions*.json``: an object with ``images``, a list of ``id`` and
-``file_name`` (relative to the folder), and ``annotations``, a list of ``image_id`` and ``caption``.
+COCO (Chen, Fang, Lin et al., arXiv:1504.00325; https://cocodataset.org/#format-data): a part's folder holds the images
+and one file ``captions*.json``: an object with ``images``, a list of ``id`` and ``file_name`` (relative to the folder),
+and ``annotations``, a list of ``image_id`` and ``caption``.
+
+POPE (Li, Du, Zhou et al., arXiv:2305.10355; github.com/RUCAIBox/POPE): a part's folder holds the images and one or more
+files ``*pope*.json``, such as ``coco_pope_random.json``. A line is a JSON object with ``image`` (relative to the
+folder), ``text`` (the question) and ``label`` (yes or no).
 """
 
 from __future__ import annotations
@@ -12,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_edge.data.dataset import Sample
-from vlm_edge.data.image_folder import check_faults, image_in
-from vlm_edge.data.kinds import LineError, text_of
+from vlm_edge.data.image_folder import check_faults, image_in, lines_of, row_of
+from vlm_edge.data.kinds import LineError, text_of, yes_or_no
 from vlm_edge.documents import read_json
 from vlm_edge.errors import VlmEdgeError, shown
 
@@ -86,3 +91,31 @@ def _identity(row: Mapping[str, Any], key: str) -> int | str:
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise LineError(f"{key}: give a number or a text, not {shown(value)}")
     return value
+
+
+POPE_FILES = "*pope*.json*"
+
+
+def read_pope(folder: Path) -> list[Sample]:
+    """Samples in the order of the files' names and of their lines.
+
+    A question's slice is how its object was drawn, which the last part of the file's name says: ``random``,
+    ``popular`` or ``adversarial``.
+
+    Raises:
+        VlmEdgeError: a file is not UTF-8.
+        RecipeError: the faults of the lines, as ``coco_pope_random.json:LINE: ...``.
+    """
+    samples: list[Sample] = []
+    faults: list[str] = []
+    for path in sorted(folder.glob(POPE_FILES)):
+        category = path.stem.rpartition("_")[2]
+        for number, line in lines_of(path, "copy the file again"):
+            try:
+                row = row_of(line)
+                image, text, label = image_in(folder, row, "image"), text_of(row, "text"), yes_or_no(row, "label")
+                samples.append(Sample(f"{path.stem}#{number}", image, text, (label,), (category,)))
+            except LineError as error:
+                faults.append(f"{path}:{number}: {error}")
+    check_faults(faults, "correct these lines, or remove them")
+    return samples
