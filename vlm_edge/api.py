@@ -152,7 +152,8 @@ def run_stage(
         progress: where bars are drawn.
         toolbox: stages of your own; default: the package's.
         reads: ``teacher``, the dense model, for stages that train (default: ``source``); ``data``, a data manifest, for
-            stages that read the task; ``target``, a target's name or file, for stages that read it (``cpu-ort``).
+            stages that read the task, or can; ``target``, a target's name or file, for stages that read it (default:
+            ``cpu-ort``).
 
     Returns:
         The facts that the stage measured about its result.
