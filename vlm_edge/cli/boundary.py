@@ -48,7 +48,10 @@ def error_boundary(ctx: click.Context) -> Iterator[None]:
             raise
         known = error if isinstance(error, VlmEdgeError) else _explained(error)
         if known is not None:
-            _show(known)
+            for line in known.faults if isinstance(known, RecipeError) else [known.message]:
+                click.echo(f"{click.style('error:', fg='red', bold=True)} {terminal_lines(line)}", err=True)
+            if known.hint:
+                click.echo(f"{click.style('hint:', fg='cyan')} {terminal_lines(known.hint)}", err=True)
             ctx.exit(USAGE if isinstance(known, RecipeError | UsageError) else ERROR)
         click.secho(f"error: {type(error).__name__}: {terminal(_first_line(error))}", fg="red", err=True)
         click.echo(f"hint: this is a fault in vlm-edge; {_save_log()}", err=True)
@@ -82,14 +85,6 @@ def _explained(error: Exception) -> VlmEdgeError | None:
     if found is None:
         return None
     return environment_fault(found, None if found is error else _first_line(error))
-
-
-def _show(error: VlmEdgeError) -> None:
-    """One ``error:`` line per fault, then the hint."""
-    for line in error.faults if isinstance(error, RecipeError) else [error.message]:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {terminal_lines(line)}", err=True)
-    if error.hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {terminal_lines(error.hint)}", err=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -186,7 +186,9 @@ def read_recipe(
         if raw.get(key) in (None, "", [], {}):
             faults.add(key, "missing")
     roots = [path.parent, path.parent.parent, Path.cwd(), *([shipped] if shipped else [])]
-    name = _check_name(raw.get("name"), faults)
+    name = raw.get("name")
+    if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
+        faults.add("name", f"{shown(name)} can't name a folder: up to 100 letters, digits, '.', '_' and '-'")
     model = _check_model(raw.get("model"), roots, faults)
     task = _check_task(raw.get("task"), roots, faults)
     if raw.get("model") and checks is not None:
@@ -206,7 +208,7 @@ def read_recipe(
         faults.add("seed", f"a whole number from 0 to 2**32 - 1 (got {shown(seed)})")
     if faults.found or task is None or target is None:
         raise RecipeError(faults.found, f"mend it, then run `vlm-edge check {path}`; docs/recipe.md lists every key")
-    return Recipe(path, name, model, task, target, budgets, tuple(entries), run, seed)
+    return Recipe(path, str(name), model, task, target, budgets, tuple(entries), run, seed)
 
 
 def _load_yaml(path: Path, what: str, hint: str) -> Any:
@@ -242,12 +244,6 @@ def _check_budgets(
         for key, message in check(entry.budgets) if entry.budgets != budgets else []:
             if (key, message) not in common:
                 faults.add(f"stages[{index}].{entry.stage}.budgets.{key}", message)
-
-
-def _check_name(name: Any, faults: _Faults) -> str:
-    if name is not None and (not isinstance(name, str) or not _NAME.fullmatch(name)):
-        faults.add("name", f"{shown(name)} can't name a folder: up to 100 letters, digits, '.', '_' and '-'")
-    return str(name)
 
 
 def _check_model(model: Any, roots: list[Path], faults: _Faults) -> str:

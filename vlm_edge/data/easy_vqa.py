@@ -43,16 +43,14 @@ def read_easy_vqa(manifest: DatasetManifest, folder: Path) -> list[Sample]:
         for number, asked in questions.items()
         for index, (question, answer) in enumerate(asked)
     ]
-    return [_polled(sample) for sample in samples if _asks_for(sample)] if manifest.kind == "hallucination" else samples
-
-
-def _asks_for(sample: Sample) -> bool:
-    """True if a question is about the presence of something."""
-    return sample.answers[0] in ("yes", "no") and not {"no", "not"} & set(sample.text.split())
-
-
-def _polled(sample: Sample) -> Sample:
-    return replace(sample, slices=("color" if {*sample.text.split()} & {*COLORS} else "shape",))
+    if manifest.kind == "vqa":
+        return samples
+    polls = []
+    for sample in samples:
+        words = {*sample.text.split()}
+        if sample.answers[0] in ("yes", "no") and words.isdisjoint({"no", "not"}):
+            polls.append(replace(sample, slices=("color" if words & {*COLORS} else "shape",)))
+    return polls
 
 
 def implied_attributes(questions: list[tuple[str, str]]) -> tuple[str | None, str | None]:
