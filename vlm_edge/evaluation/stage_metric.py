@@ -66,10 +66,11 @@ def bound_faults(place: str, bounds: AccuracyBounds, images: int, *, shares: boo
     if not shares:
         return []
     drop = smallest_drop(images)
+    drop_limit = f"images can't show a drop below {100 * drop:.3g} points, even if no answer changes"
     checked = (
-        ("max_drop_pt", bounds.max_drop_pt, f"a drop below {100 * drop:.3g} points, even if no answer changes"),
-        ("min_ratio", bounds.min_ratio, f"a ratio above {1 - drop:.4g}, even if no answer changes"),
-        ("at_least", bounds.at_least, f"more than {1 - drop:.4g}, even if every answer is right"),
+        ("max_drop_pt", bounds.max_drop_pt, drop_limit),
+        ("min_ratio", bounds.min_ratio, f"images can't show a ratio above {1 - drop:.4g}, even if no answer changes"),
+        ("at_least", bounds.at_least, f"images can't show more than {1 - drop:.4g}, even if every answer is right"),
     )
     faults = []
     for key, bound, limit in checked:
@@ -81,7 +82,7 @@ def bound_faults(place: str, bounds: AccuracyBounds, images: int, *, shares: boo
         elif allowed < drop:
             needed = samples_for_drop(allowed)
             enough = f"{needed:,} are needed for {bound:g}" if needed else f"no number of samples can show {bound:g}"
-            faults.append((f"{place}.{key}", f"{images:,} images can't show {limit}; {enough}"))
+            faults.append((f"{place}.{key}", f"{images:,} {limit}; {enough}"))
     return faults
 
 
