@@ -211,13 +211,14 @@ def test_held_out_images_are_the_last_and_not_trained_on(task: TaskSpec, tiny_bl
 @pytest.fixture
 def shipped(tiny_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Weights ``tiny`` that belong to tiny_blip's tower, in the zoo's table."""
-    folder = tmp_path / "weights"
+    folder = tmp_path / "tiny"
+    monkeypatch.setattr("vlm_edge.zoo.MODELS", tmp_path)
     wanted = student_config(CONFIG, 32, 32).model_dump(mode="json")
     student = build_vision_student("mobilevit-xxs", wanted, 32)
     tower = load_checkpoint(tiny_blip).model.get_submodule("vision_model")
     save_student(folder, student, StudentRecord("mobilevit-xxs", wanted, 32, tower_digest(tower)))
     for module in (distill_config, distill_setup):
-        monkeypatch.setattr(module, "STUDENT_WEIGHTS", {"tiny": ZooEntry("tiny", folder, "for a test")})
+        monkeypatch.setattr(module, "STUDENT_WEIGHTS", {"tiny": ZooEntry("tiny", "for a test")})
     return folder
 
 

@@ -11,7 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_KERNEL = re.compile(rb"\n +(corrltn|fully_connected|function)=\{ (.*?) layers=\"([^\"]*)\"", re.DOTALL)
+_KERNEL = re.compile(
+    rb"\n +(corrltn|fully_connected|function)=\{ ((?:(?!\n +(?:corrltn|fully_connected|function)=\{).)*?)"
+    rb" layers=\"([^\"]*)\"",
+    re.DOTALL,
+)
 _TENSOR = re.compile(rb"tensor=\{ [^\n]*?name=\"([^\"]*)\"[^\n]*? type=(\w+) \}")
 _INPUTS = re.compile(rb" input=\{([^}]*)\}")
 _NAME = re.compile(rb"name=\"?(?:__myl_)?([^\" ]*)")
