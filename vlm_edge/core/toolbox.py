@@ -27,7 +27,7 @@ class Evaluators(Protocol):
         """Whether this host can compile for the target, or write a build kit, even if it can't run the engine."""
 
     def emulated(self, engine: Path) -> str | None:
-        """Which other engine runs a build kit's graphs on this host; None where none can, or the folder is no kit."""
+        """The engine that runs a build kit's graphs on this host; None where none can, or the folder is no kit."""
 
     def complete_kit(self, run: Path, baseline: Path, task: TaskSpec) -> None:
         """Put beside a run's kit all that judging it on the device needs, and the sums of the run's files.

@@ -1,4 +1,4 @@
-"""What a run leaves beside its build kit, so that the device can judge it: the baseline's kit, queries, sums.
+"""Files that a run leaves beside its build kit, so that the device can judge it: baseline's kit, queries, sums.
 
 A run's folder with a kit has ``run.json`` (the budgets, and the accuracy that another engine had on the same graphs),
 ``bundle/`` (the kit), ``kit/baseline/``, ``kit/queries.json`` with its images, and ``kit/SHA256SUMS`` over all of that.

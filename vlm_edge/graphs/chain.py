@@ -134,7 +134,7 @@ def sample_of(model: ir.Model, groups: Sequence[Collection[str]]) -> ir.Model | 
 
 
 def feeds_of(part: ir.Model, model: ir.Model, feeds: Sequence[Values]) -> list[dict[str, NDArray[Any]]]:
-    """What enters a part of ``model`` in its runs on ``feeds``; the part's inputs get types."""
+    """The values that enter a part of ``model`` in its runs on ``feeds``; the part's inputs get types."""
     names = [str(value.name) for value in part.graph.inputs]
     session = GraphSession(model, names)
     found = [dict(feed) | session.run([name for name in names if name not in feed], feed) for feed in feeds]

@@ -40,7 +40,7 @@ class Ran:
 
 
 class HalfFit:
-    """What a float32 graph's nodes make of 16 bits; ``kept`` names those that stay float32.
+    """The errors of a float32 graph's nodes in 16 bits; ``kept`` names those that stay float32.
 
     Args:
         model: every node named; it stays as it is.

@@ -76,7 +76,7 @@ class ComponentQuantizer:
         self.threads, self.progress = work.threads, work.progress
         self.asked: Scheme = "none"
         self.half: HalfPrecision | None = None
-        """What makes graphs 16-bit again, where the exported one is."""
+        """The pass that makes graphs 16-bit again, where the exported one is."""
         self.tried: list[dict[str, Any]] = []
         self.chosen: Attempt | None = None
         self.because: dict[str, str] = {}

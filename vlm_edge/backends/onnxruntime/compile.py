@@ -72,7 +72,7 @@ def _tuned(model: ir.Model, job: CompileJob, threads: int) -> tuple[dict[str, Fo
 
 @dataclass(frozen=True)
 class Course:
-    """What is raced: a graph, or a part of it that stands for it, with its row and feeds at batch 1."""
+    """A graph to race, or a part of it that stands for it, with its row and feeds at batch 1."""
 
     model: ir.Model
     row: Component

@@ -72,7 +72,7 @@ def _site(model: nn.Module, path: str, parts: list[str], component: str) -> Atte
 
 
 def _features(model: nn.Module, path: str) -> int:
-    """How many outputs a layer has."""
+    """The number of a layer's outputs."""
     layer: Any = model.get_submodule(path)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.nf)
 
